@@ -1,0 +1,1 @@
+"""Domain types and rules that every Pageframe process shares; standard library only."""

@@ -1,0 +1,125 @@
+"""What gateways and the scheduler tell each other: submissions one way, token events the other."""
+
+import enum
+from dataclasses import dataclass, field
+
+from pageframe.core.sampling import SamplingParams
+from pageframe.core.step import FinishReason, SequenceAccount, TokenLogprobs
+
+
+@enum.unique
+class Delivery(enum.IntEnum):
+    """When tokens leave the scheduler. Values equal those of ``pageframe.v1.Delivery``."""
+
+    EVERY_TOKEN = 1
+    COALESCED = 2
+    FINAL = 3
+
+
+@enum.unique
+class StallCause(enum.IntEnum):
+    """What a request waited for. Values equal those of ``pageframe.v1.StallCause``."""
+
+    QUEUE = 1
+    KV_FULL = 2
+    TOKEN_BUDGET = 3
+    QUOTA = 4
+    PREFIX_WAIT = 5
+    PREEMPTED = 6
+    SWAP_IN = 7
+    EXECUTOR = 8
+    EXECUTOR_LOST = 9
+    TRANSPORT = 10
+    UNEXPLAINED = 11
+
+
+@dataclass(slots=True, kw_only=True)
+class Submission:
+    """One request, tokenised and checked, as a gateway hands it to the scheduler.
+
+    Attributes:
+        handle: The gateway's short name for the request on this stream; token events use it.
+        request_id: Name of the request in spans, logs and ``Cancel``; unique among the living.
+        prompt_token_ids: At least one token.
+        resume_token_ids: Output the caller already has, per sample (empty for a fresh request).
+        num_samples: How many sequences to sample, each with its own sample index from 0.
+        sampling: Sampling parameters, shared by all samples.
+        delivery: When to send tokens.
+        num_tokens_per_event_max: Under ``COALESCED``: flush when this many are waiting.
+        deadline_ns: Absolute, nanoseconds since the Unix epoch; 0 for none.
+        priority: Higher runs earlier; 0 is normal.
+        tenant: From authentication.
+        cache_salt: From the tenant.
+        trace_id: W3C trace id, 16 bytes; empty when not traced.
+        span_id: Span id of the gateway's ``generate`` span, 8 bytes.
+        arrival_ns: When the gateway took the request.
+    """
+
+    handle: int
+    request_id: str
+    prompt_token_ids: list[int]
+    sampling: SamplingParams
+    resume_token_ids: list[list[int]] = field(default_factory=list)
+    num_samples: int = 1
+    delivery: Delivery = Delivery.EVERY_TOKEN
+    num_tokens_per_event_max: int = 1
+    deadline_ns: int = 0
+    priority: int = 0
+    tenant: str = ""
+    cache_salt: bytes = b""
+    trace_id: bytes = b""
+    span_id: bytes = b""
+    arrival_ns: int = 0
+
+
+@dataclass(slots=True, kw_only=True)
+class Completion:
+    """How one sample of a request ended, with its memory account.
+
+    ``stall_ns`` sums waiting time by cause; ``error_reason`` and ``error_message`` are set when
+    ``finish_reason`` is ERROR or DEADLINE.
+    """
+
+    handle: int
+    sample_index: int
+    finish_reason: FinishReason
+    num_prompt_tokens: int = 0
+    num_cached_tokens: int = 0
+    num_output_tokens: int = 0
+    account: SequenceAccount = field(default_factory=SequenceAccount)
+    stall_ns: dict[StallCause, int] = field(default_factory=dict)
+    error_status: str = ""
+    error_reason: str = ""
+    error_message: str = ""
+    error_limits: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(slots=True, kw_only=True)
+class TokenEvents:
+    """All that one gateway must hear after one step; parallel arrays over (request, sample).
+
+    Attributes:
+        step: The step that made the tokens; 0 for events outside a step.
+        handles: Which request.
+        sample_indices: Which of its samples.
+        num_tokens: How many of ``token_ids`` belong to it.
+        token_ids: Tokens of all entries, one after the other.
+        logprobs: One per token of ``token_ids``, where a request asked for them, by index.
+        prompt_logprobs: By handle, sent once.
+        completions: Samples that ended; an entry's last tokens come in the same or an earlier
+            message.
+    """
+
+    step: int
+    handles: list[int] = field(default_factory=list)
+    sample_indices: list[int] = field(default_factory=list)
+    num_tokens: list[int] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: dict[int, TokenLogprobs] = field(default_factory=dict)
+    prompt_logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)
+    completions: list[Completion] = field(default_factory=list)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to send."""
+        return not (self.handles or self.completions or self.prompt_logprobs)
