@@ -1,0 +1,1 @@
+"""Kernels over paged KV memory, each with a plain reference of the same name."""

@@ -1,0 +1,1 @@
+"""Generated messages and services of package pageframe.v1."""

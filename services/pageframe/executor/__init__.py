@@ -1,0 +1,1 @@
+"""Owns KV memory and the model runner; does what plans say."""

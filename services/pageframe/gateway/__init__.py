@@ -1,0 +1,1 @@
+"""The stateless door: text in, tokens over the wire, text out."""

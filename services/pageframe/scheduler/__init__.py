@@ -1,0 +1,1 @@
+"""Decides who runs: logical sequences, queues, budgets, preemption."""

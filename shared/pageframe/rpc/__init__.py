@@ -1,0 +1,1 @@
+"""Servers, channels, status and health: what every gRPC process does alike."""

@@ -1,0 +1,1 @@
+"""Conversions between domain types and protobuf; protobuf stops here."""

@@ -1,0 +1,1 @@
+"""The block pool and its bookkeeping; pure, no tensors."""

@@ -1,0 +1,1 @@
+"""Model runners, the sampler and the KV arena."""
