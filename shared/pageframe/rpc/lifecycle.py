@@ -1,0 +1,184 @@
+"""The life of a gRPC server process, the same for every service.
+
+    build ─▶ listen, health NOT_SERVING ─▶ warm up ─▶ SERVING ─▶ SIGTERM ─▶ NOT_SERVING
+          ─▶ drain (bounded) ─▶ stop ─▶ release
+
+A service brings its servicers and up to three coroutines; everything else happens here.
+"""
+
+import asyncio
+import contextlib
+import signal
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+
+import grpc
+import structlog
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from pageframe.core.errors import PageframeError, PreconditionError, UnavailableError
+from pageframe.rpc.channel import MESSAGE_OPTIONS
+from pageframe.rpc.ready import announce_failure, announce_ready
+
+_log = structlog.get_logger(__name__)
+
+
+async def _nothing() -> None:
+    return None
+
+
+@dataclass(slots=True, kw_only=True)
+class Service:
+    """What one process serves.
+
+    Attributes:
+        name: For logs, for example ``pageframe-gateway``.
+        address: ``HOST:PORT`` (port 0 picks a free one) or ``unix:/path``.
+        service_names: Full names of the gRPC services, for health and reflection.
+        register: Adds servicers to the server.
+        start: Runs after the server listens and before it says SERVING.
+        drain: Runs after it says NOT_SERVING; ends when all work is done.
+        close: Runs last, always.
+        drain_timeout_s: Bound on ``drain``.
+        background: Tasks that must not end while the service runs; if one fails, the service
+            stops with that error.
+    """
+
+    name: str
+    address: str
+    service_names: tuple[str, ...]
+    register: Callable[[grpc.aio.Server], None]
+    start: Callable[[], Awaitable[None]] = _nothing
+    drain: Callable[[], Awaitable[None]] = _nothing
+    close: Callable[[], Awaitable[None]] = _nothing
+    drain_timeout_s: float = 30.0
+    background: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
+
+
+async def serve(service: Service) -> None:
+    """Run a service until SIGTERM or SIGINT, or until a background task fails.
+
+    Raises:
+        PreconditionError: ADDRESS_IN_USE, or whatever ``start`` or a background task raises.
+    """
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with running(service) as (address, failed):
+        announce_ready(address)
+        _log.info("serving", service=service.name, address=address)
+        waits = [asyncio.ensure_future(stop.wait()), failed]
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        waits[0].cancel()
+        if failed.done():
+            failed.result()
+
+
+@contextlib.asynccontextmanager
+async def running(
+    service: Service,
+) -> AsyncIterator[tuple[str, "asyncio.Future[None]"]]:
+    """Serve while the block runs; yields the bound address and a future that fails with a task."""
+    server = grpc.aio.server(options=[*MESSAGE_OPTIONS, ("grpc.so_reuseport", 0)])
+    health_servicer = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
+    reflection.enable_server_reflection(
+        (*service.service_names, health.SERVICE_NAME, reflection.SERVICE_NAME), server
+    )
+    service.register(server)
+    address = _bind(server, service.address)
+    await _set_health(health_servicer, service, serving=False)
+    await server.start()
+    failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    tasks: list[asyncio.Task[None]] = []
+    try:
+        await service.start()
+        tasks = [_watch(run, failed) for run in service.background]
+        await _set_health(health_servicer, service, serving=True)
+        yield address, failed
+        await _set_health(health_servicer, service, serving=False)
+        await _drain(service)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await server.stop(grace=1.0)
+        await service.close()
+        if not failed.done():
+            failed.cancel()
+
+
+def run_service(name: str, main: Callable[[], Awaitable[None]]) -> None:
+    """Entry point of a service process: run ``main``, report failure in one line, set exit code.
+
+    Exit code 2 for a setting or an environment that can not work, 1 for anything else.
+    """
+    # Law 10: short switches keep a step thread from waiting for the event loop's thread.
+    sys.setswitchinterval(0.0005)
+    try:
+        asyncio.run(_as_coroutine(main))
+    except PageframeError as error:
+        usage = isinstance(error, PreconditionError) or error.status in _USAGE_STATUSES
+        announce_failure(error, exit_code=2 if usage else 1)
+        _log.error("failed", service=name, reason=error.reason, message=error.message)
+        raise SystemExit(2 if usage else 1) from error
+
+
+_USAGE_STATUSES = frozenset({"INVALID_ARGUMENT", "NOT_FOUND", "RESOURCE_EXHAUSTED", "UNIMPLEMENTED"})
+
+
+async def _as_coroutine(main: Callable[[], Awaitable[None]]) -> None:
+    await main()
+
+
+def _bind(server: grpc.aio.Server, address: str) -> str:
+    try:
+        port = server.add_insecure_port(address)
+    except RuntimeError as error:
+        raise PreconditionError(
+            "ADDRESS_IN_USE",
+            f"cannot listen on {address}: it is taken, or not an address of this machine",
+            address=address,
+        ) from error
+    if address.startswith("unix:"):
+        return address
+    host = address.rpartition(":")[0]
+    return f"{host}:{port}"
+
+
+async def _set_health(
+    servicer: "health.aio.HealthServicer", service: Service, *, serving: bool
+) -> None:
+    response = health_pb2.HealthCheckResponse
+    status = response.SERVING if serving else response.NOT_SERVING
+    for name in ("", *service.service_names):
+        await servicer.set(name, status)
+
+
+async def _drain(service: Service) -> None:
+    try:
+        async with asyncio.timeout(service.drain_timeout_s):
+            await service.drain()
+    except TimeoutError:
+        _log.warning("drain_timeout", service=service.name, timeout_s=service.drain_timeout_s)
+
+
+def _watch(
+    run: Callable[[], Awaitable[None]], failed: "asyncio.Future[None]"
+) -> "asyncio.Task[None]":
+    async def guarded() -> None:
+        try:
+            await run()
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            if not failed.done():
+                failed.set_exception(error)
+            return
+        if not failed.done():
+            failed.set_exception(UnavailableError("BACKGROUND_ENDED", "a background task ended"))
+
+    return asyncio.create_task(guarded())

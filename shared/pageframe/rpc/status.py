@@ -1,0 +1,92 @@
+"""Errors as gRPC statuses: one table both ways, with ``ErrorInfo`` details (AIP-193)."""
+
+from typing import Final
+
+import grpc
+from google.protobuf import any_pb2
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from pageframe.core import errors
+from pageframe.core.errors import ERROR_DOMAIN, PageframeError
+
+ERROR_CLASSES: Final[dict[str, type[PageframeError]]] = {
+    error.status: error
+    for error in (
+        errors.InvalidRequestError,
+        errors.OutOfRangeError,
+        errors.NotFoundError,
+        errors.AlreadyExistsError,
+        errors.UnauthenticatedError,
+        errors.PermissionDeniedError,
+        errors.PreconditionError,
+        errors.ResourceExhaustedError,
+        errors.DeadlineError,
+        errors.CancelledError,
+        errors.UnavailableError,
+        errors.UnimplementedError,
+        errors.InternalError,
+    )
+}
+"""Exception class of each canonical status that Pageframe raises."""
+
+
+def to_rich_status(error: PageframeError) -> grpc.Status:
+    """The status to abort a call with: canonical code, message, and ``ErrorInfo`` as detail."""
+    detail = any_pb2.Any()
+    detail.Pack(
+        error_details_pb2.ErrorInfo(
+            reason=error.reason, domain=ERROR_DOMAIN, metadata=dict(error.limits)
+        )
+    )
+    message = status_pb2.Status(
+        code=code_pb2.Code.Value(error.status), message=error.message, details=[detail]
+    )
+    status: grpc.Status = rpc_status.to_status(message)
+    return status
+
+
+def from_rpc_error(error: grpc.RpcError) -> PageframeError:
+    """The typed error behind a failed call; reason TRANSPORT when the peer sent no details.
+
+    Codes outside the table (UNKNOWN, ABORTED, DATA_LOSS) become ``UnavailableError`` for ABORTED
+    and ``InternalError`` for the rest.
+    """
+    code = error.code()
+    details = error.details() or code.name
+    reason, limits = _error_info(error)
+    fallback = errors.UnavailableError if code is grpc.StatusCode.ABORTED else errors.InternalError
+    error_class = ERROR_CLASSES.get(code.name, fallback)
+    result = error_class(reason, details)
+    result.limits = limits
+    return result
+
+
+def make_error(status: str, reason: str, message: str, limits: dict[str, str]) -> PageframeError:
+    """An error from its parts, as they stand in a completion."""
+    error = ERROR_CLASSES.get(status, errors.InternalError)(reason, message)
+    error.limits = limits
+    return error
+
+
+def _error_info(error: grpc.RpcError) -> tuple[str, dict[str, str]]:
+    try:
+        status = rpc_status.from_call(error)
+    except (ValueError, AttributeError):
+        status = None
+    if status is None:
+        # An aio error is not a call; its trailing metadata carries the same message.
+        status = _status_from_trailers(error)
+    for detail in status.details if status is not None else ():
+        info = error_details_pb2.ErrorInfo()
+        if detail.Unpack(info):
+            return info.reason, dict(info.metadata)
+    return "TRANSPORT", {}
+
+
+def _status_from_trailers(error: grpc.RpcError) -> status_pb2.Status | None:
+    trailers = error.trailing_metadata() if hasattr(error, "trailing_metadata") else None
+    for key, value in trailers or ():
+        if key == "grpc-status-details-bin":
+            return status_pb2.Status.FromString(value)
+    return None
