@@ -830,7 +830,7 @@ class StepResult(_message.Message):
 
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """The token."""
+        """The token; -1 beside FINISH_REASON_ERROR, when there is none."""
 
     @_builtins.property
     def finish_reasons(self) -> _containers.RepeatedScalarFieldContainer[_sequence_pb2.FinishReason.ValueType]:

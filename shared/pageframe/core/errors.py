@@ -11,6 +11,7 @@
     ├── ResourceExhaustedError     RESOURCE_EXHAUSTED    a pool, queue or quota is full
     ├── DeadlineError              DEADLINE_EXCEEDED     too late
     ├── CancelledError             CANCELLED             the caller took it back
+    ├── AbortedError               ABORTED               somebody newer took its place
     ├── UnavailableError           UNAVAILABLE           try again later, perhaps elsewhere
     ├── UnimplementedError         UNIMPLEMENTED         known, but not offered by this server
     └── InternalError              INTERNAL              our bug
@@ -105,6 +106,12 @@ class CancelledError(PageframeError):
     """The caller, or somebody on its behalf, took the request back."""
 
     status = "CANCELLED"
+
+
+class AbortedError(PageframeError):
+    """Something newer took its place: a stream with a higher epoch, for example."""
+
+    status = "ABORTED"
 
 
 class UnavailableError(PageframeError):

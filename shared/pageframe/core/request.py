@@ -119,6 +119,23 @@ class TokenEvents:
     prompt_logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)
     completions: list[Completion] = field(default_factory=list)
 
+    @classmethod
+    def merge(cls, parts: "list[TokenEvents]") -> "TokenEvents":
+        """One message that says what ``parts`` say, in order; ``parts`` must not be used again."""
+        merged = parts[0]
+        for part in parts[1:]:
+            shift = len(merged.token_ids)
+            merged.handles += part.handles
+            merged.sample_indices += part.sample_indices
+            merged.num_tokens += part.num_tokens
+            merged.token_ids += part.token_ids
+            for index, logprobs in part.logprobs.items():
+                merged.logprobs[shift + index] = logprobs
+            merged.prompt_logprobs.update(part.prompt_logprobs)
+            merged.completions += part.completions
+            merged.step = part.step or merged.step
+        return merged
+
     @property
     def is_empty(self) -> bool:
         """Whether there is nothing to send."""

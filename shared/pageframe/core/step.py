@@ -259,7 +259,7 @@ class StepResult:
         step: The plan's number.
         refusal: Empty, or why the whole plan was refused (UPPER_SNAKE); then nothing was changed.
         sampled_ids: Sequences that got a token, in batch order.
-        token_ids: That token.
+        token_ids: That token; -1 where it ended with ``FinishReason.ERROR`` and got none.
         finish_reasons: ``FinishReason.NONE`` or why it ended with that token. Blocks of an
             ended sequence are released already and the executor has forgotten it.
         logprobs: By position in ``sampled_ids``, where asked for.

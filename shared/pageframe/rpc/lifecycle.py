@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import grpc
 import structlog
@@ -70,9 +71,10 @@ async def serve(service: Service) -> None:
     async with running(service) as (address, failed):
         announce_ready(address)
         _log.info("serving", service=service.name, address=address)
-        waits = [asyncio.ensure_future(stop.wait()), failed]
+        stopped = asyncio.create_task(stop.wait())
+        waits: tuple[asyncio.Future[Any], ...] = (stopped, failed)
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        waits[0].cancel()
+        stopped.cancel()
         if failed.done():
             failed.result()
 
@@ -114,20 +116,18 @@ async def running(
 def run_service(name: str, main: Callable[[], Awaitable[None]]) -> None:
     """Entry point of a service process: run ``main``, report failure in one line, set exit code.
 
-    Exit code 2 for a setting or an environment that can not work, 1 for anything else.
+    Exit code 2 for what a person can mend (a ``PageframeError``), 1 for anything else.
     """
     # Law 10: short switches keep a step thread from waiting for the event loop's thread.
     sys.setswitchinterval(0.0005)
     try:
         asyncio.run(_as_coroutine(main))
     except PageframeError as error:
-        usage = isinstance(error, PreconditionError) or error.status in _USAGE_STATUSES
-        announce_failure(error, exit_code=2 if usage else 1)
         _log.error("failed", service=name, reason=error.reason, message=error.message)
-        raise SystemExit(2 if usage else 1) from error
-
-
-_USAGE_STATUSES = frozenset({"INVALID_ARGUMENT", "NOT_FOUND", "RESOURCE_EXHAUSTED", "UNIMPLEMENTED"})
+        raise SystemExit(announce_failure(error)) from error
+    except Exception as error:
+        _log.exception("failed", service=name)
+        raise SystemExit(announce_failure(error)) from error
 
 
 async def _as_coroutine(main: Callable[[], Awaitable[None]]) -> None:

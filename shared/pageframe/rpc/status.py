@@ -1,6 +1,7 @@
 """Errors as gRPC statuses: one table both ways, with ``ErrorInfo`` details (AIP-193)."""
 
-from typing import Final
+from collections.abc import Iterable
+from typing import Any, Final
 
 import grpc
 from google.protobuf import any_pb2
@@ -23,6 +24,7 @@ ERROR_CLASSES: Final[dict[str, type[PageframeError]]] = {
         errors.ResourceExhaustedError,
         errors.DeadlineError,
         errors.CancelledError,
+        errors.AbortedError,
         errors.UnavailableError,
         errors.UnimplementedError,
         errors.InternalError,
@@ -49,17 +51,25 @@ def to_rich_status(error: PageframeError) -> grpc.Status:
 def from_rpc_error(error: grpc.RpcError) -> PageframeError:
     """The typed error behind a failed call; reason TRANSPORT when the peer sent no details.
 
-    Codes outside the table (UNKNOWN, ABORTED, DATA_LOSS) become ``UnavailableError`` for ABORTED
-    and ``InternalError`` for the rest.
+    Codes outside the table (UNKNOWN, DATA_LOSS) become ``InternalError``.
     """
     code = error.code()
     details = error.details() or code.name
     reason, limits = _error_info(error)
-    fallback = errors.UnavailableError if code is grpc.StatusCode.ABORTED else errors.InternalError
-    error_class = ERROR_CLASSES.get(code.name, fallback)
-    result = error_class(reason, details)
-    result.limits = limits
-    return result
+    return make_error(code.name, reason, details, limits)
+
+
+async def stream_error(call: "grpc.aio.StreamStreamCall[Any, Any]") -> PageframeError:
+    """How an ended stream ended; one that ended well is UNAVAILABLE, reason STREAM_ENDED."""
+    error = grpc.aio.AioRpcError(
+        await call.code(),
+        await call.initial_metadata(),
+        await call.trailing_metadata(),
+        details=await call.details(),
+    )
+    if error.code() is grpc.StatusCode.OK:
+        return errors.UnavailableError("STREAM_ENDED", "the other side ended the stream")
+    return from_rpc_error(error)
 
 
 def make_error(status: str, reason: str, message: str, limits: dict[str, str]) -> PageframeError:
@@ -85,8 +95,10 @@ def _error_info(error: grpc.RpcError) -> tuple[str, dict[str, str]]:
 
 
 def _status_from_trailers(error: grpc.RpcError) -> status_pb2.Status | None:
-    trailers = error.trailing_metadata() if hasattr(error, "trailing_metadata") else None
-    for key, value in trailers or ():
-        if key == "grpc-status-details-bin":
+    trailers: Iterable[tuple[str, str | bytes]] = ()
+    if isinstance(error, grpc.aio.AioRpcError):
+        trailers = error.trailing_metadata() or ()
+    for key, value in trailers:
+        if key == "grpc-status-details-bin" and isinstance(value, bytes):
             return status_pb2.Status.FromString(value)
     return None

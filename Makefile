@@ -1,0 +1,77 @@
+# The one entry point for people and for CI; `make` alone prints help.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+MODEL ?=
+ARGS ?=
+
+INSTALL := $(PYTHON) shared/pageframe/config/install.py
+PROTO_FILES := $(sort $(wildcard protos/pageframe/v1/*.proto))
+SERVICE_PROTO_FILES := $(filter %_service.proto,$(PROTO_FILES))
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+
+.PHONY: help setup up test verify fix protos protos-check bench clean \
+  verify-format verify-lint verify-types verify-imports verify-protos fix-format fix-lint
+
+help: ## Show this help
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: ## Make .venv and install everything for development
+	@$(INSTALL) --extra dev
+
+up: ## Set everything up and serve a model (MODEL=name ARGS="--block-size 32")
+	@$(INSTALL) --extra all
+	@exec pageframe up $(if $(MODEL),--model $(MODEL)) $(ARGS)
+
+test: setup ## Set everything up and run all tests (ARGS="tests/unit -k pool")
+	@pageframe model prepare smollm2-135m-instruct >/dev/null
+	@python -m pytest $(ARGS)
+
+verify: verify-format verify-lint verify-types verify-imports verify-protos protos-check test ## What CI runs
+
+fix: fix-format fix-lint ## Repair what can be repaired by itself
+
+verify-format: setup ## Check the format
+	@ruff format --check .
+
+verify-lint: setup ## Check the style
+	@ruff check .
+
+verify-types: setup ## Check the types
+	@mypy
+
+verify-imports: setup ## Check who imports whom
+	@lint-imports
+
+verify-protos: setup ## Check the style of the protos
+	@cd protos && buf lint
+
+fix-format: setup ## Format everything
+	@ruff format .
+
+fix-lint: setup ## Repair style faults
+	@ruff check --fix .
+
+# $(1): the folder to generate into
+generate = python -m grpc_tools.protoc -Iprotos --python_out=$(1) --mypy_out=quiet:$(1) $(PROTO_FILES) \
+  && python -m grpc_tools.protoc -Iprotos --grpc_python_out=$(1) --mypy_grpc_out=quiet:$(1) $(SERVICE_PROTO_FILES)
+
+protos: setup ## Generate Python from the protos
+	@$(call generate,protos)
+
+protos-check: setup ## Check that the generated Python is that of the protos
+	@folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
+	$(call generate,"$$folder"); \
+	diff -r --exclude='*.proto' --exclude=__init__.py --exclude=py.typed --exclude=__pycache__ \
+	  protos/pageframe/v1 "$$folder/pageframe/v1" >&2 \
+	  || { echo "generated code is out of date: run make protos" >&2; exit 1; }
+
+bench: setup ## Measure what the split into processes costs
+	@pageframe bench split $(ARGS)
+
+clean: ## Remove caches and build output; keeps .venv and prepared models
+	@rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
+	@find services protos kernels shared tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,36 @@
+"""Buffers that are filled anew in every step but allocated once.
+
+On a CPU a fresh large tensor costs a page fault for every 4 KiB of it, which is more than the
+work done in it; see the measurement in ``ops/paged_attention.py``.
+"""
+
+import math
+
+import torch
+
+
+class Scratch:
+    """Named buffers of one dtype on one device; each grows to the largest size asked for.
+
+    A plain ``torch.empty`` per call would do the same, slower. Two tensors taken under one name
+    share memory, so a name belongs to one place in the code.
+    """
+
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        self.dtype = dtype
+        self.device = device
+        self._buffers: dict[str, torch.Tensor] = {}
+
+    def take(self, name: str, *shape: int) -> torch.Tensor:
+        """A contiguous tensor of ``shape`` with undefined content.
+
+        Valid until the same name is taken again.
+        """
+        num_elements = math.prod(shape)
+        buffer = self._buffers.get(name)
+        if buffer is None or buffer.numel() < num_elements:
+            # Powers of two: a sequence that grows by one block a step must not allocate each time.
+            capacity = 1 << max(num_elements - 1, 0).bit_length()
+            buffer = torch.empty(capacity, dtype=self.dtype, device=self.device)
+            self._buffers[name] = buffer
+        return buffer[:num_elements].view(shape)

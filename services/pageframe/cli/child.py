@@ -1,0 +1,223 @@
+"""One run of one service process: how it is started, what it reports, how it ends.
+
+    start ─▶ reports on a pipe: progress … ready ─▶ runs ─▶ exits
+                             └─ failed ─▶ exits
+
+A child leads its own process group, so Ctrl-C in the terminal reaches only the supervisor, which
+drains in order. The kernel signals the child when the supervisor dies in any way
+(``PR_SET_PDEATHSIG``), so nothing is ever left behind.
+"""
+
+import asyncio
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import subprocess
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, Self
+
+from pageframe.cli.exit_codes import EXIT_BAD_ENVIRONMENT, EXIT_FAILURE
+from pageframe.cli.service_log import ServiceLog
+from pageframe.rpc.ready import READY_FD_VARIABLE
+
+_PR_SET_PDEATHSIG = 1
+# Loaded here, not between fork and exec, where nothing may be imported or locked.
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_LINE_BYTES_MAX = 1 << 20
+_NUM_LAST_LINES = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceSpec:
+    """How to run one service.
+
+    Attributes:
+        name: Short, as in the log file's name.
+        argv: Program and arguments.
+        environ: The whole environment.
+        log_path: Takes standard output and standard error.
+        stop_timeout_seconds: From SIGTERM to SIGKILL.
+        reports_ready: Whether it reports when it is ready; one that does not counts as ready.
+        death_signal: What the kernel sends it when the supervisor dies.
+    """
+
+    name: str
+    argv: tuple[str, ...]
+    environ: Mapping[str, str]
+    log_path: Path
+    stop_timeout_seconds: float
+    reports_ready: bool = True
+    death_signal: signal.Signals = signal.SIGKILL
+
+
+@dataclass(frozen=True, slots=True)
+class ReadyReport:
+    """Where a service listens."""
+
+    address: str = ""
+    http: str | None = None
+
+
+class ChildFailedError(Exception):
+    """A service ended before it was ready.
+
+    Attributes:
+        message: Its own words where it had any.
+        exit_code: What the supervisor should end with.
+    """
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.message = message
+        self.exit_code = exit_code
+
+
+OnProgress = Callable[[str, float | None], None]
+OnLine = Callable[[bytes], None]
+
+
+@dataclass(slots=True)
+class Child:
+    """A started process. Must be made on the main thread of a running event loop."""
+
+    spec: ServiceSpec
+    process: "subprocess.Popen[bytes]"
+    on_progress: OnProgress
+    on_line: OnLine
+    ready: "asyncio.Future[ReadyReport]"
+    exited: "asyncio.Task[int]" = field(init=False)
+    _failure: ChildFailedError | None = None
+    _last_lines: deque[bytes] = field(default_factory=lambda: deque(maxlen=_NUM_LAST_LINES))
+
+    @classmethod
+    def start(cls, spec: ServiceSpec, on_progress: OnProgress, on_line: OnLine) -> Self:
+        """Start the process and everything that listens to it.
+
+        Raises:
+            OSError: if the program or the log cannot be opened.
+        """
+        log = ServiceLog(spec.log_path)
+        read_fd, write_fd = os.pipe()
+        try:
+            process = subprocess.Popen(
+                spec.argv,
+                env={**spec.environ, READY_FD_VARIABLE: str(write_fd)},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                pass_fds=(write_fd,),
+                process_group=0,
+                preexec_fn=_die_with_parent(spec.death_signal, os.getpid()),
+            )
+        except BaseException:
+            os.close(read_fd)
+            log.close()
+            raise
+        finally:
+            os.close(write_fd)
+        ready: asyncio.Future[ReadyReport] = asyncio.get_running_loop().create_future()
+        # Whoever is not waiting any more need not hear of it.
+        ready.add_done_callback(lambda done: done.cancelled() or done.exception())
+        child = cls(spec, process, on_progress, on_line, ready)
+        child.exited = asyncio.create_task(child._run(os.fdopen(read_fd, "rb"), log))
+        if not spec.reports_ready:
+            ready.set_result(ReadyReport())
+        return child
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Signal the process; nothing happens when it is gone."""
+        if self.process.returncode is None:
+            self.process.send_signal(number)
+
+    def kill_group(self) -> None:
+        """SIGKILL the process and all that it started."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+
+    async def _run(self, reports: IO[bytes], log: ServiceLog) -> int:
+        """Listen until the process has ended; the result is its exit status."""
+        assert self.process.stdout is not None
+        reading = asyncio.create_task(_each_line(reports, self._take_report))
+        logging = asyncio.create_task(_each_line(self.process.stdout, self._take_line(log)))
+        try:
+            status = await asyncio.to_thread(self.process.wait)
+            # What it wrote last is still in the pipes. Its own children may hold them open.
+            self.kill_group()
+            await asyncio.gather(reading, logging)
+        finally:
+            log.close()
+        if not self.ready.done():
+            self.ready.set_exception(self._failure or self._unexplained(status))
+        return status
+
+    def _take_report(self, line: bytes) -> None:
+        report: dict[str, Any] = json.loads(line)
+        if "progress" in report:
+            self.on_progress(report["progress"]["message"], report["progress"].get("fraction"))
+        elif "ready" in report and not self.ready.done():
+            ready = report["ready"]
+            self.ready.set_result(ReadyReport(ready["address"], ready.get("http")))
+        elif "failed" in report:
+            failed = report["failed"]
+            self._failure = ChildFailedError(failed["message"], int(failed["exit_code"]))
+
+    def _take_line(self, log: ServiceLog) -> OnLine:
+        def take(line: bytes) -> None:
+            self._last_lines.append(line)
+            log.write(line)
+            self.on_line(line)
+
+        return take
+
+    def _unexplained(self, status: int) -> ChildFailedError:
+        if status < 0:
+            ended = f"was ended by {signal.Signals(-status).name}"
+            if -status == signal.SIGKILL:
+                ended += " (out of memory?)"
+        else:
+            ended = f"ended with exit code {status}"
+        last = self._last_lines[-1].decode(errors="replace").strip() if self._last_lines else ""
+        message = f"{self.spec.name} {ended} before it was ready; see {self.spec.log_path}"
+        known = status == EXIT_BAD_ENVIRONMENT
+        return ChildFailedError(
+            f"{message}: {last}" if last else message,
+            EXIT_BAD_ENVIRONMENT if known else EXIT_FAILURE,
+        )
+
+
+def _die_with_parent(death_signal: signal.Signals, parent_pid: int) -> Callable[[], None]:
+    def prepare() -> None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, int(death_signal))
+        # It may have died between the fork and the line above; then no signal will come.
+        if os.getppid() != parent_pid:
+            os._exit(EXIT_FAILURE)
+
+    return prepare
+
+
+async def _each_line(stream: IO[bytes], take: OnLine) -> None:
+    reader = asyncio.StreamReader(limit=_LINE_BYTES_MAX)
+    loop = asyncio.get_running_loop()
+    transport, _ = await loop.connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), stream
+    )
+    try:
+        while line := await _next_line(reader):
+            take(line)
+    finally:
+        transport.close()
+
+
+async def _next_line(reader: asyncio.StreamReader) -> bytes:
+    """The next line, b"" at the end; a line past the limit comes in pieces."""
+    try:
+        return await reader.readuntil(b"\n")
+    except asyncio.IncompleteReadError as error:
+        return error.partial
+    except asyncio.LimitOverrunError as error:
+        return await reader.readexactly(error.consumed)

@@ -1,0 +1,89 @@
+"""The processes of one system: how each is called, and with which environment."""
+
+import signal
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from pageframe.cli.child import ServiceSpec
+from pageframe.config import machine
+from pageframe.config.launch import Launch
+from pageframe.config.settings import ENV_PREFIX, OTHER_VARIABLES, Settings
+from pageframe.core.trace import TraceMode
+
+# In the order in which they drain: whoever takes requests first, whoever only listens last.
+TRACED_SERVICES = ("gateway", "scheduler", "executor")
+EXPORTER = "exporter"
+# A service drains within its own bound; past that and this it is not coming back.
+_STOP_GRACE_SECONDS = 5.0
+_EXPORTER_DRAIN_SECONDS = 10.0
+
+
+def count_threads(settings: Settings, environ: Mapping[str, str]) -> int:
+    """Threads for computing: as set, as OMP_NUM_THREADS says, or what the machine grants."""
+    wanted = environ.get("OMP_NUM_THREADS", "")
+    if settings.threads:
+        return settings.threads
+    return int(wanted) if wanted.isdecimal() and int(wanted) else machine.num_usable_cpus()
+
+
+def service_specs(
+    launch: Launch, launch_path: Path, environ: Mapping[str, str]
+) -> list[ServiceSpec]:
+    """All processes of a launch, in the order in which they drain."""
+    specs = [_service(name, launch, launch_path, environ) for name in TRACED_SERVICES]
+    if launch.settings.trace is not TraceMode.OFF:
+        specs.append(_exporter(launch, environ))
+    return specs
+
+
+def log_path(settings: Settings, service: str) -> Path:
+    """Where a process's output goes."""
+    return settings.state_dir / "logs" / f"{service}.log"
+
+
+def _service(
+    name: str, launch: Launch, launch_path: Path, environ: Mapping[str, str]
+) -> ServiceSpec:
+    num_threads = launch.num_threads if name == "executor" else 1
+    return ServiceSpec(
+        name=name,
+        argv=_module(f"pageframe.{name}", "--settings", str(launch_path)),
+        environ=_environment(environ, num_threads),
+        log_path=log_path(launch.settings, name),
+        stop_timeout_seconds=launch.settings.drain_timeout_seconds + _STOP_GRACE_SECONDS,
+    )
+
+
+def _exporter(launch: Launch, environ: Mapping[str, str]) -> ServiceSpec:
+    rings = [part for name in TRACED_SERVICES for part in ("--ring", str(launch.ring_path(name)))]
+    arguments = [*rings, "--state-dir", str(launch.settings.state_dir)]
+    arguments += ["--parent-pid", str(launch.supervisor_pid)]
+    arguments += ["--drain-seconds", str(_EXPORTER_DRAIN_SECONDS)]
+    if launch.settings.trace is TraceMode.AUDIT:
+        arguments.append("--lossless")
+    return ServiceSpec(
+        name=EXPORTER,
+        argv=_module("pageframe.telemetry", *arguments),
+        environ=_environment(environ, 1),
+        log_path=log_path(launch.settings, EXPORTER),
+        stop_timeout_seconds=_EXPORTER_DRAIN_SECONDS + _STOP_GRACE_SECONDS,
+        reports_ready=False,
+        # It may still write out what the rings hold.
+        death_signal=signal.SIGTERM,
+    )
+
+
+def _module(name: str, *arguments: str) -> tuple[str, ...]:
+    # -P: the folder a person happens to stand in must not shadow a library.
+    return (sys.executable, "-P", "-m", name, *arguments)
+
+
+def _environment(environ: Mapping[str, str], num_threads: int) -> dict[str, str]:
+    """The caller's environment without settings: those are in the launch file, resolved."""
+    kept = {
+        name: value
+        for name, value in environ.items()
+        if not name.startswith(ENV_PREFIX) or name in OTHER_VARIABLES
+    }
+    return {**kept, "OMP_NUM_THREADS": str(num_threads), "PYTHONUNBUFFERED": "1"}

@@ -1,0 +1,108 @@
+"""``pageframe up``: look first, prepare the model, then run all services until told to stop.
+
+    settings ─▶ checks ─▶ model ─▶ run folder, launch file ─▶ supervisor ─▶ ready line ─▶ drain
+
+Standard output gets one line, the last: ``pageframe ready grpc=HOST:PORT``. Everything else is
+on standard error.
+"""
+
+import asyncio
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from pageframe.cli.checks import (
+    check_port,
+    check_writable,
+    find_gpu_notice,
+    find_memory_problems,
+    find_problems,
+    gather_facts,
+)
+from pageframe.cli.child import ReadyReport, ServiceSpec
+from pageframe.cli.console import Console
+from pageframe.cli.model_prepare import prepare_model, weights_size_bytes
+from pageframe.cli.run_folder import make_run_folder
+from pageframe.cli.services import count_threads, service_specs
+from pageframe.cli.supervisor import Supervisor
+from pageframe.config import machine
+from pageframe.config.launch import Launch
+from pageframe.config.settings import DtypeName, RunnerName, Settings
+
+LAUNCH_FILE_NAME = "launch.json"
+
+
+def run_up(settings: Settings, environ: Mapping[str, str], console: Console) -> int:
+    """Serve until a signal; returns the exit code.
+
+    Raises:
+        PageframeError: if something that a person can mend stands in the way; nothing has been
+            started then.
+    """
+    _check_machine(settings, console)
+    with console:
+        needs_weights = settings.runner is not RunnerName.SIM
+        model_path = prepare_model(settings.model, console, needs_weights=needs_weights)
+        if needs_weights:
+            _check_memory(settings, model_path)
+    run_dir = make_run_folder(settings.state_dir, environ)
+    try:
+        launch = Launch(
+            settings=settings,
+            model_path=model_path,
+            run_dir=run_dir,
+            num_threads=count_threads(settings, environ),
+            supervisor_pid=os.getpid(),
+        )
+        launch_path = run_dir / LAUNCH_FILE_NAME
+        launch.write(launch_path)
+        specs = service_specs(launch, launch_path, environ)
+        with console:
+            return supervise(launch, launch_path, specs, console)
+    finally:
+        shutil.rmtree(run_dir, ignore_errors=True)
+
+
+def supervise(
+    launch: Launch, launch_path: Path, specs: Sequence[ServiceSpec], console: Console
+) -> int:
+    """Run the services of a launch; prints the ready line when all of them are."""
+
+    def on_ready(reports: Mapping[str, ReadyReport]) -> None:
+        gateway = reports["gateway"]
+        # A gateway that is started again must come back to the port that clients know.
+        launch.with_addresses(grpc=gateway.address, http=gateway.http).write(launch_path)
+        for name in reports:
+            console.progress(name, "ready", 1.0)
+        http = f" http={gateway.http}" if gateway.http else ""
+        print(f"pageframe ready grpc={gateway.address}{http}", flush=True)
+
+    for spec in specs:
+        console.progress(spec.name, "starting")
+
+    async def run() -> int:
+        return await Supervisor(specs, console=console, on_ready=on_ready).run()
+
+    return asyncio.run(run())
+
+
+def _check_machine(settings: Settings, console: Console) -> None:
+    facts = gather_facts(settings)
+    for problem in find_problems(facts, settings):
+        raise problem
+    check_port(settings.grpc, "grpc")
+    if settings.http:
+        check_port(settings.http, "http")
+    check_writable(settings.state_dir)
+    if notice := find_gpu_notice(facts, settings):
+        console.say(notice)
+
+
+def _check_memory(settings: Settings, model_path: Path) -> None:
+    # Weights are stored in 16 bits by nearly everyone; fp32 takes them twice.
+    factor = 2 if settings.dtype is DtypeName.FP32 else 1
+    weights_bytes = factor * weights_size_bytes(model_path)
+    available_bytes = machine.memory_available_bytes()
+    for problem in find_memory_problems(available_bytes, weights_bytes, settings):
+        raise problem

@@ -1,0 +1,90 @@
+"""Turns an applied step into the flat batch that a runner computes.
+
+A decode is a chunk of one token, so there is one path for both: every sequence of the batch has a
+span ``[num_computed, num_computed + n)``, and the spans are laid end to end by array arithmetic.
+
+    spans        a: [9, 10)   b: [4, 7)
+    query_start  0  1        4
+    positions    9   4 5 6              = index in the batch + (num_computed - query_start)
+"""
+
+import numpy as np
+
+from pageframe.executor.batch import Int32Array, Int64Array, StepBatch
+from pageframe.executor.memory.apply import AppliedStep
+from pageframe.executor.memory.block_table import BlockTables
+from pageframe.executor.memory.sequence_table import SequenceTable
+
+_NO_COPIES: Int64Array = np.empty(0, dtype=np.int64)
+
+
+class BatchBuilder:
+    """Builds batches in buffers of its own, so a device may mirror them at fixed addresses."""
+
+    def __init__(
+        self, tables: BlockTables, sequences: SequenceTable, *, max_step_tokens: int
+    ) -> None:
+        self._tables = tables
+        self._sequences = sequences
+        num_rows, width = tables.entries.shape
+        self._rows: Int32Array = np.zeros(num_rows, dtype=np.int32)
+        self._num_new: Int32Array = np.zeros(num_rows, dtype=np.int32)
+        self._query_start: Int32Array = np.zeros(num_rows + 1, dtype=np.int32)
+        self._context_lens: Int32Array = np.zeros(num_rows, dtype=np.int32)
+        self._block_tables: Int32Array = np.zeros((num_rows, width), dtype=np.int32)
+        self._index: Int32Array = np.arange(max_step_tokens, dtype=np.int32)
+        self._token_ids: Int32Array = np.zeros(max_step_tokens, dtype=np.int32)
+        self._positions: Int32Array = np.zeros(max_step_tokens, dtype=np.int32)
+        self._slots: Int64Array = np.zeros(max_step_tokens, dtype=np.int64)
+
+    def build(self, applied: AppliedStep) -> StepBatch:
+        """The batch of ``applied``: decodes in join order, then chunks in plan order.
+
+        Its arrays are views into buffers of this object, valid until the next call.
+        """
+        num_decodes = len(applied.decode_rows)
+        num_sequences = num_decodes + len(applied.chunks)
+        rows = self._rows[:num_sequences]
+        num_new = self._num_new[:num_sequences]
+        rows[:num_decodes] = applied.decode_rows
+        num_new[:num_decodes] = 1
+        if applied.chunks:
+            rows[num_decodes:] = list(applied.chunks)
+            num_new[num_decodes:] = list(applied.chunks.values())
+        query_start = self._query_start[: num_sequences + 1]
+        np.cumsum(num_new, out=query_start[1:])
+        context_lens = self._context_lens[:num_sequences]
+        np.add(self._sequences.num_computed[rows], num_new, out=context_lens)
+        self._lay_out(rows, num_new, query_start)
+        num_columns = int(self._tables.num_blocks[rows].max(initial=0))
+        block_tables = self._block_tables[:num_sequences]
+        block_tables[:, :num_columns] = self._tables.entries[rows, :num_columns]
+        num_tokens = int(query_start[-1])
+        has_caught_up = context_lens == self._sequences.num_tokens[rows]
+        return StepBatch(
+            step=applied.result.step,
+            num_decodes=num_decodes,
+            rows=rows,
+            token_ids=self._token_ids[:num_tokens],
+            positions=self._positions[:num_tokens],
+            slots=self._slots[:num_tokens],
+            query_start=query_start,
+            context_lens=context_lens,
+            block_tables=block_tables,
+            samples=np.flatnonzero(has_caught_up).astype(np.int32),
+            copy_sources=_NO_COPIES,
+            copy_targets=_NO_COPIES,
+        )
+
+    def _lay_out(self, rows: Int32Array, num_new: Int32Array, query_start: Int32Array) -> None:
+        """Fill tokens, positions and slots of all spans."""
+        num_tokens = int(query_start[-1])
+        block_size = self._tables.block_size
+        shift = self._sequences.num_computed[rows] - query_start[:-1]
+        positions = self._positions[:num_tokens]
+        np.add(self._index[:num_tokens], np.repeat(shift, num_new), out=positions)
+        token_rows = np.repeat(rows, num_new)
+        self._token_ids[:num_tokens] = self._sequences.tokens[token_rows, positions]
+        # 64 bits: a pool may have more slots than int32 can count.
+        blocks = self._tables.entries[token_rows, positions // block_size].astype(np.int64)
+        np.add(blocks * block_size, positions % block_size, out=self._slots[:num_tokens])

@@ -1,0 +1,313 @@
+"""One step after another: apply a plan, run the model over it, take in what it sampled.
+
+    plan ─▶ apply ─▶ admit / release rows ─▶ build batch ─▶ execute ─▶ append, finish ─▶ result
+
+One thread calls everything here. What a step costs grows with what changed in it: the sequences
+that merely go on are handled by array instructions, however many they are. A failure of the model
+ends the sequences of its step and nothing else.
+"""
+
+from collections.abc import Iterable
+
+import numpy as np
+import structlog
+
+from pageframe.core.clock import Clock
+from pageframe.core.errors import InternalError
+from pageframe.core.step import (
+    FinishReason,
+    PoolAccount,
+    ReplicaFacts,
+    SequenceAccount,
+    StepPlan,
+    StepResult,
+    StepTiming,
+)
+from pageframe.core.trace import KvCause, TraceSink
+from pageframe.executor.batch import Int32Array, ModelRunner, StepBatch, StepOutput
+from pageframe.executor.batch_builder import BatchBuilder
+from pageframe.executor.finish import FinishRules
+from pageframe.executor.memory.apply import AppliedStep, StepBounds, apply
+from pageframe.executor.memory.integrity import Violation, check_integrity
+from pageframe.executor.memory.kv_memory import KvMemory
+from pageframe.executor.memory.sequence_table import NO_ROW, Sequence
+
+NO_TOKEN = -1
+"""Stands for the token of a sequence that ended with ``FinishReason.ERROR`` and got none."""
+
+_log = structlog.get_logger(__name__)
+
+
+class StepFailedError(InternalError):
+    """The runner failed in a step; the sequences of that step ended with an error."""
+
+
+class StepEngine:
+    """Executes plans over one pool and one model.
+
+    The constructor reserves the runner's arena; ``runner.warm_up`` is left to the caller.
+
+    Args:
+        runner: The model.
+        num_blocks: Blocks in the pool.
+        block_size: Tokens per block.
+        max_num_sequences: Most sequences that run at once.
+        max_step_tokens: Most tokens one step may compute.
+        max_model_len: Most tokens of one sequence, prompt and output together.
+        trace: Takes a record of every block operation.
+        clock: Times the steps.
+        check_every_step: Recompute conservation after every step, not only when the pool is idle.
+
+    Attributes:
+        memory: KV memory; read only for others.
+        last_failure: What the runner last failed with, or None.
+
+    Raises:
+        ResourceExhaustedError: the arena does not fit into memory.
+    """
+
+    def __init__(
+        self,
+        runner: ModelRunner,
+        *,
+        num_blocks: int,
+        block_size: int,
+        max_num_sequences: int,
+        max_step_tokens: int,
+        max_model_len: int,
+        trace: TraceSink,
+        clock: Clock,
+        check_every_step: bool = False,
+    ) -> None:
+        facts = runner.facts
+        self.last_failure: StepFailedError | None = None
+        self.memory = KvMemory(
+            num_blocks=num_blocks,
+            block_size=block_size,
+            max_num_sequences=max_num_sequences,
+            max_model_len=max_model_len,
+            trace=trace,
+        )
+        self._broken_ids: list[int] = []
+        self._runner = runner
+        self._clock = clock
+        self._check_every_step = check_every_step
+        self._max_num_sequences = max_num_sequences
+        self._bounds = StepBounds(
+            max_step_tokens=max_step_tokens,
+            max_model_len=max_model_len,
+            vocab_size=facts.vocab_size,
+        )
+        self._builder = BatchBuilder(
+            self.memory.tables, self.memory.sequences, max_step_tokens=max_step_tokens
+        )
+        self._finish_rules = FinishRules(
+            max_num_sequences, max_model_len=max_model_len, eos_token_ids=facts.eos_token_ids
+        )
+        runner.allocate_pool(num_blocks, block_size)
+
+    @property
+    def last_applied_step(self) -> int:
+        """Number of the last plan that was not refused; 0 before the first of an epoch."""
+        return self.memory.last_applied_step
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no sequence is known."""
+        return not len(self.memory.sequences)
+
+    def account(self) -> PoolAccount:
+        """Blocks by state."""
+        return self.memory.pool.account()
+
+    def describe(self, replica_id: str) -> ReplicaFacts:
+        """What this replica serves."""
+        facts = self._runner.facts
+        return ReplicaFacts(
+            replica_id=replica_id,
+            model=facts.name,
+            model_folder=facts.folder,
+            vocab_size=facts.vocab_size,
+            max_model_len=self._bounds.max_model_len,
+            eos_token_ids=facts.eos_token_ids,
+            block_size=self.memory.tables.block_size,
+            num_blocks=self.memory.pool.num_blocks,
+            kv_bytes_per_token=facts.kv_bytes_per_token,
+            max_num_sequences=self._max_num_sequences,
+            max_step_tokens=self._bounds.max_step_tokens,
+            device=facts.device,
+            dtype=facts.dtype,
+            kv_dtype=facts.kv_dtype,
+            runner=facts.runner,
+        )
+
+    def step(self, plan: StepPlan) -> StepResult:
+        """Execute one plan; returns when its tokens are known.
+
+        A refused plan changes nothing but the expected number of the next plan. A failure of the
+        runner does not raise: the sequences of the batch end with ``FinishReason.ERROR``.
+        """
+        start_ns = self._clock.now_ns()
+        applied = apply(self.memory, plan, self._bounds)
+        result = applied.result
+        if result.refusal:
+            result.account = self.account()
+            result.timing = StepTiming(start_ns=start_ns)
+            result.timing.apply_ns = self._clock.now_ns() - start_ns
+            return result
+        self._change_rows(applied)
+        batch = self._builder.build(applied)
+        execute_start_ns = self._clock.now_ns()
+        output = self._execute(batch) if len(batch.rows) else _empty_output()
+        execute_end_ns = self._clock.now_ns()
+        if output is None:
+            self._fail([int(row) for row in batch.rows], result)
+        else:
+            self._take_in(batch, output, applied)
+            result.timing.sample_ns = output.sample_ns
+        self._conclude(result)
+        result.timing.start_ns = start_ns
+        result.timing.apply_ns = execute_start_ns - start_ns
+        result.timing.execute_ns = execute_end_ns - execute_start_ns - result.timing.sample_ns
+        return result
+
+    def cancel(self, sequence_ids: Iterable[int]) -> StepResult:
+        """End sequences between steps, in whatever state; ids that are not known are ignored."""
+        self.memory.pool.current_step = 0
+        result = StepResult(step=0)
+        for sequence_id in sequence_ids:
+            sequence = self.memory.sequences.get(sequence_id)
+            if sequence is not None:
+                self._end(sequence, KvCause.CANCELLED, result)
+                result.released.append(sequence_id)
+        self._conclude(result)
+        return result
+
+    def reset(self) -> None:
+        """Forget all sequences and release their blocks, for a new scheduler epoch."""
+        rows = self.memory.sequences.running_rows().tolist()
+        self.memory.reset()
+        self._broken_ids.clear()
+        for row in rows:
+            self._runner.release(row)
+
+    def check_integrity(self) -> list[Violation]:
+        """Recompute conservation and quarantine what is wrong; empty when all is well.
+
+        Sequences that hold such a block are ended, and reported, by the next step or cancel.
+        """
+        violations = check_integrity(self.memory)
+        for violation in violations:
+            _log.error("integrity_violation", violation=violation)
+            self._broken_ids += violation.sequence_ids
+        return violations
+
+    def close(self) -> None:
+        """Give back the runner's weights and arena; the engine is not used after it."""
+        self._runner.close()
+
+    def _change_rows(self, applied: AppliedStep) -> None:
+        """Tell the runner who lost a row and who got one; an admission may fail by itself."""
+        for row in applied.vacated_rows:
+            self._runner.release(row)
+        for sequence in applied.admitted:
+            row = sequence.row
+            try:
+                self._finish_rules.admit(row, sequence.sampling, sequence.num_prompt_tokens)
+                self._runner.admit(
+                    row,
+                    sampling=sequence.sampling,
+                    sample_index=sequence.sample_index,
+                    token_ids=self.memory.sequences.tokens_of(row),
+                    num_prompt_tokens=sequence.num_prompt_tokens,
+                )
+            except Exception as error:
+                self._note_failure(applied.result.step, error)
+                del applied.chunks[row]
+                self._fail([row], applied.result)
+        for sequence_id in applied.rejected_ids:
+            applied.result.accounts[sequence_id] = SequenceAccount()
+            _report_error(applied.result, sequence_id)
+
+    def _execute(self, batch: StepBatch) -> StepOutput | None:
+        """Run the batch; None when the runner failed."""
+        self.memory.pool.launch(batch.step)
+        try:
+            output = self._runner.execute(batch)
+            num_tokens, num_samples = len(output.token_ids), len(batch.samples)
+            assert num_tokens == num_samples, f"{num_tokens} tokens for {num_samples} samples"
+        except Exception as error:
+            self._note_failure(batch.step, error)
+            return None
+        finally:
+            self.memory.pool.complete(batch.step)
+        return output
+
+    def _note_failure(self, step: int, error: Exception) -> None:
+        self.last_failure = StepFailedError(
+            "STEP_FAILED", f"the model runner failed in step {step}: {error}", step=step
+        )
+        self.last_failure.__cause__ = error
+        _log.error("step_failed", step=step, exc_info=error)
+
+    def _take_in(self, batch: StepBatch, output: StepOutput, applied: AppliedStep) -> None:
+        """Append sampled tokens, and end the sequences that are done."""
+        sequences, result = self.memory.sequences, applied.result
+        sequences.num_computed[batch.rows] = batch.context_lens
+        rows, token_ids = batch.rows[batch.samples], output.token_ids
+        sequences.append_tokens(rows, token_ids)
+        reasons = self._finish_rules.reasons(rows, sequences.num_tokens[rows], token_ids)
+        # Failed sequences may stand there already: positions of log-probabilities move behind them.
+        num_before = len(result.sampled_ids)
+        result.sampled_ids += sequences.sequence_ids[rows].tolist()
+        result.token_ids += token_ids.tolist()
+        result.finish_reasons += reasons.tolist()
+        result.logprobs = {num_before + k: logprob for k, logprob in output.logprobs.items()}
+        for row, logprobs in output.prompt_logprobs.items():
+            result.prompt_logprobs[int(sequences.sequence_ids[row])] = logprobs
+        if applied.named_rows:
+            self._report_computed(batch.rows, applied.named_rows, result)
+        for row in rows[reasons != FinishReason.NONE].tolist():
+            self._end(sequences.at_row(row), KvCause.FINISHED, result)
+
+    def _report_computed(self, rows: Int32Array, named_rows: set[int], result: StepResult) -> None:
+        named = rows[np.isin(rows, list(named_rows))]
+        result.computed_ids = self.memory.sequences.sequence_ids[named].tolist()
+        result.num_computed = self.memory.sequences.num_computed[named].tolist()
+
+    def _fail(self, rows: list[int], result: StepResult) -> None:
+        for row in rows:
+            sequence = self.memory.sequences.at_row(row)
+            self._end(sequence, KvCause.CANCELLED, result)
+            _report_error(result, sequence.sequence_id)
+
+    def _end(self, sequence: Sequence, cause: KvCause, result: StepResult) -> None:
+        row = sequence.row
+        result.accounts[sequence.sequence_id] = self.memory.forget(sequence, cause)
+        if row != NO_ROW:
+            self._runner.release(row)
+
+    def _conclude(self, result: StepResult) -> None:
+        if self._check_every_step or not self.memory.pool.num_held:
+            self.check_integrity()
+        for sequence_id in self._broken_ids:
+            sequence = self.memory.sequences.get(sequence_id)
+            if sequence is not None:
+                self._end(sequence, KvCause.INTEGRITY, result)
+                _report_error(result, sequence_id)
+        self._broken_ids.clear()
+        result.account = self.account()
+
+
+def _empty_output() -> StepOutput:
+    return StepOutput(token_ids=np.empty(0, dtype=np.int32))
+
+
+def _report_error(result: StepResult, sequence_id: int) -> None:
+    """Say that a sequence ended with an error; a token that it got in this step still counts."""
+    if sequence_id in result.sampled_ids:
+        result.finish_reasons[result.sampled_ids.index(sequence_id)] = FinishReason.ERROR
+        return
+    result.sampled_ids.append(sequence_id)
+    result.token_ids.append(NO_TOKEN)
+    result.finish_reasons.append(FinishReason.ERROR)

@@ -1,0 +1,365 @@
+"""From a model's name to a ``ModelRunner``: finds the folder, checks it, chooses runner and types.
+
+name ─▶ folder (or Hugging Face id) ─▶ config.json ─▶ device, dtype ─▶ fits into memory? ─▶
+native if it is Llama-shaped, else transformers ─▶ facts, sampler ─▶ runner
+"""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pageframe.core.errors import (
+    InvalidRequestError,
+    NotFoundError,
+    ResourceExhaustedError,
+    UnimplementedError,
+)
+from pageframe.executor.batch import ModelFacts, ModelRunner
+from pageframe.executor.model.decoder import Decoder
+from pageframe.executor.model.decoder_config import parse_decoder_config
+from pageframe.executor.model.device import choose_device
+from pageframe.executor.model.host_memory import available_memory_bytes
+from pageframe.executor.model.linear import can_pack
+from pageframe.executor.model.native import NativeDecoder
+from pageframe.executor.model.runner import PagedRunner
+from pageframe.executor.model.sampler import Sampler
+from pageframe.executor.model.sim import SimConfig, SimCost, SimRunner
+from pageframe.executor.model.weights import Progress, weight_files
+
+RUNNERS = ("auto", "native", "transformers", "sim")
+_DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+_PLANNED_KV_DTYPES = ("fp8", "int8")
+_CAUSAL_SUFFIXES = ("ForCausalLM", "LMHeadModel")
+_CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length")
+_SIM_COST = SimCost(step_ns=2e6)
+_NEEDED_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
+
+
+Announce = Callable[[str, float | None], None]
+"""Told what is being done, and which part of it, in [0, 1], is finished where that is known."""
+
+
+def _announce_nothing(message: str, fraction: float | None) -> None:
+    """Nobody watches."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Request:
+    """What was asked of the loader, resolved as far as the machine allows."""
+
+    folder: Path
+    config: Mapping[str, Any]
+    runner: str
+    dtype: torch.dtype
+    device: torch.device
+    progress: Progress
+
+
+def load_runner(
+    model: str,
+    *,
+    runner: str = "auto",
+    device: str = "auto",
+    dtype: str = "auto",
+    kv_dtype: str = "auto",
+    name: str = "",
+    max_num_sequences: int = 256,
+    max_step_tokens: int = 2048,
+    num_threads: int = 0,
+    sim_cost: SimCost = _SIM_COST,
+    progress: Announce = _announce_nothing,
+) -> ModelRunner:
+    """Load a model.
+
+    Args:
+        model: Folder in Hugging Face form, or a Hugging Face id, which is downloaded unless it is
+            in the cache; ``HF_HOME``, ``HF_TOKEN`` and ``HF_HUB_OFFLINE`` are obeyed.
+        runner: ``native``, ``transformers``, ``sim``, or ``auto``: native where it can.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        dtype: ``float32``, ``bfloat16``, ``float16``, or ``auto``: the checkpoint's, but float32
+            on a CPU that has no fast arithmetic for it.
+        kv_dtype: The same three, or ``auto``: the model's.
+        name: Name to serve under; empty for the folder's name or the id.
+        max_num_sequences: Rows of the sampler.
+        max_step_tokens: Most tokens that one step will compute.
+        num_threads: CPU threads for computing; 0 leaves it to PyTorch.
+        sim_cost: What steps of the ``sim`` runner cost.
+        progress: Told how far loading is.
+
+    Raises:
+        NotFoundError: MODEL_NOT_FOUND or MODEL_WEIGHTS_NOT_FOUND.
+        InvalidRequestError: MODEL_NOT_CAUSAL, MODEL_CONFIG_INVALID, MODEL_WEIGHTS_INVALID, or a
+            setting that has no such value.
+        UnimplementedError: KV_DTYPE_UNAVAILABLE, MODEL_NOT_NATIVE, MODEL_UNSUPPORTED.
+        PreconditionError: DEVICE_UNAVAILABLE.
+        ResourceExhaustedError: MODEL_TOO_LARGE.
+    """
+    _check_choice("runner", runner, RUNNERS)
+    _check_kv_dtype(kv_dtype)
+    _check_choice("dtype", dtype, ("auto", *_DTYPES))
+    if runner == "sim":
+        return _load_sim(model, name, max_num_sequences, sim_cost)
+    if num_threads:
+        torch.set_num_threads(num_threads)
+    chosen_device = choose_device(device)
+    folder = resolve_folder(model)
+    config = read_config(folder)
+    _check_causal(folder, config)
+    model_dtype = _choose_dtype(dtype, config, chosen_device)
+    request = _Request(
+        folder=folder,
+        config=config,
+        runner=runner,
+        dtype=model_dtype,
+        device=chosen_device,
+        progress=_in_percent(progress),
+    )
+    _check_memory(request)
+    decoder, runner_name = _load_decoder(request)
+    pool_dtype = model_dtype if kv_dtype == "auto" else _DTYPES[kv_dtype]
+    facts = _facts(request, decoder, name or _default_name(model), runner_name, pool_dtype)
+    sampler = Sampler(facts.vocab_size, max_num_sequences, facts.eos_token_ids, chosen_device)
+    return PagedRunner(
+        decoder, facts, sampler, chosen_device, pool_dtype, max_step_tokens=max_step_tokens
+    )
+
+
+def resolve_folder(model: str) -> Path:
+    """The local folder of a model, downloading it if ``model`` is a Hugging Face id.
+
+    Raises:
+        NotFoundError: reason MODEL_NOT_FOUND.
+    """
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return folder.resolve()
+    is_path = model.startswith((".", "~", os.sep)) or model.count("/") != 1
+    if is_path:
+        raise NotFoundError("MODEL_NOT_FOUND", f"model folder {model} does not exist", model=model)
+    # Imported late: a folder on this machine needs no network library.
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(model, allow_patterns=_NEEDED_FILES))
+    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
+        why = str(error).strip().partition("\n")[0]
+        raise NotFoundError(
+            "MODEL_NOT_FOUND",
+            f"{model} is neither a folder nor a Hugging Face model that can be had: {why}",
+            model=model,
+        ) from error
+
+
+def read_config(folder: Path) -> Mapping[str, Any]:
+    """The folder's ``config.json``.
+
+    Raises:
+        InvalidRequestError: reason MODEL_CONFIG_INVALID.
+        NotFoundError: reason MODEL_NOT_FOUND; there is none.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise NotFoundError(
+            "MODEL_NOT_FOUND", f"{folder} holds no config.json, so it is no model folder"
+        )
+    config = _read_json(path)
+    if config is None:
+        raise InvalidRequestError("MODEL_CONFIG_INVALID", f"{path} is not a JSON object")
+    return config
+
+
+def eos_token_ids(folder: Path, config: Mapping[str, Any]) -> tuple[int, ...]:
+    """Tokens that end a sequence: from the generation config, else from the config."""
+    generation = _read_json(folder / "generation_config.json") or {}
+    found = generation.get("eos_token_id", config.get("eos_token_id"))
+    if found is None:
+        return ()
+    return tuple(found) if isinstance(found, list) else (int(found),)
+
+
+def _load_sim(model: str, name: str, max_num_sequences: int, cost: SimCost) -> ModelRunner:
+    """A runner of no model, with the vocabulary and the limits of a real one."""
+    folder = resolve_folder(model)
+    config = read_config(folder)
+    return SimRunner(
+        SimConfig(
+            name=name or _default_name(model),
+            folder=str(folder),
+            vocab_size=int(_text_config(config)["vocab_size"]),
+            max_model_len=_context_len(config),
+            eos_token_ids=eos_token_ids(folder, config),
+            max_num_rows=max_num_sequences,
+            cost=cost,
+        )
+    )
+
+
+def _load_decoder(request: _Request) -> tuple[Decoder, str]:
+    """The model and the name of the runner that takes it."""
+    if request.runner != "transformers":
+        try:
+            decoder_config = parse_decoder_config(request.config)
+        except UnimplementedError:
+            if request.runner == "native":
+                raise
+        else:
+            native = NativeDecoder(
+                request.folder, decoder_config, request.dtype, request.device, request.progress
+            )
+            return native, "native"
+    # Imported late: the import takes seconds, and the native runner does without.
+    from pageframe.executor.model.transformers_runner import TransformersDecoder
+
+    return (
+        TransformersDecoder(request.folder, request.dtype, request.device, request.progress),
+        "transformers",
+    )
+
+
+def _facts(
+    request: _Request, decoder: Decoder, name: str, runner_name: str, kv_dtype: torch.dtype
+) -> ModelFacts:
+    shape = decoder.kv_shape
+    return ModelFacts(
+        name=name,
+        folder=str(request.folder),
+        vocab_size=int(_text_config(request.config)["vocab_size"]),
+        max_model_len=(
+            parse_decoder_config(request.config).max_model_len
+            if runner_name == "native"
+            else _context_len(request.config)
+        ),
+        eos_token_ids=eos_token_ids(request.folder, request.config),
+        kv_bytes_per_token=(
+            shape.num_layers * 2 * shape.num_kv_heads * shape.head_dim * kv_dtype.itemsize
+        ),
+        device=str(request.device),
+        dtype=_dtype_name(request.dtype),
+        kv_dtype=_dtype_name(kv_dtype),
+        runner=runner_name,
+    )
+
+
+def _context_len(config: Mapping[str, Any]) -> int:
+    text = _text_config(config)
+    for key in _CONTEXT_KEYS:
+        if isinstance(text.get(key), int):
+            return int(text[key])
+    raise InvalidRequestError(
+        "MODEL_CONFIG_INVALID",
+        f"config.json names no context length (one of {', '.join(_CONTEXT_KEYS)})",
+    )
+
+
+def _check_causal(folder: Path, config: Mapping[str, Any]) -> None:
+    architectures = config.get("architectures") or []
+    is_causal = any(str(name).endswith(_CAUSAL_SUFFIXES) for name in architectures)
+    if not is_causal or config.get("is_encoder_decoder"):
+        named = ", ".join(map(str, architectures)) or "no architecture"
+        raise InvalidRequestError(
+            "MODEL_NOT_CAUSAL",
+            f"{folder} is no causal language model: its config.json names {named}",
+            architectures=named,
+        )
+
+
+def _check_memory(request: _Request) -> None:
+    """Refuse before reading what cannot fit; files are counted in the wanted dtype."""
+    file_bytes = sum(file.stat().st_size for file in weight_files(request.folder))
+    stored = _checkpoint_dtype(request.config)
+    needed_bytes = file_bytes * request.dtype.itemsize // stored.itemsize
+    if request.device.type == "cpu":
+        available_bytes = available_memory_bytes()
+    else:
+        available_bytes = torch.cuda.mem_get_info(request.device)[0]
+    if needed_bytes > available_bytes:
+        raise ResourceExhaustedError(
+            "MODEL_TOO_LARGE",
+            f"the weights take {needed_bytes / 2**20:.0f} MiB as {_dtype_name(request.dtype)} and "
+            f"{request.device} has {available_bytes / 2**20:.0f} MiB left",
+            needed_bytes=needed_bytes,
+            available_bytes=available_bytes,
+        )
+
+
+def _check_kv_dtype(kv_dtype: str) -> None:
+    if kv_dtype in _PLANNED_KV_DTYPES:
+        raise UnimplementedError(
+            "KV_DTYPE_UNAVAILABLE",
+            f"kv dtype {kv_dtype} is not offered; {', '.join(_DTYPES)} are",
+            kv_dtype=kv_dtype,
+        )
+    _check_choice("kv_dtype", kv_dtype, ("auto", *_DTYPES))
+
+
+def _check_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise InvalidRequestError(
+            "SETTING_INVALID", f"{field} {value!r} is none of {', '.join(choices)}", field=field
+        )
+
+
+def _choose_dtype(wanted: str, config: Mapping[str, Any], device: torch.device) -> torch.dtype:
+    if wanted != "auto":
+        return _DTYPES[wanted]
+    stored = _checkpoint_dtype(config)
+    # Without the instructions, half precision is emulated: a bfloat16 prompt took six times as
+    # long as a float32 one on a CPU with AVX2 only.
+    is_slow = device.type == "cpu" and stored != torch.float32 and not can_pack(stored)
+    return torch.float32 if is_slow else stored
+
+
+def _checkpoint_dtype(config: Mapping[str, Any]) -> torch.dtype:
+    text = _text_config(config)
+    for found in (config, text):
+        named = found.get("dtype") or found.get("torch_dtype")
+        if named in _DTYPES:
+            return _DTYPES[named]
+    return torch.float32
+
+
+def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The part that speaks of the language model, where others (images, sound) stand beside it."""
+    nested = config.get("text_config")
+    return nested if isinstance(nested, dict) else config
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _in_percent(announce: Announce) -> Progress:
+    """Bytes to fractions, one message for each whole percent."""
+    told = -1
+
+    def progress(num_bytes: int, num_bytes_total: int) -> None:
+        nonlocal told
+        percent = min(100, 100 * num_bytes // max(1, num_bytes_total))
+        if percent > told:
+            told = percent
+            announce("loading weights", percent / 100)
+
+    return progress
+
+
+def _default_name(model: str) -> str:
+    folder = Path(model).expanduser()
+    return folder.resolve().name if folder.is_dir() else model
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        parsed = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return parsed if isinstance(parsed, dict) else None

@@ -1,0 +1,265 @@
+"""The paged runner: one step from a batch of tables to sampled tokens, for any ``Decoder``."""
+
+import time
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pageframe.core.sampling import SamplingParams
+from pageframe.core.step import TokenLogprobs
+from pageframe.executor.batch import Int32Array, ModelFacts, StepBatch, StepOutput
+from pageframe.executor.model.arena import KvArena
+from pageframe.executor.model.decoder import Decoder
+from pageframe.executor.model.paged_kv import PagedKv
+from pageframe.executor.model.prompt_logprobs import PromptCollection
+from pageframe.kernels.layouts import KvLayout
+
+# Logits of a whole prompt at once would be gigabytes; these many rows stay near the cache.
+_PROMPT_ROWS_AT_ONCE = 64
+
+
+class TokenSampler(Protocol):
+    """What the runner needs of a sampler; ``model.sampler.Sampler`` is the real one."""
+
+    def admit(
+        self,
+        row: int,
+        *,
+        sampling: SamplingParams,
+        sample_index: int,
+        token_ids: Int32Array,
+        num_prompt_tokens: int,
+    ) -> None:
+        """Set up ``row``."""
+        ...
+
+    def release(self, row: int) -> None:
+        """Forget ``row``."""
+        ...
+
+    def sample(
+        self, logits: torch.Tensor, rows: Int32Array, positions: Int32Array
+    ) -> tuple[Int32Array, dict[int, TokenLogprobs]]:
+        """One token per row of ``logits`` [K, V], to stand at ``positions``."""
+        ...
+
+    def wants_prompt_logprobs(self, row: int) -> bool:
+        """Whether the request in ``row`` asked for them."""
+        ...
+
+    def prompt_logprobs(
+        self, row: int, logits: torch.Tensor, next_token_ids: Int32Array
+    ) -> list[TokenLogprobs]:
+        """What ``logits`` [n, V] say about ``next_token_ids`` [n]."""
+        ...
+
+
+class PagedRunner:
+    """A ``ModelRunner`` over a decoder, an arena and a sampler; conducts them and keeps little.
+
+    Args:
+        decoder: The model.
+        facts: What the engine must know about it.
+        sampler: Picks tokens.
+        device: Where weights and arena lie.
+        kv_dtype: Of keys and values in the arena.
+        max_step_tokens: Most tokens that one step will compute.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        facts: ModelFacts,
+        sampler: TokenSampler,
+        device: torch.device,
+        kv_dtype: torch.dtype,
+        *,
+        max_step_tokens: int,
+    ) -> None:
+        self.facts = facts
+        self._decoder: Decoder | None = decoder
+        self._sampler = sampler
+        self._device = device
+        self._kv_dtype = kv_dtype
+        self._max_step_tokens = max_step_tokens
+        self._kv: PagedKv | None = None
+        self._prompts: dict[int, PromptCollection] = {}
+
+    def allocate_pool(self, num_blocks: int, block_size: int) -> None:
+        """Reserve the KV arena. Called once, before the first step.
+
+        Raises:
+            ResourceExhaustedError: the arena does not fit into memory, with the numbers.
+        """
+        assert self._kv is None, "the pool is allocated already"
+        assert self._decoder is not None, "the runner is closed"
+        shape = self._decoder.kv_shape
+        layout = KvLayout(
+            num_layers=shape.num_layers,
+            block_size=block_size,
+            num_kv_heads=shape.num_kv_heads,
+            head_dim=shape.head_dim,
+        )
+        self._kv = PagedKv(KvArena(layout, num_blocks, self._kv_dtype, self._device))
+
+    def warm_up(self) -> None:
+        """Run one token, then a short prompt, so that threads and kernels are there.
+
+        Writes into block 0, which no sequence owns before the first step.
+        """
+        decoder, kv = self._parts()
+        with torch.inference_mode():
+            for num_tokens in {1, min(kv.block_size, self._max_step_tokens)}:
+                batch = _prompt_in_block_0(num_tokens)
+                decoder.logits(self._forward(decoder, kv, batch, np.zeros(1, np.int64)))
+
+    def admit(
+        self,
+        row: int,
+        *,
+        sampling: SamplingParams,
+        sample_index: int,
+        token_ids: Int32Array,
+        num_prompt_tokens: int,
+    ) -> None:
+        """Set up sampling of the sequence in ``row``; see ``ModelRunner.admit``."""
+        self._sampler.admit(
+            row,
+            sampling=sampling,
+            sample_index=sample_index,
+            token_ids=token_ids,
+            num_prompt_tokens=num_prompt_tokens,
+        )
+        # A sequence that comes back with output has had its whole prompt computed, and told.
+        is_told = len(token_ids) > num_prompt_tokens
+        if self._sampler.wants_prompt_logprobs(row) and not is_told:
+            self._prompts[row] = PromptCollection(
+                np.array(token_ids[:num_prompt_tokens], dtype=np.int32)
+            )
+
+    def release(self, row: int) -> None:
+        """Forget the sampling state of ``row``."""
+        self._sampler.release(row)
+        self._prompts.pop(row, None)
+
+    def execute(self, batch: StepBatch) -> StepOutput:
+        """Copy blocks, write keys and values, attend, and sample. Returns when tokens are known."""
+        with torch.inference_mode():
+            return self._execute(batch)
+
+    def close(self) -> None:
+        """Give back weights and arena."""
+        self._decoder = None
+        self._kv = None
+        self._prompts.clear()
+
+    def _parts(self) -> tuple[Decoder, PagedKv]:
+        assert self._decoder is not None, "the runner is closed"
+        assert self._kv is not None, "allocate_pool comes first"
+        return self._decoder, self._kv
+
+    def _execute(self, batch: StepBatch) -> StepOutput:
+        decoder, kv = self._parts()
+        started_ns = time.perf_counter_ns()
+        last_tokens = batch.query_start[1:][batch.samples].astype(np.int64) - 1
+        spans = self._prompt_spans(batch)
+        rows = np.concatenate([last_tokens, *(np.arange(low, high) for _, low, high in spans)])
+        outputs = self._forward(decoder, kv, batch, rows)
+        executed_ns = time.perf_counter_ns()
+        token_ids = np.empty(0, np.int32)
+        logprobs: dict[int, TokenLogprobs] = {}
+        if last_tokens.size:
+            logits = decoder.logits(outputs[: last_tokens.size])
+            executed_ns = time.perf_counter_ns()
+            token_ids, logprobs = self._sampler.sample(
+                logits, batch.rows[batch.samples], batch.context_lens[batch.samples]
+            )
+        prompt_logprobs = self._collect(decoder, batch, spans, outputs[last_tokens.size :])
+        return StepOutput(
+            token_ids=token_ids,
+            logprobs=logprobs,
+            prompt_logprobs=prompt_logprobs,
+            execute_ns=executed_ns - started_ns,
+            sample_ns=time.perf_counter_ns() - executed_ns,
+        )
+
+    def _forward(
+        self, decoder: Decoder, kv: PagedKv, batch: StepBatch, rows: NDArray[np.int64]
+    ) -> torch.Tensor:
+        kv.begin_step(batch)
+        return decoder.forward(
+            kv,
+            torch.from_numpy(batch.token_ids.astype(np.int64)).to(self._device),
+            torch.from_numpy(batch.positions.astype(np.int64)).to(self._device),
+            torch.from_numpy(rows).to(self._device),
+        )
+
+    def _prompt_spans(self, batch: StepBatch) -> list[tuple[int, int, int]]:
+        """Tokens of the batch whose logits speak about prompt tokens somebody asked about.
+
+        Returns:
+            (index into S, first token, end token) each; the span may be empty, and is listed all
+            the same, because an empty one can complete a prompt.
+        """
+        if not self._prompts:
+            return []
+        spans = []
+        for sequence, row in enumerate(batch.rows.tolist()):
+            collection = self._prompts.get(row)
+            if collection is None:
+                continue
+            first, end = batch.query_start[sequence : sequence + 2].tolist()
+            context_len = int(batch.context_lens[sequence])
+            shift = context_len - end
+            low, high = collection.wanted(first + shift, context_len)
+            spans.append((sequence, low - shift, high - shift))
+        return spans
+
+    def _collect(
+        self,
+        decoder: Decoder,
+        batch: StepBatch,
+        spans: list[tuple[int, int, int]],
+        outputs: torch.Tensor,
+    ) -> dict[int, list[TokenLogprobs]]:
+        """Add this step's spans to their prompts; returns the prompts that are complete, by row."""
+        complete = {}
+        taken = 0
+        for sequence, first, end in spans:
+            row, context_len = int(batch.rows[sequence]), int(batch.context_lens[sequence])
+            shift = context_len - int(batch.query_start[sequence + 1])
+            collection = self._prompts[row]
+            for low in range(first, end, _PROMPT_ROWS_AT_ONCE):
+                high = min(end, low + _PROMPT_ROWS_AT_ONCE)
+                collection.entries += self._sampler.prompt_logprobs(
+                    row,
+                    decoder.logits(outputs[taken : taken + high - low]),
+                    collection.next_token_ids(low + shift, high + shift),
+                )
+                taken += high - low
+            if collection.is_complete(context_len):
+                complete[row] = self._prompts.pop(row).entries
+        return complete
+
+
+def _prompt_in_block_0(num_tokens: int) -> StepBatch:
+    """A batch of one sequence whose ``num_tokens`` tokens fit into block 0."""
+    tokens = np.arange(num_tokens, dtype=np.int32)
+    zero = np.zeros(1, np.int32)
+    nothing = np.zeros(0, np.int64)
+    return StepBatch(
+        step=0,
+        num_decodes=int(num_tokens == 1),
+        rows=zero,
+        token_ids=np.zeros(num_tokens, np.int32),
+        positions=tokens,
+        slots=tokens.astype(np.int64),
+        query_start=np.array([0, num_tokens], np.int32),
+        context_lens=np.array([num_tokens], np.int32),
+        block_tables=zero[None],
+        samples=zero,
+        copy_sources=nothing,
+        copy_targets=nothing,
+    )

@@ -1,0 +1,262 @@
+"""Chooses the next token of every sequence that asks for one.
+
+A choice is a pure function of (logits, sampling parameters, token history, seed, sample index,
+position). Nothing is carried from one random number to the next, so a sequence that lost its
+memory and was admitted again, or that runs beside other sequences than before, goes on with the
+tokens it would have had.
+
+The order of operations, for rows that ask for them:
+
+    raw logits ── log-probabilities are read here
+      1. repetition penalty (prompt and output), then frequency and presence (output)
+      2. logit bias
+      3. min_tokens: end-of-sequence and stop tokens become impossible
+      4. temperature 0, or top-k 1: the best token, the lowest id of equals; else
+      5. temperature    6. top-k    7. top-p    8. min-p    9. draw one token
+
+A batch of plain greedy rows costs one pass over the logits and no work per row; a feature costs
+only the rows that use it.
+"""
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pageframe.core.errors import InternalError
+from pageframe.core.sampling import SamplingParams
+from pageframe.core.step import TokenLogprobs
+from pageframe.executor.batch import Int32Array
+from pageframe.executor.model import philox
+from pageframe.executor.model.draw import Draws, draw
+from pageframe.executor.model.logit_edits import LogitEdits
+from pageframe.executor.model.logprobs import token_logprobs
+from pageframe.executor.model.selection import best_token
+
+_DRAWS = 1
+_EDITS = 2
+_LOGPROBS = 4
+_ADMITTED = 8
+_FEATURES = _DRAWS | _EDITS | _LOGPROBS
+
+# Below this a temperature would be a zero, or a denormal, in float32.
+_TEMPERATURE_MIN = float(np.finfo(np.float32).tiny)
+
+
+class Sampler:
+    """Sampling state of all rows, as columns.
+
+    Args:
+        vocab_size: Number of token ids that logits have.
+        max_num_rows: Rows are in ``[0, max_num_rows)``.
+        eos_token_ids: The model's own end-of-sequence tokens.
+        device: Where logits will be.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        max_num_rows: int,
+        eos_token_ids: Iterable[int],
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self._vocab_size = vocab_size
+        self._device = torch.device(device)
+        self._edits = LogitEdits(vocab_size, eos_token_ids)
+        self._flags = np.zeros(max_num_rows, dtype=np.uint8)
+        self._seed = np.zeros(max_num_rows, dtype=np.uint64)
+        self._sample_index = np.zeros(max_num_rows, dtype=np.uint32)
+        self._temperature = np.zeros(max_num_rows, dtype=np.float32)
+        self._top_k = np.zeros(max_num_rows, dtype=np.int64)
+        self._top_p = np.zeros(max_num_rows, dtype=np.float64)
+        self._min_p = np.zeros(max_num_rows, dtype=np.float32)
+        # The position from which end-of-sequence and stop tokens may come.
+        self._earliest_stop = np.zeros(max_num_rows, dtype=np.int64)
+        self._num_logprobs = np.zeros(max_num_rows, dtype=np.int64)
+        self._num_prompt_logprobs = np.zeros(max_num_rows, dtype=np.int64)
+
+    def admit(
+        self,
+        row: int,
+        *,
+        sampling: SamplingParams,
+        sample_index: int,
+        token_ids: Int32Array,
+        num_prompt_tokens: int,
+    ) -> None:
+        """Set up ``row`` for a sequence.
+
+        Args:
+            row: Not in use.
+            sampling: Validated parameters.
+            sample_index: Which of its request's samples the sequence is.
+            token_ids: int32 [n], all its known tokens, prompt first; after a preemption the
+                output made so far too.
+            num_prompt_tokens: How many of them are prompt.
+        """
+        assert not self._flags[row], f"row {row} is in use"
+        assert len(token_ids) >= num_prompt_tokens, f"{len(token_ids)} < {num_prompt_tokens}"
+        flags = _ADMITTED
+        # One token kept is the best token: no need to draw from a set of one.
+        if not sampling.is_greedy and sampling.top_k != 1:
+            flags |= _DRAWS
+        if sampling.num_logprobs >= 0:
+            flags |= _LOGPROBS
+        if self._edits.admit(row, sampling, token_ids, num_prompt_tokens):
+            flags |= _EDITS
+        self._flags[row] = flags
+        self._seed[row] = sampling.seed
+        self._sample_index[row] = sample_index
+        self._temperature[row] = max(sampling.temperature, _TEMPERATURE_MIN)
+        self._top_k[row] = min(sampling.top_k or self._vocab_size, self._vocab_size)
+        self._top_p[row] = sampling.top_p
+        self._min_p[row] = sampling.min_p
+        self._earliest_stop[row] = num_prompt_tokens + sampling.min_tokens
+        self._num_logprobs[row] = sampling.num_logprobs
+        self._num_prompt_logprobs[row] = sampling.num_prompt_logprobs
+
+    def release(self, row: int) -> None:
+        """Forget the sequence in ``row``; the row may be admitted again."""
+        assert self._flags[row], f"row {row} is not in use"
+        self._flags[row] = 0
+        self._edits.release(row)
+
+    def sample(
+        self, logits: torch.Tensor, rows: Int32Array, positions: Int32Array
+    ) -> tuple[Int32Array, dict[int, TokenLogprobs]]:
+        """Choose the next token of K sequences, and count it in their histories.
+
+        Args:
+            logits: float32 [K, V]; left unchanged.
+            rows: int32 [K], admitted rows, each at most once.
+            positions: int32 [K], the position that each new token will take, which is the
+                number of tokens its sequence has now.
+
+        Returns:
+            Token ids int32 [K], and log-probabilities by index into K where asked for.
+
+        Raises:
+            InternalError: LOGITS_NOT_FINITE when the best logit of a row is NaN or infinite;
+                limit ``rows`` names those rows, separated by commas. Nothing was counted.
+        """
+        assert logits.shape == (len(rows), self._vocab_size), f"logits are {tuple(logits.shape)}"
+        assert logits.device.type == self._device.type, f"logits are on {logits.device}"
+        flags = self._flags[rows]
+        assert flags.all(), f"rows {rows[flags == 0].tolist()} are not in use"
+        maxima, best_ids = best_token(logits)
+        _check_finite(maxima, rows)
+        tokens = best_ids.cpu().numpy()
+        is_holding_back = positions < self._earliest_stop[rows]
+        if not (flags & _FEATURES).any() and not is_holding_back.any():
+            return tokens.astype(np.int32), {}
+
+        is_edited = (flags & _EDITS != 0) | is_holding_back
+        is_drawn = flags & _DRAWS != 0
+        edited, plain = np.flatnonzero(is_edited), np.flatnonzero(is_drawn & ~is_edited)
+        if plain.size:
+            tokens[plain] = draw(self._draws(logits, maxima, plain, rows[plain], positions[plain]))
+        if edited.size:
+            tokens[edited] = self._choose_edited(
+                logits[torch.from_numpy(edited).to(logits.device)],
+                rows[edited],
+                positions[edited],
+                is_holding_back[edited],
+            )
+        logprobs = self._logprobs(logits, maxima, tokens, rows, flags)
+        for index in np.flatnonzero(flags & _EDITS).tolist():
+            self._edits.record(int(rows[index]), int(tokens[index]))
+        return tokens.astype(np.int32), logprobs
+
+    def wants_prompt_logprobs(self, row: int) -> bool:
+        """Whether the sequence in ``row`` asked for log-probabilities of its prompt."""
+        return bool(self._flags[row]) and bool(self._num_prompt_logprobs[row] >= 0)
+
+    def prompt_logprobs(
+        self, row: int, logits: torch.Tensor, next_token_ids: Int32Array
+    ) -> list[TokenLogprobs]:
+        """Describe n prompt tokens of the sequence in ``row``.
+
+        Args:
+            row: An admitted row that wants them.
+            logits: float32 [n, V], those *before* each token.
+            next_token_ids: int32 [n], the prompt's tokens themselves.
+
+        Raises:
+            InternalError: LOGITS_NOT_FINITE, as ``sample``.
+        """
+        num_tokens = len(next_token_ids)
+        maxima = logits.amax(1)
+        _check_finite(maxima, np.full(num_tokens, row, dtype=np.int32))
+        return token_logprobs(
+            logits,
+            maxima,
+            np.arange(num_tokens),
+            next_token_ids.astype(np.int64),
+            np.full(num_tokens, self._num_prompt_logprobs[row]),
+        )
+
+    def _choose_edited(
+        self,
+        logits: torch.Tensor,
+        rows: Int32Array,
+        positions: Int32Array,
+        is_holding_back: NDArray[np.bool_],
+    ) -> NDArray[np.int64]:
+        """Choose tokens from a copy of some rows' logits, which is edited first."""
+        for row, position in zip(rows.tolist(), positions.tolist(), strict=True):
+            self._edits.check_position(row, position)
+        self._edits.apply(logits, rows.tolist(), is_holding_back)
+        maxima, best_ids = best_token(logits)
+        _check_finite(maxima, rows)
+        tokens: NDArray[np.int64] = best_ids.cpu().numpy()
+        drawn = np.flatnonzero(self._flags[rows] & _DRAWS)
+        if drawn.size:
+            tokens[drawn] = draw(self._draws(logits, maxima, drawn, rows[drawn], positions[drawn]))
+        return tokens
+
+    def _draws(
+        self,
+        logits: torch.Tensor,
+        maxima: torch.Tensor,
+        index: NDArray[np.int64],
+        rows: Int32Array,
+        positions: Int32Array,
+    ) -> Draws:
+        return Draws(
+            logits=logits,
+            maxima=maxima,
+            index=index,
+            temperature=self._temperature[rows],
+            top_k=self._top_k[rows],
+            top_p=self._top_p[rows],
+            min_p=self._min_p[rows],
+            uniforms=philox.uniform(self._seed[rows], self._sample_index[rows], positions),
+        )
+
+    def _logprobs(
+        self,
+        logits: torch.Tensor,
+        maxima: torch.Tensor,
+        tokens: NDArray[np.int64],
+        rows: Int32Array,
+        flags: NDArray[np.uint8],
+    ) -> dict[int, TokenLogprobs]:
+        asking = np.flatnonzero(flags & _LOGPROBS)
+        if not asking.size:
+            return {}
+        num_best = self._num_logprobs[rows[asking]]
+        found = token_logprobs(logits, maxima, asking, tokens[asking], num_best)
+        return dict(zip(asking.tolist(), found, strict=True))
+
+
+def _check_finite(maxima: torch.Tensor, rows: Int32Array) -> None:
+    is_finite = torch.isfinite(maxima).cpu().numpy()
+    if is_finite.all():
+        return
+    bad = sorted(set(rows[~is_finite].tolist()))
+    raise InternalError(
+        "LOGITS_NOT_FINITE",
+        f"the model gave no finite best logit for row {', '.join(map(str, bad))}",
+        rows=",".join(map(str, bad)),
+    )

@@ -1,0 +1,377 @@
+"""A runner without a model: paged token ids instead of tensors, and time by a formula.
+
+It stands where a model would, under the real engine and the real memory service, for tests, for
+planning on paper and for measuring what everything around the model costs.
+
+*Tokens.* The arena holds the token of every slot. A sampled token is a hash of the random key
+and of all tokens of its sequence, *read back through its block table*, so a block that was freed
+too early, copied too late or put into the wrong table shows as a wrong token, as with a model.
+The history of a sequence with tokens ``t[0], t[1], …`` hashes to
+
+    sum over p of (t[p] + 1) * G**p    modulo 2**64,  G odd
+
+which is a sum over blocks of (a sum inside the block) times (a power for the block's place). The
+inner sums are kept current as slots are written, so a decode reads one number per full block and
+the tokens of the last one; the block size cancels out.
+
+*Time.* A step lasts what ``SimCost`` says: one sleep to the deadline, or, with a manual clock,
+an advance of that clock.
+"""
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pageframe.core.clock import ManualClock
+from pageframe.core.errors import ResourceExhaustedError
+from pageframe.core.limits import LIMITS
+from pageframe.core.sampling import SamplingParams
+from pageframe.core.step import TokenLogprobs
+from pageframe.core.units import ceil_div, is_power_of_two
+from pageframe.executor.batch import Int32Array, ModelFacts, ModelRunner, StepBatch, StepOutput
+
+_UInt64Array = NDArray[np.uint64]
+
+# Steele, Lea, Flood, "Fast splittable pseudorandom number generators" (OOPSLA 2014).
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
+_MIX_2 = np.uint64(0x94D049BB133111EB)
+_POSITION_FACTOR = np.uint64(0xD6E8FEB86659FD93)
+_HALF = np.uint64(32)
+_LOW_HALF = np.uint64(0xFFFFFFFF)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SimCost:
+    """What a step costs; nanoseconds, fractions allowed.
+
+    Attributes:
+        step_ns: Every step.
+        prefill_token_ns: Each token of a sequence that is catching up.
+        decode_sequence_ns: Each sequence that decodes.
+        context_token_ns: Each token of context that a sequence of the step attends to.
+    """
+
+    step_ns: float = 0.0
+    prefill_token_ns: float = 0.0
+    decode_sequence_ns: float = 0.0
+    context_token_ns: float = 0.0
+
+    def of(self, batch: StepBatch) -> int:
+        """Nanoseconds that ``batch`` lasts."""
+        num_prefill_tokens = len(batch.token_ids) - batch.num_decodes
+        cost_ns = self.step_ns
+        cost_ns += self.prefill_token_ns * num_prefill_tokens
+        cost_ns += self.decode_sequence_ns * batch.num_decodes
+        cost_ns += self.context_token_ns * int(batch.context_lens.sum())
+        return round(cost_ns)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SimConfig:
+    """The model that is simulated.
+
+    Attributes:
+        name: Name to serve it under.
+        folder: Folder whose tokeniser the gateway uses; may be empty when none is needed.
+        vocab_size: Number of token ids.
+        max_model_len: Most tokens of one sequence.
+        eos_token_ids: Tokens that end a sequence; there is another token beside them.
+        eos_probability: How likely each sampled token is the first of ``eos_token_ids``.
+        kv_bytes_per_token: What the simulated model's keys and values would take.
+        dtype: What its weights would be.
+        max_num_rows: Rows are in ``[0, max_num_rows)``.
+        cost: What its steps cost.
+    """
+
+    name: str = "sim"
+    folder: str = ""
+    vocab_size: int = 32_000
+    max_model_len: int = 8192
+    eos_token_ids: tuple[int, ...] = (0,)
+    eos_probability: float = 0.0
+    kv_bytes_per_token: int = 23_040
+    dtype: str = "float32"
+    max_num_rows: int = 1024
+    cost: SimCost = field(default_factory=SimCost)
+
+
+@dataclass(slots=True, kw_only=True)
+class _PromptWish:
+    """A prompt whose log-probabilities have still to be delivered."""
+
+    token_ids: list[int]
+    num_best: int
+
+
+class SimRunner(ModelRunner):
+    """Runs steps of no model at all; see the module text.
+
+    The tokens of a sequence at temperature 0 depend on its history alone; otherwise on seed and
+    sample index too. Other sampling parameters change nothing, but that ``min_tokens`` holds back
+    end-of-sequence and stop tokens. Log-probabilities are those of the distribution that the
+    hash stands for: the same for every token but end-of-sequence.
+
+    Args:
+        config: The model.
+        clock: Advanced by the cost of each step; None lets real time pass.
+    """
+
+    def __init__(self, config: SimConfig, clock: ManualClock | None = None) -> None:
+        eos = [token_id for token_id in config.eos_token_ids if token_id < config.vocab_size]
+        self._plain_ids = np.setdiff1d(np.arange(config.vocab_size, dtype=np.int32), eos)
+        assert self._plain_ids.size, f"all {config.vocab_size} tokens end a sequence"
+        assert eos or not config.eos_probability, "no end-of-sequence token to be probable"
+        assert 0 <= config.eos_probability <= 1, f"probability {config.eos_probability}"
+        self.facts = ModelFacts(
+            name=config.name,
+            folder=config.folder,
+            vocab_size=config.vocab_size,
+            max_model_len=config.max_model_len,
+            eos_token_ids=config.eos_token_ids,
+            kv_bytes_per_token=config.kv_bytes_per_token,
+            device="sim",
+            dtype=config.dtype,
+            kv_dtype=config.dtype,
+            runner="sim",
+        )
+        self._config = config
+        self._clock = clock
+        self._eos_token_id = eos[0] if eos else -1
+        self._distribution = _Distribution(self._plain_ids, eos, config.eos_probability)
+        # Compared with 32 bits of the hash.
+        self._eos_below = np.uint64(round(config.eos_probability * 2**32))
+        self._keys = np.zeros(config.max_num_rows, dtype=np.uint64)
+        self._num_logprobs: dict[int, int] = {}
+        # First position where a stop may come, and what is a stop; only rows with min_tokens.
+        self._held_back: dict[int, tuple[int, frozenset[int]]] = {}
+        self._prompt_wishes: dict[int, _PromptWish] = {}
+        self._arena = _TokenArena(0, 1, 0)
+
+    def allocate_pool(self, num_blocks: int, block_size: int) -> None:
+        """Reserve 8 bytes per slot and per block, mapped as they are written.
+
+        Raises:
+            ResourceExhaustedError: not even that fits.
+        """
+        try:
+            self._arena = _TokenArena(num_blocks, block_size, self._config.max_model_len)
+        except MemoryError as error:
+            raise ResourceExhaustedError(
+                "KV_ARENA_TOO_LARGE",
+                f"{num_blocks} blocks of {block_size} tokens do not fit into memory",
+                num_blocks=num_blocks,
+                block_size=block_size,
+            ) from error
+
+    def warm_up(self) -> None:
+        """Nothing is slower the first time."""
+
+    def admit(
+        self,
+        row: int,
+        *,
+        sampling: SamplingParams,
+        sample_index: int,
+        token_ids: Int32Array,
+        num_prompt_tokens: int,
+    ) -> None:
+        """Remember the random key of ``row``, and what it wishes beside tokens."""
+        seed = np.array([sampling.seed], dtype=np.uint64)
+        key = _mix(_mix(seed) + np.uint64(sample_index + 1))
+        self._keys[row] = 0 if sampling.is_greedy else key[0]
+        if sampling.num_logprobs >= 0:
+            self._num_logprobs[row] = sampling.num_logprobs
+        if sampling.min_tokens:
+            stops = set(sampling.stop_token_ids)
+            if not sampling.ignore_eos:
+                stops.update(self._config.eos_token_ids)
+            first = num_prompt_tokens + sampling.min_tokens
+            self._held_back[row] = (first, frozenset(stops))
+        if sampling.num_prompt_logprobs >= 0:
+            self._prompt_wishes[row] = _PromptWish(
+                token_ids=token_ids[:num_prompt_tokens].tolist(),
+                num_best=sampling.num_prompt_logprobs,
+            )
+
+    def release(self, row: int) -> None:
+        """Forget ``row``."""
+        self._num_logprobs.pop(row, None)
+        self._held_back.pop(row, None)
+        self._prompt_wishes.pop(row, None)
+
+    def execute(self, batch: StepBatch) -> StepOutput:
+        """Copy blocks, write tokens to their slots, read histories back, and pick tokens."""
+        start_ns = time.monotonic_ns()
+        self._arena.copy(batch.copy_sources, batch.copy_targets)
+        self._arena.write(batch.slots, batch.token_ids)
+        output = StepOutput(token_ids=self._sample(batch))
+        self._add_logprobs(batch, output)
+        output.execute_ns = self._pass_time(start_ns, self._config.cost.of(batch))
+        return output
+
+    def close(self) -> None:
+        """Give the arena back."""
+        self._arena = _TokenArena(0, 1, 0)
+
+    def _sample(self, batch: StepBatch) -> Int32Array:
+        positions = batch.context_lens[batch.samples]
+        rows = batch.rows[batch.samples]
+        history = self._arena.hash_histories(batch.block_tables[batch.samples], positions)
+        drawn = _mix(history + self._keys[rows] + positions.astype(np.uint64))
+        # The high half picks among the plain tokens, the low half decides about the end.
+        place = ((drawn >> _HALF) * np.uint64(self._plain_ids.size)) >> _HALF
+        token_ids: Int32Array = self._plain_ids[place.astype(np.intp)]
+        if self._eos_below:
+            token_ids[(drawn & _LOW_HALF) < self._eos_below] = self._eos_token_id
+        if self._held_back:
+            self._hold_back(token_ids, rows, positions)
+        return token_ids
+
+    def _hold_back(self, token_ids: Int32Array, rows: Int32Array, positions: Int32Array) -> None:
+        """Replace stops that come too early by the next token that is none."""
+        for index, row in enumerate(rows.tolist()):
+            first, stops = self._held_back.get(row, (0, frozenset()))
+            if positions[index] < first:
+                token_id = int(token_ids[index])
+                for _ in range(self._config.vocab_size):
+                    if token_id not in stops:
+                        break
+                    token_id = (token_id + 1) % self._config.vocab_size
+                token_ids[index] = token_id
+
+    def _add_logprobs(self, batch: StepBatch, output: StepOutput) -> None:
+        if self._num_logprobs:
+            for index, row in enumerate(batch.rows[batch.samples].tolist()):
+                if row in self._num_logprobs:
+                    output.logprobs[index] = self._distribution.describe(
+                        int(output.token_ids[index]), self._num_logprobs[row]
+                    )
+        if not self._prompt_wishes:
+            return
+        for row, context_len in zip(batch.rows.tolist(), batch.context_lens.tolist(), strict=True):
+            wish = self._prompt_wishes.get(row)
+            if wish is not None and context_len >= len(wish.token_ids):
+                del self._prompt_wishes[row]
+                output.prompt_logprobs[row] = [
+                    self._distribution.describe(token_id, wish.num_best)
+                    for token_id in wish.token_ids[1:]
+                ]
+
+    def _pass_time(self, start_ns: int, cost_ns: int) -> int:
+        """Let the step last ``cost_ns`` in all; returns how long it lasted."""
+        if self._clock is not None:
+            self._clock.advance_ns(cost_ns)
+            return cost_ns
+        remaining_ns = start_ns + cost_ns - time.monotonic_ns()
+        if remaining_ns > 0:
+            time.sleep(remaining_ns / 1e9)
+        return time.monotonic_ns() - start_ns
+
+
+class _TokenArena:
+    """The token of each slot, as its term of the hash, and the sum of terms of each block.
+
+    Args:
+        num_blocks: Blocks.
+        block_size: Tokens per block, a power of two.
+        max_model_len: Most tokens of one sequence.
+    """
+
+    def __init__(self, num_blocks: int, block_size: int, max_model_len: int) -> None:
+        assert is_power_of_two(block_size), f"block size {block_size} is no power of two"
+        self._num_blocks = num_blocks
+        self._block_size = block_size
+        self._shift = block_size.bit_length() - 1
+        # A slot never written holds 0, which is no token's term.
+        self._terms = np.zeros((num_blocks, block_size), dtype=np.uint64)
+        # One more than there are blocks: the block that is not there sums to nothing.
+        self._sums = np.zeros(num_blocks + 1, dtype=np.uint64)
+        powers = _powers(_POSITION_FACTOR, block_size + 1)
+        self._offset_powers = powers[:-1]
+        self._block_powers = _powers(powers[-1], ceil_div(max_model_len, block_size) + 1)
+        # Row n is n ones, then zeros.
+        self._first = np.tri(block_size + 1, block_size, -1, dtype=np.uint64)
+
+    def copy(self, sources: NDArray[np.int64], targets: NDArray[np.int64]) -> None:
+        """Copy whole blocks; all sources are read before any target is written."""
+        if len(sources):
+            self._terms[targets] = self._terms[sources]
+            self._sums[targets] = self._sums[sources]
+
+    def write(self, slots: NDArray[np.int64], token_ids: Int32Array) -> None:
+        """Put each token into its slot; no slot twice."""
+        flat = self._terms.reshape(-1)
+        terms = (token_ids + np.int32(1)).astype(np.uint64)
+        terms *= self._offset_powers[slots & (self._block_size - 1)]
+        change = terms - flat[slots]
+        flat[slots] = terms
+        # Several tokens may go to one block.
+        np.add.at(self._sums, slots >> self._shift, change)
+
+    def hash_histories(self, block_tables: Int32Array, context_lens: Int32Array) -> _UInt64Array:
+        """One number per sequence that stands for all its tokens.
+
+        Args:
+            block_tables: int32 [K, W].
+            context_lens: int32 [K], how many tokens of each sequence to read, at least one.
+
+        Returns:
+            uint64 [K].
+        """
+        # All blocks but the last are full; the last one holds 1 to block_size of the tokens.
+        num_full = (context_lens - 1) >> self._shift
+        num_last = context_lens - (num_full << self._shift)
+        width = int(num_full.max(initial=0))
+        is_full = np.arange(width, dtype=np.int32) < num_full[:, None]
+        blocks = np.where(is_full, block_tables[:, :width], self._num_blocks)
+        full: _UInt64Array = self._sums[blocks] @ self._block_powers[:width]
+        last_blocks = block_tables[np.arange(len(num_full)), num_full]
+        last: _UInt64Array = (self._terms[last_blocks] * self._first[num_last]).sum(1)
+        full += last * self._block_powers[num_full]
+        return full
+
+
+class _Distribution:
+    """The log-probabilities of all tokens, which are the same at every position."""
+
+    def __init__(
+        self, plain_ids: Int32Array, eos_token_ids: list[int], eos_probability: float
+    ) -> None:
+        with np.errstate(divide="ignore"):
+            self._plain = float(np.log((1 - eos_probability) / plain_ids.size))
+            eos = [float(np.log(eos_probability)), *([-np.inf] * len(eos_token_ids[1:]))]
+        self._eos = dict(zip(eos_token_ids, eos, strict=False))
+        known = [
+            (token_id, self._plain) for token_id in plain_ids[: LIMITS.num_logprobs_max].tolist()
+        ]
+        self._best = sorted([*known, *self._eos.items()], key=lambda pair: (-pair[1], pair[0]))
+
+    def describe(self, token_id: int, num_best: int) -> TokenLogprobs:
+        """The token's own log-probability and the ``num_best`` best ones, equals by id."""
+        best = self._best[:num_best]
+        return TokenLogprobs(
+            token_id=token_id,
+            logprob=self._eos.get(token_id, self._plain),
+            top_token_ids=[token_id for token_id, _ in best],
+            top_logprobs=[logprob for _, logprob in best],
+        )
+
+
+def _mix(words: _UInt64Array) -> _UInt64Array:
+    """SplitMix64's output function: every bit of the input changes half of the output."""
+    mixed: Any = words + _GOLDEN
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * _MIX_1
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * _MIX_2
+    result: _UInt64Array = mixed ^ (mixed >> np.uint64(31))
+    return result
+
+
+def _powers(base: np.uint64, count: int) -> _UInt64Array:
+    """``base`` to the powers 0 to ``count - 1``, modulo 2**64."""
+    factors = np.full(max(count, 1), base, dtype=np.uint64)
+    factors[0] = 1
+    return np.multiply.accumulate(factors)

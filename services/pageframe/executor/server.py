@@ -1,0 +1,169 @@
+"""The executor process: load the model, reserve the pool, serve steps."""
+
+import asyncio
+import os
+from dataclasses import dataclass
+
+import grpc
+
+from pageframe.config.launch import Launch
+from pageframe.core.clock import SystemClock
+from pageframe.core.errors import OutOfRangeError
+from pageframe.core.trace import TraceSink
+from pageframe.core.units import NANOSECONDS_PER_SECOND
+from pageframe.executor.batch import ModelFacts, ModelRunner
+from pageframe.executor.engine import StepEngine
+from pageframe.executor.memory_servicer import KvMemoryServicer
+from pageframe.executor.servicer import ExecutorServicer
+from pageframe.executor.step_thread import StepThread
+from pageframe.rpc.lifecycle import Service, serve
+from pageframe.rpc.ready import announce_progress
+from pageframe.telemetry.sink import RingTraceSink
+from pageframe.v1 import executor_service_pb2_grpc, kv_memory_service_pb2_grpc
+
+SERVICE_NAMES = ("pageframe.v1.ExecutorService", "pageframe.v1.KvMemoryService")
+
+KV_MEMORY_BYTES_DEFAULT = 1 << 30
+"""What ``--kv-memory auto`` reserves on a CPU; pages are touched only as blocks are used."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolSize:
+    """Blocks of the pool, and the longest sequence that model and pool together allow."""
+
+    num_blocks: int
+    max_model_len: int
+
+
+def size_pool(
+    facts: ModelFacts,
+    *,
+    block_size: int,
+    num_blocks: int,
+    kv_memory_bytes: int,
+    max_model_len: int,
+) -> PoolSize:
+    """Turn what was chosen into a number of blocks; 0 stands for "choose for me".
+
+    Raises:
+        OutOfRangeError: POOL_TOO_SMALL or MODEL_LEN_TOO_LONG, with the numbers.
+    """
+    block_bytes = block_size * facts.kv_bytes_per_token
+    blocks = num_blocks or (kv_memory_bytes or KV_MEMORY_BYTES_DEFAULT) // max(block_bytes, 1)
+    if blocks < 1:
+        raise OutOfRangeError(
+            "POOL_TOO_SMALL",
+            f"{kv_memory_bytes} bytes hold no block: one of {block_size} tokens takes "
+            f"{block_bytes} bytes",
+            kv_memory_bytes=kv_memory_bytes,
+            block_bytes=block_bytes,
+        )
+    if max_model_len > facts.max_model_len:
+        raise OutOfRangeError(
+            "MODEL_LEN_TOO_LONG",
+            f"max-model-len is {max_model_len}; {facts.name} was made for {facts.max_model_len} "
+            "tokens",
+            max_model_len=max_model_len,
+            model_max_len=facts.max_model_len,
+        )
+    wanted = max_model_len or min(facts.max_model_len, blocks * block_size)
+    return PoolSize(num_blocks=blocks, max_model_len=wanted)
+
+
+async def serve_executor(launch: Launch) -> None:
+    """Serve until told to stop."""
+    incarnation = SystemClock().now_ns()
+    trace = RingTraceSink.create(
+        launch.ring_path("executor"),
+        "pageframe-executor",
+        launch.settings.trace,
+        incarnation=incarnation,
+    )
+    steps = StepThread(asyncio.get_running_loop())
+    servicer = ExecutorServicer(steps, pool_incarnation=incarnation)
+    memory_servicer = KvMemoryServicer(steps)
+    built: list[StepEngine] = []
+
+    def register(server: grpc.aio.Server) -> None:
+        executor_service_pb2_grpc.add_ExecutorServiceServicer_to_server(servicer, server)
+        kv_memory_service_pb2_grpc.add_KvMemoryServiceServicer_to_server(memory_servicer, server)
+
+    def build() -> StepEngine:
+        engine = build_engine(launch, trace)
+        built.append(engine)
+        return engine
+
+    async def start() -> None:
+        await steps.start(build)
+        servicer.open(built[0].describe(launch.settings.model))
+
+    async def close() -> None:
+        await steps.stop()
+        for engine in built:
+            engine.close()
+        trace.close()
+
+    await serve(
+        Service(
+            name="pageframe-executor",
+            address=launch.executor_address,
+            service_names=SERVICE_NAMES,
+            register=register,
+            start=start,
+            close=close,
+            background=[steps.wait_ended],
+        )
+    )
+
+
+def build_engine(launch: Launch, trace: TraceSink) -> StepEngine:
+    """Load the model and reserve the pool; runs on the step thread."""
+    settings = launch.settings
+    # Read by OpenMP when torch first starts its workers, so before torch is imported.
+    os.environ.setdefault("OMP_NUM_THREADS", str(launch.num_threads))
+    runner = _load_runner(launch)
+    size = size_pool(
+        runner.facts,
+        block_size=settings.block_size,
+        num_blocks=settings.num_blocks,
+        kv_memory_bytes=settings.kv_memory_bytes,
+        max_model_len=settings.max_model_len,
+    )
+    engine = StepEngine(
+        runner,
+        num_blocks=size.num_blocks,
+        block_size=settings.block_size,
+        max_num_sequences=settings.max_num_sequences,
+        max_step_tokens=max(settings.token_budget, settings.max_num_sequences),
+        max_model_len=size.max_model_len,
+        trace=trace,
+        clock=SystemClock(),
+    )
+    announce_progress("warming up")
+    runner.warm_up()
+    return engine
+
+
+_LONG_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+
+
+def _load_runner(launch: Launch) -> ModelRunner:
+    # Imported here: torch takes seconds, and health has to answer before that.
+    import torch
+
+    from pageframe.executor.model.loader import load_runner
+    from pageframe.executor.model.sim import SimCost
+
+    settings = launch.settings
+    torch.set_num_threads(launch.num_threads)
+    return load_runner(
+        str(launch.model_path),
+        runner=settings.runner.value,
+        device=settings.device,
+        dtype=_LONG_DTYPES.get(settings.dtype.value, settings.dtype.value),
+        kv_dtype=_LONG_DTYPES.get(settings.kv_dtype.value, settings.kv_dtype.value),
+        name=settings.model,
+        max_num_sequences=settings.max_num_sequences,
+        sim_cost=SimCost(step_ns=settings.sim_step_seconds * NANOSECONDS_PER_SECOND),
+        progress=announce_progress,
+    )

@@ -1,0 +1,184 @@
+"""The executor's gRPC face: one scheduler's stream at a time, plans in, results out."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import grpc
+import structlog
+
+from pageframe.core.errors import (
+    AbortedError,
+    PageframeError,
+    PreconditionError,
+    UnavailableError,
+)
+from pageframe.core.step import ReplicaFacts, StepResult
+from pageframe.executor.step_thread import Session, StepThread
+from pageframe.rpc.handlers import aborting
+from pageframe.v1 import executor_service_pb2 as pb
+from pageframe.v1 import executor_service_pb2_grpc
+from pageframe.wire.replica import pool_to_proto, replica_to_proto
+from pageframe.wire.step import plan_from_proto, refusal_to_proto, result_to_proto
+
+_log = structlog.get_logger(__name__)
+
+_RunContext = grpc.aio.ServicerContext[pb.RunRequest, pb.RunResponse]
+_Outbox = asyncio.Queue[pb.RunResponse]
+
+
+class ExecutorServicer(executor_service_pb2_grpc.ExecutorServiceServicer):
+    """Serves ``pageframe.v1.ExecutorService`` over one step thread."""
+
+    def __init__(self, steps: StepThread, *, pool_incarnation: int) -> None:
+        self._steps = steps
+        self._served: ReplicaFacts | None = None
+        self._pool_incarnation = pool_incarnation
+        self._connected: _Connection | None = None
+        self._epochs: dict[str, int] = {}
+
+    def open(self, facts: ReplicaFacts) -> None:
+        """Serve from now on; calls before this are refused with UNAVAILABLE."""
+        self._served = facts
+
+    @property
+    def _facts(self) -> ReplicaFacts:
+        if self._served is None:
+            raise UnavailableError("STARTING", "the model is being loaded; try again")
+        return self._served
+
+    async def Describe(  # noqa: N802 - the name is the contract's
+        self,
+        request: pb.DescribeRequest,
+        context: "grpc.aio.ServicerContext[pb.DescribeRequest, pb.DescribeResponse]",
+    ) -> pb.DescribeResponse:
+        """Tell what is served."""
+        async with aborting(context):
+            replica = replica_to_proto(self._facts)
+            pool = await self._steps.account()
+            return pb.DescribeResponse(replica=replica, pool=pool_to_proto(pool))
+        raise AssertionError("aborting raises")
+
+    async def Run(  # noqa: N802 - the name is the contract's
+        self, request_iterator: AsyncIterator[pb.RunRequest], context: _RunContext
+    ) -> AsyncIterator[pb.RunResponse]:
+        """Carry one scheduler's plans and their results."""
+        async with aborting(context):
+            requests = aiter(request_iterator)
+            connection = await self._connect(requests)
+            reader = asyncio.create_task(self._read(requests, connection))
+            try:
+                async for response in connection.responses():
+                    yield response
+            finally:
+                reader.cancel()
+                connection.session.close()
+                if self._connected is connection:
+                    self._connected = None
+
+    async def _connect(self, requests: AsyncIterator[pb.RunRequest]) -> "_Connection":
+        first = await anext(requests, None)
+        if first is None or first.WhichOneof("message") != "hello":
+            raise PreconditionError("HELLO_EXPECTED", "the first message must be a hello")
+        hello = first.hello
+        replica = replica_to_proto(self._facts)
+        self._check_epoch(hello)
+        replaced, self._connected = self._connected, _Connection(hello.scheduler_id)
+        connection = self._connected
+        self._epochs[hello.scheduler_id] = hello.epoch
+        if replaced is not None:
+            replaced.end(
+                AbortedError("TAKEN_OVER", "the same scheduler connected again with a higher epoch")
+            )
+        pool = await self._steps.take_over()
+        _log.info("scheduler_connected", scheduler=hello.scheduler_id, epoch=hello.epoch)
+        connection.outbox.put_nowait(
+            pb.RunResponse(
+                hello=pb.ExecutorHello(
+                    replica=replica,
+                    pool=pool_to_proto(pool),
+                    pool_incarnation=self._pool_incarnation,
+                )
+            )
+        )
+        return connection
+
+    def _check_epoch(self, hello: pb.SchedulerHello) -> None:
+        if not hello.scheduler_id:
+            raise PreconditionError("SCHEDULER_ID_MISSING", "a hello must name its scheduler")
+        connected = self._connected
+        if connected is not None and connected.scheduler_id != hello.scheduler_id:
+            raise PreconditionError(
+                "SCHEDULER_CONNECTED",
+                f"scheduler {connected.scheduler_id} is connected; an executor serves one",
+                connected=connected.scheduler_id,
+                refused=hello.scheduler_id,
+            )
+        seen = self._epochs.get(hello.scheduler_id, 0)
+        if hello.epoch <= seen:
+            raise PreconditionError(
+                "EPOCH_TOO_OLD",
+                f"epoch {hello.epoch} is not above {seen}, which this executor has seen",
+                epoch=hello.epoch,
+                epoch_seen=seen,
+            )
+
+    async def _read(
+        self, requests: AsyncIterator[pb.RunRequest], connection: "_Connection"
+    ) -> None:
+        try:
+            async for request in requests:
+                self._dispatch(request, connection)
+        except PageframeError as error:
+            connection.end(error)
+        else:
+            connection.end(None)
+
+    def _dispatch(self, request: pb.RunRequest, connection: "_Connection") -> None:
+        kind = request.WhichOneof("message")
+        if kind == "plan":
+            self._steps.post_plan(connection.session, plan_from_proto(request.plan))
+        elif kind == "cancel":
+            self._steps.post_cancel(connection.session, list(request.cancel.sequence_ids))
+        else:
+            raise PreconditionError(
+                "UNEXPECTED_MESSAGE", f"a {kind or 'message of no kind'} is not expected here"
+            )
+
+
+class _Connection:
+    """One stream: its session on the step thread, and what waits to be written."""
+
+    def __init__(self, scheduler_id: str) -> None:
+        self.scheduler_id = scheduler_id
+        self.outbox: _Outbox = asyncio.Queue()
+        self.session = Session(self._deliver)
+        self._loop = asyncio.get_running_loop()
+        self._end: PageframeError | None = None
+
+    def end(self, error: PageframeError | None) -> None:
+        """Close the stream, with an error or without."""
+        self.session.close()
+        self._end = error
+        self.outbox.put_nowait(_END)
+
+    async def responses(self) -> AsyncIterator[pb.RunResponse]:
+        """What comes until the end; raises the error the stream ended with."""
+        while (response := await self.outbox.get()) is not _END:
+            yield response
+        if self._end is not None:
+            raise self._end
+
+    def _deliver(self, result: StepResult, last_applied_step: int) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._enqueue, result, last_applied_step)
+
+    def _enqueue(self, result: StepResult, last_applied_step: int) -> None:
+        # Encoded here and not on the step thread: there it would delay the next step.
+        if result.refusal:
+            response = pb.RunResponse(refusal=refusal_to_proto(result, last_applied_step))
+        else:
+            response = pb.RunResponse(result=result_to_proto(result))
+        self.outbox.put_nowait(response)
+
+
+_END = pb.RunResponse()

@@ -1,0 +1,202 @@
+"""The one thread that owns the engine: commands in, results out.
+
+The event loop's thread only receives and sends. Everything that touches KV memory or tensors
+happens here, in the order in which commands were posted, cancels first: they must not wait behind
+plans that are already here, only behind the step that runs.
+"""
+
+import asyncio
+import collections
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+import structlog
+
+from pageframe.core.step import PoolAccount, StepPlan, StepResult
+
+_log = structlog.get_logger(__name__)
+
+
+class Engine(Protocol):
+    """The part of ``engine.StepEngine`` that this thread drives."""
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no sequence is known."""
+        ...
+
+    @property
+    def last_applied_step(self) -> int:
+        """Number of the last step that was applied in this epoch; 0 before the first."""
+        ...
+
+    def step(self, plan: StepPlan) -> StepResult:
+        """Apply a plan and compute its step."""
+        ...
+
+    def cancel(self, sequence_ids: list[int]) -> StepResult:
+        """End sequences between steps."""
+        ...
+
+    def reset(self) -> None:
+        """Forget all sequences; their blocks pass the fence."""
+        ...
+
+    def account(self) -> PoolAccount:
+        """Count blocks by state."""
+        ...
+
+    def check_integrity(self) -> Sequence[object]:
+        """Recompute the pool from nothing and return what is wrong."""
+        ...
+
+
+@dataclass(eq=False, slots=True)
+class Session:
+    """One scheduler's stream. Results of a closed session go nowhere; its plans are dropped.
+
+    ``deliver`` is called on the step thread with each result and the last applied step.
+    """
+
+    deliver: Callable[[StepResult, int], None]
+    is_open: bool = True
+    cancels: collections.deque[int] = field(default_factory=collections.deque)
+
+    def close(self) -> None:
+        """Stop: plans that wait are dropped, results are not delivered."""
+        self.is_open = False
+
+
+_Command = Callable[[], None]
+_Result = TypeVar("_Result")
+
+
+class StepThread:
+    """Runs an engine on its own thread. All methods but ``run`` are called on the event loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._inbox: queue.SimpleQueue[_Command | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="step", daemon=True)
+        self._ended: asyncio.Future[None] = loop.create_future()
+        self._engine: Engine
+        self._is_unchecked = False
+
+    async def start(self, build: Callable[[], Engine]) -> None:
+        """Start the thread and build the engine on it.
+
+        Built there and nowhere else: a thread that once ran a parallel region keeps its own team
+        of workers, and a second team would compete with the first for the same cores.
+
+        Raises:
+            Exception: whatever ``build`` raises.
+        """
+
+        def set_engine() -> None:
+            self._engine = build()
+
+        self._thread.start()
+        await self.call(set_engine)
+
+    def post_plan(self, session: Session, plan: StepPlan) -> None:
+        """Queue a plan; its result goes to ``session.deliver``."""
+        self._inbox.put(lambda: self._step(session, plan))
+
+    def post_cancel(self, session: Session, sequence_ids: list[int]) -> None:
+        """End sequences before the next plan, or at once when at rest."""
+        session.cancels.extend(sequence_ids)
+        self._inbox.put(lambda: self._cancel(session))
+
+    async def take_over(self) -> PoolAccount:
+        """Forget all sequences once the running step is done; returns the pool after it."""
+
+        def reset() -> PoolAccount:
+            self._engine.reset()
+            return self._engine.account()
+
+        return await self.call(reset)
+
+    async def account(self) -> PoolAccount:
+        """Count blocks by state, between steps."""
+        return await self.call(self._engine.account)
+
+    async def call(self, function: Callable[[], _Result]) -> _Result:
+        """Run ``function`` on the step thread, between steps, and return what it returns."""
+        future: asyncio.Future[_Result] = self._loop.create_future()
+
+        def command() -> None:
+            try:
+                result = function()
+            except Exception as error:
+                self._post(_fail, future, error)
+            else:
+                self._post(_succeed, future, result)
+
+        self._inbox.put(command)
+        return await future
+
+    async def wait_ended(self) -> None:
+        """Wait until the thread ends; raises what ended it."""
+        await asyncio.shield(self._ended)
+
+    async def stop(self) -> None:
+        """End the thread after the commands posted so far."""
+        if self._thread.is_alive():
+            self._inbox.put(None)
+            await asyncio.to_thread(self._thread.join)
+
+    def _run(self) -> None:
+        try:
+            while (command := self._next_command()) is not None:
+                command()
+        except BaseException as error:
+            _log.exception("step_thread_failed")
+            self._post(_fail, self._ended, error)
+        else:
+            self._post(_succeed, self._ended, None)
+
+    def _next_command(self) -> _Command | None:
+        try:
+            return self._inbox.get_nowait()
+        except queue.Empty:
+            self._check_at_rest()
+            return self._inbox.get()
+
+    def _check_at_rest(self) -> None:
+        """Law 7: prove conservation whenever work has come to rest, once for each rest."""
+        if self._is_unchecked and self._engine.is_idle:
+            self._is_unchecked = False
+            for violation in self._engine.check_integrity():
+                _log.error("integrity_violation", violation=str(violation))
+
+    def _step(self, session: Session, plan: StepPlan) -> None:
+        if not session.is_open:
+            return
+        self._cancel(session)
+        result = self._engine.step(plan)
+        self._is_unchecked = True
+        session.deliver(result, self._engine.last_applied_step)
+
+    def _cancel(self, session: Session) -> None:
+        sequence_ids = list(session.cancels)
+        session.cancels.clear()
+        if sequence_ids and session.is_open:
+            result = self._engine.cancel(sequence_ids)
+            session.deliver(result, self._engine.last_applied_step)
+
+    def _post(self, function: Callable[..., None], *arguments: object) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(function, *arguments)
+
+
+def _fail(future: "asyncio.Future[Any]", error: BaseException) -> None:
+    if not future.done():
+        future.set_exception(error)
+
+
+def _succeed(future: "asyncio.Future[Any]", result: object) -> None:
+    if not future.done():
+        future.set_result(result)

@@ -1,0 +1,134 @@
+"""Between the public protobuf messages and the gateway's own types; protobuf stops here."""
+
+from google.protobuf.message import Message
+
+from pageframe.core.errors import InvalidRequestError
+from pageframe.core.limits import LIMITS
+from pageframe.core.request import Delivery
+from pageframe.core.step import ReplicaFacts
+from pageframe.gateway.chat import ChatMessage
+from pageframe.gateway.output import Header, Output, OutputDelta, SampleEnd
+from pageframe.gateway.request import GenerateInput
+from pageframe.v1 import gateway_service_pb2 as pb
+from pageframe.v1 import sequence_pb2
+from pageframe.wire.request import account_to_proto
+from pageframe.wire.sampling import logprobs_list_to_proto, sampling_from_proto
+
+
+def check_size(message: Message) -> None:
+    """Refuse a message that is larger than a request may be.
+
+    Raises:
+        InvalidRequestError: reason REQUEST_TOO_LARGE.
+    """
+    num_bytes = message.ByteSize()
+    if num_bytes > LIMITS.request_bytes_max:
+        raise InvalidRequestError(
+            "REQUEST_TOO_LARGE",
+            f"the request has {num_bytes} bytes; at most {LIMITS.request_bytes_max} are allowed",
+            num_bytes=num_bytes,
+            num_bytes_max=LIMITS.request_bytes_max,
+        )
+
+
+def input_from_proto(
+    message: pb.GenerateRequest, *, tenant: str, deadline_ns: int
+) -> GenerateInput:
+    """Decode a request; ranges are checked afterwards, by ``validation``.
+
+    Raises:
+        InvalidRequestError: UNKNOWN_DELIVERY for a value that is not in the contract.
+    """
+    kind = message.WhichOneof("input")
+    sampling = message.sampling
+    return GenerateInput(
+        model=message.model,
+        text=message.text if kind == "text" else None,
+        messages=chat_from_proto(message.chat) if kind == "chat" else None,
+        token_ids=list(message.token_ids.ids) if kind == "token_ids" else None,
+        sampling=sampling_from_proto(sampling, seed=0, max_tokens=1),
+        seed=sampling.seed if sampling.HasField("seed") else None,
+        max_tokens=sampling.max_tokens if sampling.HasField("max_tokens") else None,
+        num_samples=message.num_samples if message.HasField("num_samples") else 1,
+        stop=tuple(message.stop),
+        include_stop=message.include_stop,
+        delivery=_delivery_from_proto(message.delivery),
+        request_id=message.request_id,
+        resume_token_ids=list(message.resume_token_ids),
+        session_id=message.session_id,
+        prefix_handle=message.prefix_handle,
+        priority=message.priority,
+        skip_special_tokens=not message.keep_special_tokens,
+        deadline_ns=deadline_ns,
+        tenant=tenant,
+    )
+
+
+def chat_from_proto(message: pb.Chat) -> list[ChatMessage]:
+    """Decode a chat."""
+    return [ChatMessage(entry.role, entry.content) for entry in message.messages]
+
+
+def output_to_proto(output: Output) -> pb.GenerateResponse:
+    """Encode one output."""
+    match output:
+        case OutputDelta():
+            return pb.GenerateResponse(delta=_delta_to_proto(output))
+        case Header():
+            return pb.GenerateResponse(header=_header_to_proto(output))
+        case SampleEnd():
+            return pb.GenerateResponse(completion=_end_to_proto(output))
+
+
+def model_to_proto(facts: ReplicaFacts) -> pb.Model:
+    """Encode what is served."""
+    return pb.Model(
+        name=facts.model,
+        max_model_len=facts.max_model_len,
+        vocab_size=facts.vocab_size,
+        block_size=facts.block_size,
+        num_blocks=facts.num_blocks,
+        eos_token_ids=facts.eos_token_ids,
+        dtype=facts.dtype,
+        kv_dtype=facts.kv_dtype,
+    )
+
+
+def _delivery_from_proto(value: int) -> Delivery:
+    if value == sequence_pb2.DELIVERY_UNSPECIFIED:
+        return Delivery.EVERY_TOKEN
+    try:
+        return Delivery(value)
+    except ValueError:
+        raise InvalidRequestError(
+            "UNKNOWN_DELIVERY", f"delivery {value} is not in the contract", delivery=value
+        ) from None
+
+
+def _header_to_proto(header: Header) -> pb.GenerateHeader:
+    return pb.GenerateHeader(
+        request_id=header.request_id,
+        seed=header.seed,
+        trace_id=header.trace_id,
+        num_prompt_tokens=header.num_prompt_tokens,
+        model=header.model,
+    )
+
+
+def _delta_to_proto(delta: OutputDelta) -> pb.OutputDelta:
+    return pb.OutputDelta(
+        sample_index=delta.sample_index,
+        text=delta.text,
+        token_ids=delta.token_ids,
+        logprobs=logprobs_list_to_proto(delta.logprobs),
+        prompt_logprobs=logprobs_list_to_proto(delta.prompt_logprobs),
+    )
+
+
+def _end_to_proto(end: SampleEnd) -> pb.Completion:
+    return pb.Completion(
+        sample_index=end.sample_index,
+        finish_reason=sequence_pb2.FinishReason.ValueType(end.finish_reason),
+        stop=end.stop,
+        account=account_to_proto(end.completion),
+    )

@@ -1,0 +1,273 @@
+"""The life of a request at the gateway, whatever door it came through.
+
+    check ─▶ tokenise ─▶ submit ─▶ header ─▶ (mailbox ─▶ detokenise ─▶ delta)* ─▶ ends
+
+Nothing here outlives the caller's stream: when the consumer of ``generate`` goes away, in whatever
+state, the request is taken back from the scheduler at once.
+"""
+
+import asyncio
+import contextlib
+import uuid
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from typing import Protocol
+
+from pageframe.core.clock import Clock
+from pageframe.core.errors import (
+    AlreadyExistsError,
+    CancelledError,
+    InvalidRequestError,
+    NotFoundError,
+    ResourceExhaustedError,
+    UnavailableError,
+)
+from pageframe.core.limits import LIMITS
+from pageframe.core.request import Delivery, Submission
+from pageframe.core.sampling import SamplingParams
+from pageframe.core.step import ReplicaFacts
+from pageframe.core.trace import TraceSink
+from pageframe.gateway.auth import Authenticator
+from pageframe.gateway.chat import ChatMessage
+from pageframe.gateway.codec_store import CodecStore
+from pageframe.gateway.mailbox import Mailbox
+from pageframe.gateway.output import Output
+from pageframe.gateway.prompt import encode_prompt
+from pageframe.gateway.request import GenerateInput
+from pageframe.gateway.running import RunningRequest
+from pageframe.gateway.tokenizer import TextCodec
+from pageframe.gateway.tracing import GenerateTrace
+from pageframe.gateway.validation import (
+    check_input,
+    check_model,
+    check_token_ids,
+    resolve_sampling,
+)
+from pageframe.telemetry.context import TraceContext, span_id_to_bytes
+
+# With stop strings no more tokens than this are computed in vain behind one (see DELIVERY_FINAL).
+_NUM_TOKENS_PER_EVENT = 8
+
+
+class Link(Protocol):
+    """What is needed of the stream to the scheduler."""
+
+    @property
+    def facts(self) -> ReplicaFacts:
+        """What the replica serves; raises UnavailableError before it is known."""
+        ...
+
+    def submit(self, submission: Submission, mailbox: Mailbox) -> int:
+        """Send a request; returns its handle."""
+        ...
+
+    def cancel(self, handle: int, sample_index: int | None = None) -> None:
+        """Take back a request or one of its samples; nothing happens if it has ended."""
+        ...
+
+
+class GenerationService:
+    """All that the gateway does, free of gRPC.
+
+    Args:
+        link: To the scheduler.
+        codecs: Tokenisers.
+        authenticator: For salts.
+        clock: Source of time.
+        sink: Takes spans.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        codecs: CodecStore,
+        authenticator: Authenticator,
+        clock: Clock,
+        sink: TraceSink,
+    ) -> None:
+        self._link = link
+        self._codecs = codecs
+        self._authenticator = authenticator
+        self._clock = clock
+        self._sink = sink
+        self._living: dict[tuple[str, str], Mailbox] = {}
+        self._idle = asyncio.Event()
+        self._is_draining = False
+
+    @property
+    def facts(self) -> ReplicaFacts:
+        """What the replica serves; raises UnavailableError before it is known."""
+        return self._link.facts
+
+    async def generate(
+        self, request: GenerateInput, parent: TraceContext | None = None
+    ) -> AsyncGenerator[Output, None]:
+        """Run one request; yields a header, deltas, and an end for each sample.
+
+        Close the iterator (``contextlib.aclosing``) to take the request back. Tokens that arrive
+        while the consumer is busy are merged into the next delta.
+
+        Raises:
+            PageframeError: refused, failed, cancelled or too late.
+        """
+        trace = GenerateTrace(self._sink, self._clock, parent)
+        running = RunningRequest(request, request.request_id or uuid.uuid4().hex, trace)
+        error: BaseException | None = None
+        try:
+            with self._registered(running):
+                async with contextlib.aclosing(self._run(running)) as outputs:
+                    async for output in outputs:
+                        yield output
+        except BaseException as caught:
+            error = caught
+            raise
+        finally:
+            running.end(error)
+
+    def cancel(self, tenant: str, request_id: str) -> None:
+        """End a living request with CANCELLED.
+
+        Raises:
+            NotFoundError: reason UNKNOWN_REQUEST; no such request of this tenant lives here.
+        """
+        mailbox = self._living.get((tenant, request_id))
+        if mailbox is None:
+            raise NotFoundError(
+                "UNKNOWN_REQUEST",
+                f"no request {request_id[:200]!r} of tenant {tenant!r} lives at this gateway",
+            )
+        mailbox.fail(CancelledError("CANCELLED", "the request was cancelled by its tenant"))
+
+    async def tokenize(
+        self, model: str, text: str | None, messages: Sequence[ChatMessage] | None
+    ) -> list[int]:
+        """Token ids of a text or a chat, as ``generate`` would make them.
+
+        Raises:
+            PageframeError: as ``generate`` would.
+        """
+        facts = self._link.facts
+        check_model(model, facts)
+        if (text is None) == (messages is None):
+            raise InvalidRequestError("EMPTY_PROMPT", "give text or a chat", num_inputs=0)
+        codec = await self._codecs.get(facts)
+        return await encode_prompt(codec, text, messages, facts)
+
+    async def detokenize(
+        self, model: str, token_ids: Sequence[int], *, skip_special_tokens: bool
+    ) -> str:
+        """The text of token ids.
+
+        Raises:
+            PageframeError: unknown model, or a token id out of range.
+        """
+        facts = self._link.facts
+        check_model(model, facts)
+        check_token_ids("token_ids", token_ids, facts.vocab_size)
+        codec = await self._codecs.get(facts)
+        return codec.decode(token_ids, skip_special_tokens=skip_special_tokens)
+
+    async def load(self) -> None:
+        """Load the tokeniser ahead of the first request.
+
+        Raises:
+            PreconditionError: the model's folder holds no usable tokeniser.
+        """
+        await self._codecs.find(self._link.facts)
+
+    async def drain(self) -> None:
+        """Refuse new requests from now on; return when the last one has ended."""
+        self._is_draining = True
+        while self._living:
+            self._idle.clear()
+            await self._idle.wait()
+
+    @contextlib.contextmanager
+    def _registered(self, running: RunningRequest) -> Iterator[None]:
+        """Keep the request's name among the living while the block runs."""
+        if self._is_draining:
+            raise UnavailableError("DRAINING", "this gateway is shutting down; try another one")
+        if len(self._living) >= LIMITS.num_requests_per_gateway_max:
+            raise ResourceExhaustedError(
+                "TOO_MANY_REQUESTS",
+                f"{len(self._living)} requests live at this gateway; that is all it takes",
+                num_requests=len(self._living),
+                num_requests_max=LIMITS.num_requests_per_gateway_max,
+            )
+        key = (running.request.tenant, running.request_id)
+        if key in self._living:
+            raise AlreadyExistsError(
+                "REQUEST_EXISTS", f"a request {running.request_id[:200]!r} is living"
+            )
+        self._living[key] = running.mailbox
+        try:
+            yield
+        finally:
+            del self._living[key]
+            if not self._living:
+                self._idle.set()
+
+    async def _run(self, running: RunningRequest) -> AsyncGenerator[Output, None]:
+        request, facts = running.request, self._link.facts
+        check_input(request, facts, self._clock.now_ns())
+        codec = await self._codecs.find(facts)
+        with running.trace.tokenizing():
+            prompt_token_ids = await self._prompt(request, codec, facts)
+        sampling = resolve_sampling(request, len(prompt_token_ids), facts)
+        running.begin(prompt_token_ids, sampling, codec, facts.model)
+        submission = self._submission(running, prompt_token_ids, sampling)
+        outputs = running.resume(facts)
+        yield running.header(sampling, facts.model)
+        if running.assembler.is_done:
+            for output in outputs:
+                yield output
+            return
+        handle = self._link.submit(submission, running.mailbox)
+        try:
+            while not running.assembler.is_done:
+                outputs, stopped = running.assembler.accept(
+                    await running.mailbox.take(), running.mailbox.prompt_logprobs
+                )
+                for sample_index in stopped:
+                    self._link.cancel(handle, sample_index)
+                for output in outputs:
+                    yield output
+        finally:
+            self._link.cancel(handle)
+
+    async def _prompt(
+        self, request: GenerateInput, codec: TextCodec | None, facts: ReplicaFacts
+    ) -> list[int]:
+        if request.token_ids is not None:
+            return list(request.token_ids)
+        return await encode_prompt(
+            codec or await self._codecs.get(facts), request.text, request.messages, facts
+        )
+
+    def _submission(
+        self, running: RunningRequest, prompt_token_ids: list[int], sampling: SamplingParams
+    ) -> Submission:
+        request, trace = running.request, running.trace
+        delivery = request.delivery
+        if delivery is Delivery.FINAL and request.stop:
+            # Somebody has to look for the stop strings while tokens are made.
+            delivery = Delivery.COALESCED
+        resumed = list(request.resume_token_ids)
+        return Submission(
+            handle=0,
+            request_id=running.request_id,
+            prompt_token_ids=prompt_token_ids,
+            sampling=sampling,
+            resume_token_ids=[resumed] if resumed else [],
+            num_samples=request.num_samples,
+            delivery=delivery,
+            num_tokens_per_event_max=(
+                _NUM_TOKENS_PER_EVENT if delivery is Delivery.COALESCED else 1
+            ),
+            deadline_ns=request.deadline_ns,
+            priority=request.priority,
+            tenant=request.tenant,
+            cache_salt=self._authenticator.cache_salt(request.tenant),
+            trace_id=trace.trace_id,
+            span_id=span_id_to_bytes(trace.span_id) if trace.trace_id else b"",
+            arrival_ns=trace.start_ns,
+        )

@@ -1,0 +1,85 @@
+"""Where a request's tokens wait while its writer is busy with the ones before.
+
+The scheduler's events arrive for many requests in one message, far more often than one Python
+process can write to that many callers. So an event only appends to lists and wakes the writer once;
+the writer takes everything that has gathered. A slow caller gets larger pieces, not a longer queue.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from pageframe.core.errors import PageframeError
+from pageframe.core.request import Completion
+from pageframe.core.step import TokenLogprobs
+
+
+@dataclass(slots=True)
+class Pending:
+    """What has gathered for one sample since it was last taken.
+
+    ``logprobs`` is parallel to ``token_ids``, or empty where not asked for.
+    """
+
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    completion: Completion | None = None
+
+
+class Mailbox:
+    """Tokens and completions of one request. For one reader, on one event loop."""
+
+    def __init__(self) -> None:
+        self.prompt_logprobs: list[TokenLogprobs] = []
+        self._pending: dict[int, Pending] = {}
+        self._error: PageframeError | None = None
+        self._wake = asyncio.Event()
+
+    @property
+    def error(self) -> PageframeError | None:
+        """Why the whole request ended, if it did."""
+        return self._error
+
+    def put_tokens(
+        self, sample_index: int, token_ids: Sequence[int], logprobs: Sequence[TokenLogprobs] = ()
+    ) -> None:
+        """Add tokens of one sample."""
+        pending = self._of(sample_index)
+        pending.token_ids += token_ids
+        pending.logprobs += logprobs
+        self._wake.set()
+
+    def put_prompt_logprobs(self, logprobs: list[TokenLogprobs]) -> None:
+        """Add figures of the prompt; they go out with the next tokens of sample 0."""
+        self.prompt_logprobs = logprobs
+
+    def put_completion(self, completion: Completion) -> None:
+        """End one sample, behind its tokens."""
+        self._of(completion.sample_index).completion = completion
+        self._wake.set()
+
+    def fail(self, error: PageframeError) -> None:
+        """End the whole request; the first error stays. Tokens that wait are dropped."""
+        if self._error is None:
+            self._error = error
+        self._wake.set()
+
+    async def take(self) -> dict[int, Pending]:
+        """Wait until there is something; take all of it, by sample index.
+
+        Raises:
+            PageframeError: the request has failed.
+        """
+        while not self._pending and self._error is None:
+            self._wake.clear()
+            await self._wake.wait()
+        if self._error is not None:
+            raise self._error
+        pending, self._pending = self._pending, {}
+        return pending
+
+    def _of(self, sample_index: int) -> Pending:
+        pending = self._pending.get(sample_index)
+        if pending is None:
+            pending = self._pending[sample_index] = Pending()
+        return pending

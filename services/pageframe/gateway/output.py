@@ -1,0 +1,64 @@
+"""What the gateway tells a caller, free of any wire: a header, deltas, one end for each sample."""
+
+from dataclasses import dataclass, field
+
+from pageframe.core.request import Completion
+from pageframe.core.step import FinishReason, TokenLogprobs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Header:
+    """Comes first; tells what is needed to refer to the generation or to resume it.
+
+    Attributes:
+        request_id: Its name, given or made.
+        seed: First word of the random key, given or picked.
+        trace_id: 32 hexadecimal digits; empty when not traced.
+        num_prompt_tokens: Tokens of the prompt.
+        model: Name of the model.
+    """
+
+    request_id: str
+    seed: int
+    trace_id: str
+    num_prompt_tokens: int
+    model: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputDelta:
+    """New output of one sample.
+
+    Attributes:
+        sample_index: Which sample.
+        text: New text; may be empty while a character or a stop string is incomplete.
+        token_ids: New tokens.
+        logprobs: One for each token, where asked for.
+        prompt_logprobs: With the first delta of sample 0, where asked for.
+    """
+
+    sample_index: int
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleEnd:
+    """The end of one sample.
+
+    Attributes:
+        sample_index: Which sample.
+        finish_reason: STOP or LENGTH; any other end is an error of the whole request.
+        stop: The stop string that ended it, or empty.
+        completion: What it cost.
+    """
+
+    sample_index: int
+    finish_reason: FinishReason
+    stop: str = ""
+    completion: Completion
+
+
+Output = Header | OutputDelta | SampleEnd

@@ -1,0 +1,112 @@
+"""One request between its arrival at the gateway and its end."""
+
+from pageframe.core.request import Completion
+from pageframe.core.sampling import SamplingParams
+from pageframe.core.step import FinishReason, ReplicaFacts
+from pageframe.gateway.assembler import OutputAssembler
+from pageframe.gateway.detokenizer import SilentDetokenizer
+from pageframe.gateway.mailbox import Mailbox, Pending
+from pageframe.gateway.output import Header, Output
+from pageframe.gateway.request import GenerateInput
+from pageframe.gateway.sample_stream import SampleStream
+from pageframe.gateway.stop_strings import StopAutomaton
+from pageframe.gateway.tokenizer import TextCodec
+from pageframe.gateway.tracing import GenerateTrace
+
+
+class RunningRequest:
+    """Everything that belongs to one request, and nothing that outlives it.
+
+    Attributes:
+        request: As asked for.
+        request_id: Its name, given or made.
+        trace: Its ``generate`` span.
+        mailbox: Where its tokens arrive.
+        assembler: Makes outputs of them; empty before ``begin``.
+    """
+
+    def __init__(self, request: GenerateInput, request_id: str, trace: GenerateTrace) -> None:
+        self.request = request
+        self.request_id = request_id
+        self.trace = trace
+        self.mailbox = Mailbox()
+        self.assembler = OutputAssembler((), request.delivery)
+        self._streams: list[SampleStream] = []
+        self._sampling = request.sampling
+        self._num_prompt_tokens = 0
+
+    def begin(
+        self,
+        prompt_token_ids: list[int],
+        sampling: SamplingParams,
+        codec: TextCodec | None,
+        model: str,
+    ) -> None:
+        """Prepare the outputs, once the prompt is tokenised and nothing is left open."""
+        request = self.request
+        self._num_prompt_tokens = len(prompt_token_ids)
+        self._sampling = sampling
+        automaton = StopAutomaton(request.stop)
+        self._streams = [
+            SampleStream(
+                SilentDetokenizer()
+                if codec is None
+                else codec.detokenizer(skip_special_tokens=request.skip_special_tokens),
+                automaton,
+                include_stop=request.include_stop,
+                min_tokens=sampling.min_tokens,
+            )
+            for _ in range(request.num_samples)
+        ]
+        self.assembler = OutputAssembler(self._streams, request.delivery)
+        self.trace.describe(request, self.request_id, sampling, model)
+
+    def resume(self, facts: ReplicaFacts) -> list[Output]:
+        """Bring sample 0 to where the caller is; the outputs, if it had ended there already."""
+        token_ids = list(self.request.resume_token_ids)
+        if not token_ids:
+            return []
+        self._streams[0].feed(token_ids)
+        reason = self._end_behind(token_ids, facts)
+        if reason is FinishReason.NONE:
+            return []
+        completion = Completion(
+            handle=0,
+            sample_index=0,
+            finish_reason=reason,
+            num_prompt_tokens=self._num_prompt_tokens,
+        )
+        outputs, _ = self.assembler.accept({0: Pending(completion=completion)}, [])
+        return outputs
+
+    def header(self, sampling: SamplingParams, model: str) -> Header:
+        """What the caller is told first."""
+        return Header(
+            request_id=self.request_id,
+            seed=sampling.seed,
+            trace_id=self.trace.trace_id.hex(),
+            num_prompt_tokens=self._num_prompt_tokens,
+            model=model,
+        )
+
+    def end(self, error: BaseException | None) -> None:
+        """Record how it ended; ``error`` is None when it ended well."""
+        ends = [self.assembler.ends[index] for index in sorted(self.assembler.ends)]
+        if self.assembler.is_done and self._streams:
+            # The consumer stopped asking behind the last output: nothing went wrong.
+            error = None
+        self.trace.end(self._num_prompt_tokens, ends, error)
+
+    def _end_behind(self, token_ids: list[int], facts: ReplicaFacts) -> FinishReason:
+        """Why an output of these tokens is complete; NONE if it goes on."""
+        if self._streams[0].is_stopped:
+            return FinishReason.STOP
+        sampling = self._sampling
+        ends = set(sampling.stop_token_ids)
+        if not sampling.ignore_eos:
+            ends |= set(facts.eos_token_ids)
+        if token_ids[-1] in ends and len(token_ids) > sampling.min_tokens:
+            return FinishReason.STOP
+        if len(token_ids) >= sampling.max_tokens:
+            return FinishReason.LENGTH
+        return FinishReason.NONE

@@ -1,0 +1,105 @@
+"""The gateway process: connect to the scheduler, serve callers."""
+
+import asyncio
+import socket
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError, Message
+from google.protobuf.message_factory import GetMessageClass
+
+from pageframe.config.launch import Launch
+from pageframe.core.clock import SystemClock
+from pageframe.gateway.auth import Authenticator
+from pageframe.gateway.client import SchedulerLink
+from pageframe.gateway.codec_store import CodecStore
+from pageframe.gateway.generation import GenerationService
+from pageframe.gateway.servicer import GatewayServicer, Malformed
+from pageframe.rpc.lifecycle import Service, serve
+from pageframe.telemetry.sink import RingTraceSink
+from pageframe.telemetry.spans import SERVICE_GATEWAY
+from pageframe.v1 import gateway_service_pb2
+
+SERVICE_NAMES = ("pageframe.v1.GatewayService",)
+
+
+async def serve_gateway(launch: Launch) -> None:
+    """Serve until told to stop."""
+    settings = launch.settings
+    clock = SystemClock()
+    sink = RingTraceSink.create(launch.ring_path("gateway"), SERVICE_GATEWAY, settings.trace)
+    link = SchedulerLink(launch.scheduler_address, gateway_id=_gateway_id())
+    authenticator = Authenticator({})
+    service = GenerationService(link, CodecStore(), authenticator, clock, sink)
+    servicer = GatewayServicer(service, authenticator, clock)
+    linked: list[asyncio.Task[None]] = []
+
+    async def start() -> None:
+        linked.append(asyncio.create_task(link.run()))
+        await link.wait_ready()
+        await service.load()
+
+    async def wait_ended() -> None:
+        await asyncio.gather(*linked)
+
+    async def close() -> None:
+        for task in linked:
+            task.cancel()
+        await asyncio.gather(*linked, return_exceptions=True)
+        sink.close()
+
+    await serve(
+        Service(
+            name=SERVICE_GATEWAY,
+            address=settings.grpc,
+            service_names=SERVICE_NAMES,
+            register=lambda server: register(servicer, server),
+            start=start,
+            drain=service.drain,
+            close=close,
+            drain_timeout_s=settings.drain_timeout_seconds,
+            background=[wait_ended],
+        )
+    )
+
+
+def register(servicer: GatewayServicer, server: grpc.aio.Server) -> None:
+    """Add the servicer's methods to a server.
+
+    Unlike the generated function, bytes that cannot be parsed reach the servicer, as ``Malformed``;
+    gRPC would answer them with a status that has neither a reason nor a sensible code.
+    """
+    service = gateway_service_pb2.DESCRIPTOR.services_by_name["GatewayService"]
+    handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+    for method in service.methods:
+        make_handler = (
+            grpc.unary_stream_rpc_method_handler
+            if method.server_streaming
+            else grpc.unary_unary_rpc_method_handler
+        )
+        handlers[method.name] = make_handler(
+            getattr(servicer, method.name),
+            request_deserializer=_tolerant(GetMessageClass(method.input_type)),
+            response_serializer=GetMessageClass(method.output_type).SerializeToString,
+        )
+    server.add_generic_rpc_handlers(
+        (grpc.method_handlers_generic_handler(service.full_name, handlers),)
+    )
+
+
+def _tolerant(message_class: type[Message]) -> Callable[[bytes], Message | Malformed]:
+    def parse(data: bytes) -> Message | Malformed:
+        try:
+            return message_class.FromString(data)
+        except DecodeError:
+            return Malformed()
+
+    return parse
+
+
+def _gateway_id() -> str:
+    # Gateways are replicas of one another: a name of its own for every process, also after a
+    # restart, since what it served before ended with its streams.
+    return f"{socket.gethostname()}-{uuid.uuid4().hex[:12]}"

@@ -1,0 +1,157 @@
+"""The gateway's gRPC face."""
+
+import contextlib
+from typing import Any, TypeVar, cast
+
+import grpc
+
+from pageframe.core.clock import Clock
+from pageframe.core.errors import InvalidRequestError
+from pageframe.core.units import NANOSECONDS_PER_SECOND
+from pageframe.gateway.auth import Authenticator
+from pageframe.gateway.convert import (
+    chat_from_proto,
+    check_size,
+    input_from_proto,
+    model_to_proto,
+    output_to_proto,
+)
+from pageframe.gateway.generation import GenerationService
+from pageframe.gateway.validation import check_stops
+from pageframe.rpc.handlers import aborting
+from pageframe.telemetry.context import TraceContext, parse_traceparent
+from pageframe.v1 import gateway_service_pb2 as pb
+from pageframe.v1 import gateway_service_pb2_grpc
+
+_Context = grpc.aio.ServicerContext[Any, Any]
+_Message = TypeVar("_Message")
+
+# A later deadline than this is as good as none; it keeps nanoseconds within 64 bits.
+_DEADLINE_MAX_S = 366 * 24 * 3600
+
+
+class Malformed:
+    """Stands for a request whose bytes are no message of its type."""
+
+
+class GatewayServicer(gateway_service_pb2_grpc.GatewayServiceServicer):
+    """Serves ``pageframe.v1.GatewayService``.
+
+    Handlers get a ``Malformed`` where the caller's bytes could not be parsed, invalid UTF-8
+    included: so that answer, too, is a typed error.
+
+    Args:
+        service: Does the work.
+        authenticator: Tells tenants.
+        clock: Source of time.
+    """
+
+    def __init__(
+        self, service: GenerationService, authenticator: Authenticator, clock: Clock
+    ) -> None:
+        self._service = service
+        self._authenticator = authenticator
+        self._clock = clock
+
+    # Writes by itself, so that it is ended at once when the caller goes away: gRPC would leave an
+    # asynchronous generator, which the generated base class expects, to the garbage collector.
+    async def Generate(  # type: ignore[override]  # noqa: N802 - the name is the contract's
+        self, request: pb.GenerateRequest | Malformed, context: _Context
+    ) -> None:
+        """Stream one generation; a caller that goes away cancels it."""
+        async with aborting(context):
+            message = _well_formed(request)
+            check_stops(message.stop)
+            check_size(message)
+            generation = self._service.generate(
+                input_from_proto(
+                    message, tenant=self._tenant(context), deadline_ns=self._deadline_ns(context)
+                ),
+                _trace_context(context),
+            )
+            async with contextlib.aclosing(generation) as outputs:
+                async for output in outputs:
+                    await context.write(output_to_proto(output))
+
+    async def Cancel(  # noqa: N802 - the name is the contract's
+        self, request: pb.CancelRequest | Malformed, context: _Context
+    ) -> pb.CancelResponse:
+        """End a living request."""
+        async with aborting(context):
+            self._service.cancel(self._tenant(context), _well_formed(request).request_id)
+            return pb.CancelResponse()
+        raise AssertionError("aborting raises")
+
+    async def ListModels(  # noqa: N802 - the name is the contract's
+        self, request: pb.ListModelsRequest | Malformed, context: _Context
+    ) -> pb.ListModelsResponse:
+        """List what is served."""
+        async with aborting(context):
+            self._tenant(context)
+            _well_formed(request)
+            return pb.ListModelsResponse(models=[model_to_proto(self._service.facts)])
+        raise AssertionError("aborting raises")
+
+    async def Tokenize(  # noqa: N802 - the name is the contract's
+        self, request: pb.TokenizeRequest | Malformed, context: _Context
+    ) -> pb.TokenizeResponse:
+        """Turn text or a chat into token ids."""
+        async with aborting(context):
+            self._tenant(context)
+            message = _well_formed(request)
+            check_size(message)
+            kind = message.WhichOneof("input")
+            token_ids = await self._service.tokenize(
+                message.model,
+                message.text if kind == "text" else None,
+                chat_from_proto(message.chat) if kind == "chat" else None,
+            )
+            return pb.TokenizeResponse(token_ids=token_ids)
+        raise AssertionError("aborting raises")
+
+    async def Detokenize(  # noqa: N802 - the name is the contract's
+        self, request: pb.DetokenizeRequest | Malformed, context: _Context
+    ) -> pb.DetokenizeResponse:
+        """Turn token ids into text."""
+        async with aborting(context):
+            self._tenant(context)
+            message = _well_formed(request)
+            check_size(message)
+            text = await self._service.detokenize(
+                message.model,
+                list(message.token_ids),
+                skip_special_tokens=not message.keep_special_tokens,
+            )
+            return pb.DetokenizeResponse(text=text)
+        raise AssertionError("aborting raises")
+
+    def _tenant(self, context: _Context) -> str:
+        return self._authenticator.tenant(_metadata(context, "authorization"))
+
+    def _deadline_ns(self, context: _Context) -> int:
+        # None without a deadline, whatever the type says.
+        remaining_s = cast("float | None", context.time_remaining())
+        if remaining_s is None or remaining_s > _DEADLINE_MAX_S:
+            return 0
+        return self._clock.now_ns() + int(remaining_s * NANOSECONDS_PER_SECOND)
+
+
+def _trace_context(context: _Context) -> TraceContext | None:
+    header = _metadata(context, "traceparent")
+    return None if header is None else parse_traceparent(header)
+
+
+def _metadata(context: _Context, name: str) -> str | None:
+    for key, value in context.invocation_metadata() or ():
+        if key == name:
+            return value if isinstance(value, str) else value.decode("utf-8", "replace")
+    return None
+
+
+def _well_formed(message: _Message | Malformed) -> _Message:
+    if isinstance(message, Malformed):
+        raise InvalidRequestError(
+            "MALFORMED_MESSAGE",
+            "the request is no valid protobuf message of its type; is a text not UTF-8?",
+        )
+    return message

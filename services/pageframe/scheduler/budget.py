@@ -1,0 +1,147 @@
+"""How much may be planned: what a replica can carry at all, and what is left of one step."""
+
+from dataclasses import dataclass
+from typing import Self
+
+from pageframe.core.limits import LIMITS
+from pageframe.core.step import Announcement, Entries, ReplicaFacts, StepPlan
+from pageframe.core.units import ceil_div
+from pageframe.scheduler.flights import Chunk, Flight
+from pageframe.scheduler.sequence import Knowledge, Sequence
+
+_BYTES_PER_TOKEN_ID = 4
+_WATERMARK_DIVISOR = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capacity:
+    """Bounds of every plan, from the operator's wishes and what the executor can do.
+
+    Attributes:
+        token_budget: Most tokens that one step computes.
+        max_num_running: Most sequences that run at once. Decodes are never left out of a step,
+            so it is at most the token budget.
+        prefill_chunk_tokens: Most tokens of one sequence's prefill in a step.
+        block_size: Tokens per block.
+        num_blocks_watermark: Blocks that admissions leave free for those who run already.
+    """
+
+    token_budget: int
+    max_num_running: int
+    prefill_chunk_tokens: int
+    block_size: int
+    num_blocks_watermark: int
+
+    @classmethod
+    def of(
+        cls,
+        facts: ReplicaFacts,
+        *,
+        token_budget: int,
+        max_num_running: int,
+        prefill_chunk_tokens: int,
+    ) -> Self:
+        """Combine wishes with facts; ``prefill_chunk_tokens`` of 0 is no bound."""
+        tokens = min(token_budget, facts.max_step_tokens)
+        running = min(max_num_running, facts.max_num_sequences, tokens)
+        assert running > 0, f"token budget {tokens}, at most {running} running"
+        return cls(
+            token_budget=tokens,
+            max_num_running=running,
+            prefill_chunk_tokens=prefill_chunk_tokens or tokens,
+            block_size=facts.block_size,
+            num_blocks_watermark=ceil_div(facts.num_blocks, _WATERMARK_DIVISOR),
+        )
+
+    def num_blocks(self, num_tokens: int) -> int:
+        """Blocks that hold ``num_tokens`` tokens."""
+        return ceil_div(num_tokens, self.block_size)
+
+
+class Draft:
+    """A plan in the making, and what is left to give away in its step.
+
+    Attributes:
+        plan: What will be sent.
+        flight: What will be remembered.
+        num_tokens_left: Of the token budget.
+        num_blocks_left: Blocks that are promised to nobody, neither by plans in flight nor to
+            prefills that are not yet complete; may be negative.
+    """
+
+    __slots__ = (
+        "_capacity",
+        "_num_bytes_left",
+        "flight",
+        "num_blocks_left",
+        "num_tokens_left",
+        "plan",
+    )
+
+    def __init__(self, capacity: Capacity, flight: Flight, *, num_blocks_left: int) -> None:
+        self._capacity = capacity
+        self._num_bytes_left = LIMITS.announced_bytes_per_plan_max
+        self.flight = flight
+        self.plan = StepPlan(step=flight.step, builds_on=flight.builds_on)
+        self.num_tokens_left = capacity.token_budget - flight.num_decodes
+        self.num_blocks_left = num_blocks_left
+
+    @property
+    def has_news(self) -> bool:
+        """Whether the plan says anything at all."""
+        return bool(self.flight.chunks or self.flight.announced)
+
+    def ask(self, sequence: Sequence, entries: Entries) -> None:
+        """Ask for as many tokens of ``sequence`` as the budget allows; at least one is left.
+
+        0          num_planned                               num_tokens
+        [── planned ──)[── num_cached ──)[── num_tokens ──)[── later ──)
+                         only at the start  asked for now
+        """
+        num_planned = sequence.num_planned
+        num_cached = 0 if num_planned else sequence.num_cached_tokens
+        num_tokens = min(
+            sequence.num_uncomputed - num_cached,
+            self.num_tokens_left,
+            self._capacity.prefill_chunk_tokens,
+        )
+        assert num_tokens > 0, f"sequence {sequence.sequence_id}: {num_tokens} tokens to ask for"
+        num_blocks = self._capacity.num_blocks
+        num_planned_after = num_planned + num_cached + num_tokens
+        self.flight.num_blocks += num_blocks(num_planned_after) - num_blocks(num_planned)
+        self.num_tokens_left -= num_tokens
+        entries.add(sequence.sequence_id, sequence.generation, num_tokens)
+        chunk = Chunk(sequence, sequence.generation, num_tokens, num_cached)
+        chunk.take_off()
+        self.flight.chunks.append(chunk)
+        sequence.last_chunk_tick = self.flight.tick
+
+    def can_announce(self, sequence: Sequence) -> bool:
+        """Whether the message stays small; a huge prompt goes in a plan of its own."""
+        num_bytes = _BYTES_PER_TOKEN_ID * sequence.num_tokens
+        return num_bytes <= self._num_bytes_left or not self.flight.announced
+
+    def announce(self, sequence: Sequence) -> None:
+        """Tell the executor all about a sequence."""
+        submission = sequence.submission
+        self._num_bytes_left -= _BYTES_PER_TOKEN_ID * sequence.num_tokens
+        sequence.knowledge = Knowledge.SENT
+        self.flight.announced.append(sequence)
+        output = sequence.output.tolist()
+        self.plan.announce.append(
+            Announcement(
+                sequence_id=sequence.sequence_id,
+                generation=sequence.generation,
+                token_ids=submission.prompt_token_ids + output
+                if output
+                else submission.prompt_token_ids,
+                num_prompt_tokens=sequence.num_prompt_tokens,
+                sampling=submission.sampling,
+                sample_index=sequence.sample_index,
+                request_id=submission.request_id,
+                tenant=submission.tenant,
+                cache_salt=submission.cache_salt,
+                trace_id=submission.trace_id,
+                span_id=sequence.span_id.to_bytes(8, "big") if sequence.span_id else b"",
+            )
+        )

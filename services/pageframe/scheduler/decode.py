@@ -1,0 +1,80 @@
+"""The sequences that take one token in every step without being asked, counted in constant time.
+
+Time is counted in *ticks*: one for each step that is applied, none for a plan that is refused.
+While a sequence decodes, the position it computes minus the tick is constant: its *origin*. All
+that a plan needs to know of the decodes follows from counts by origin, so no plan and no result
+walks over them:
+
+    tick t computes position           origin + t
+    it needs a new block when          (origin + t) % block_size == 0
+    its decode span is cut after       (origin + t) % 128 == 127
+    it makes its last token in tick    last position - origin
+"""
+
+from collections.abc import Iterable
+
+from pageframe.core.limits import LIMITS
+from pageframe.scheduler.sequence import Sequence
+
+_CUT = LIMITS.num_tokens_per_decode_span_max
+
+
+class DecodeSet:
+    """Sequences that decode, or will once the plans in flight are applied."""
+
+    def __init__(self, block_size: int) -> None:
+        self._block_size = block_size
+        self._num_by_phase = [0] * block_size
+        self._wheel: list[dict[int, Sequence]] = [{} for _ in range(_CUT)]
+        self._num_ending: dict[int, int] = {}
+        self._num_sequences = 0
+
+    def __len__(self) -> int:
+        return self._num_sequences
+
+    def __contains__(self, sequence: Sequence) -> bool:
+        return sequence.decode_origin is not None
+
+    def join(self, sequence: Sequence, *, position: int, tick: int) -> None:
+        """From ``tick`` on, ``sequence`` computes one token each, the first at ``position``."""
+        origin = position - tick
+        if sequence.decode_origin == origin:
+            return
+        if sequence.decode_origin is not None:
+            self.leave(sequence)
+        sequence.decode_origin = origin
+        self._count(sequence, origin, 1)
+        self._wheel[origin % _CUT][sequence.sequence_id] = sequence
+
+    def leave(self, sequence: Sequence) -> None:
+        """Decode no longer; the sequence must be in the set."""
+        origin = sequence.decode_origin
+        assert origin is not None, f"sequence {sequence.sequence_id} does not decode"
+        sequence.decode_origin = None
+        self._count(sequence, origin, -1)
+        del self._wheel[origin % _CUT][sequence.sequence_id]
+
+    def num_at(self, tick: int, num_in_flight: int) -> int:
+        """How many take a token in ``tick``, less those whose last one is in flight before it."""
+        num_ending = 0
+        for tick_in_flight in range(tick - num_in_flight, tick):
+            num_ending += self._num_ending.get(tick_in_flight, 0)
+        return self._num_sequences - num_ending
+
+    def num_blocks_at(self, tick: int) -> int:
+        """How many need a new block in ``tick``, at most."""
+        return self._num_by_phase[-tick % self._block_size]
+
+    def cut_after(self, tick: int) -> Iterable[Sequence]:
+        """Those that computed the last position of a decode span in ``tick``."""
+        return self._wheel[(_CUT - 1 - tick) % _CUT].values()
+
+    def _count(self, sequence: Sequence, origin: int, change: int) -> None:
+        self._num_sequences += change
+        self._num_by_phase[origin % self._block_size] += change
+        last_tick = sequence.num_positions_max - 1 - origin
+        num_ending = self._num_ending.get(last_tick, 0) + change
+        if num_ending:
+            self._num_ending[last_tick] = num_ending
+        else:
+            del self._num_ending[last_tick]

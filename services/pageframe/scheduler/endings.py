@@ -1,0 +1,117 @@
+"""Takes leave of sequences: last tokens, completion, spans, and every book they stand in."""
+
+from dataclasses import replace
+
+from pageframe.core.errors import InternalError, PageframeError
+from pageframe.core.request import Completion
+from pageframe.core.step import FinishReason, SequenceAccount
+from pageframe.scheduler.queues import Deadlines
+from pageframe.scheduler.request import deadline_passed
+from pageframe.scheduler.roster import Roster
+from pageframe.scheduler.sequence import Knowledge, Sequence, SequenceState
+from pageframe.scheduler.tracing import SchedulerTracer
+
+
+class Endings:
+    """Ends sequences by themselves or by cancel.
+
+    A cancel goes to the executor once it knows the sequence: it may overtake plans that wait
+    there, and one that came before its announcement would be forgotten.
+    """
+
+    def __init__(self, roster: Roster, deadlines: Deadlines, tracer: SchedulerTracer) -> None:
+        self._roster = roster
+        self._deadlines = deadlines
+        self._tracer = tracer
+        self._cancels: list[int] = []
+        self._unacknowledged: set[int] = set()
+
+    @property
+    def is_waiting_for_announcement(self) -> bool:
+        """Whether a cancelled sequence may still start in a step in flight."""
+        return bool(self._unacknowledged)
+
+    @property
+    def has_cancels(self) -> bool:
+        """Whether cancels wait to be sent."""
+        return bool(self._cancels)
+
+    def take_cancels(self) -> list[int]:
+        """Ids to send to the executor now."""
+        sequences = self._roster.sequences
+        cancels = [sequence_id for sequence_id in self._cancels if sequence_id in sequences]
+        self._cancels.clear()
+        return cancels
+
+    def cancel(self, sequence: Sequence, reason: FinishReason, at_ns: int) -> None:
+        """End a sequence for a reason from outside; repeated cancels change nothing."""
+        if not sequence.is_living:
+            return
+        sequence.cancel_reason = reason
+        if sequence.knowledge is Knowledge.UNKNOWN:
+            self.end(sequence, reason, at_ns)
+            return
+        self._tracer.end_run(sequence, at_ns)
+        self._tracer.end_stall(sequence, at_ns)
+        sequence.is_muted = True
+        self._roster.cancel(sequence)
+        if sequence.knowledge is Knowledge.KNOWN:
+            self._cancels.append(sequence.sequence_id)
+        else:
+            self._unacknowledged.add(sequence.sequence_id)
+
+    def acknowledge(self, sequence: Sequence) -> None:
+        """The executor knows the sequence; send the cancel that waited for that."""
+        sequence.knowledge = Knowledge.KNOWN
+        if sequence.sequence_id in self._unacknowledged:
+            self._unacknowledged.remove(sequence.sequence_id)
+            self._cancels.append(sequence.sequence_id)
+
+    def unannounce(self, sequence: Sequence, at_ns: int) -> None:
+        """The plan that announced the sequence was refused, or its executor is gone."""
+        sequence.knowledge = Knowledge.UNKNOWN
+        if sequence.state is SequenceState.CANCELLING:
+            self.end(sequence, sequence.cancel_reason, at_ns)
+
+    def end(
+        self,
+        sequence: Sequence,
+        reason: FinishReason,
+        at_ns: int,
+        *,
+        account: SequenceAccount | None = None,
+        error: PageframeError | None = None,
+    ) -> None:
+        """Close all books of a sequence and tell its gateway."""
+        tracer = self._tracer
+        if sequence.is_living:
+            tracer.end_run(sequence, at_ns)
+            tracer.end_stall(sequence, at_ns)
+        self._unacknowledged.discard(sequence.sequence_id)
+        request = self._roster.forget(sequence)
+        account = replace(account or SequenceAccount(), num_preemptions=sequence.num_preemptions)
+        tracer.sequence(sequence, reason, account, at_ns)
+        if reason is FinishReason.DEADLINE:
+            error = deadline_passed(sequence.submission, at_ns)
+        elif reason is FinishReason.ERROR and error is None:
+            error = InternalError("SEQUENCE_FAILED", "the executor gave up this sequence")
+        sequence.outbox.complete(
+            sequence,
+            Completion(
+                handle=sequence.handle,
+                sample_index=sequence.sample_index,
+                finish_reason=reason,
+                num_prompt_tokens=sequence.num_prompt_tokens,
+                num_cached_tokens=account.num_cached_tokens,
+                num_output_tokens=len(sequence.output),
+                account=account,
+                stall_ns=dict(sequence.stalls.stall_ns),
+                error_status=error.status if error else "",
+                error_reason=error.reason if error else "",
+                error_message=error.message if error else "",
+                error_limits=dict(error.limits) if error else {},
+            ),
+        )
+        if request.is_over:
+            request.outbox.num_requests -= 1
+            self._deadlines.forget(request)

@@ -1,0 +1,170 @@
+"""Plans that were sent and not yet answered, and what they will do to the pool."""
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from pageframe.core.errors import InternalError
+from pageframe.core.step import PoolAccount
+from pageframe.scheduler.sequence import Sequence
+
+
+class Chunk(NamedTuple):
+    """One entry of a plan: up to ``num_tokens`` more of a sequence in a generation.
+
+    ``num_cached`` tokens before them are expected from the prefix index and cost no budget.
+    """
+
+    sequence: Sequence
+    generation: int
+    num_tokens: int
+    num_cached: int
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the entry still speaks of the sequence as it is."""
+        return self.generation == self.sequence.generation
+
+    def take_off(self) -> None:
+        """Count the entry as in flight."""
+        self.sequence.num_tokens_in_flight += self.num_cached + self.num_tokens
+
+    def touch_down(self) -> None:
+        """Count it no longer, whatever became of it."""
+        if self.is_current:
+            self.sequence.num_tokens_in_flight -= self.num_cached + self.num_tokens
+
+
+@dataclass(slots=True, kw_only=True)
+class Flight:
+    """What the scheduler remembers of a plan until its result lands.
+
+    Attributes:
+        step: Number of the plan.
+        builds_on: The step before it, in flight or applied.
+        tick: Which step this is among those that are applied.
+        planned_ns: When it was made.
+        num_decodes: Tokens of the sequences that decode by themselves.
+        num_blocks: Blocks that it may take at most.
+        chunks: Its entries.
+        announced: Sequences that it announces.
+        passed_over: Running prefills for which the token budget had nothing left.
+        beneficiary: For whose sake its victims would be taken.
+    """
+
+    step: int
+    builds_on: int
+    tick: int
+    planned_ns: int
+    num_decodes: int = 0
+    num_blocks: int = 0
+    chunks: list[Chunk] = field(default_factory=list)
+    announced: list[Sequence] = field(default_factory=list)
+    passed_over: list[Sequence] = field(default_factory=list)
+    beneficiary: Sequence | None = None
+
+
+class Flights:
+    """At most two plans: the step that runs and its successor.
+
+    Attributes:
+        last_applied_step: Number of the last step that the executor applied; 0 before the first.
+        num_applied: How many it applied, which is the tick of that step.
+        account: The pool after that step, or after a later cancel at rest.
+    """
+
+    def __init__(self, num_flights_max: int, account: PoolAccount) -> None:
+        self._num_flights_max = num_flights_max
+        self._flights: deque[Flight] = deque()
+        self._is_broken = False
+        self._last_sent_step = 0
+        self.num_applied = 0
+        self.last_applied_step = 0
+        self.account = account
+
+    def __len__(self) -> int:
+        return len(self._flights)
+
+    @property
+    def can_send(self) -> bool:
+        """Whether another plan may be sent.
+
+        After a refusal the plans that build on the refused one come back refused too; only then
+        can a plan build on the last step that was applied.
+        """
+        return len(self._flights) < self._num_flights_max and not self._is_broken
+
+    @property
+    def next_step(self) -> int:
+        """Number of the next plan, one higher than the one before, whatever became of that."""
+        return self._last_sent_step + 1
+
+    @property
+    def next_builds_on(self) -> int:
+        """The step that the next plan follows."""
+        return self._flights[-1].step if self._flights else self.last_applied_step
+
+    @property
+    def next_tick(self) -> int:
+        """Which step the next plan will be, among those that are applied."""
+        return self.num_applied + len(self._flights) + 1
+
+    @property
+    def num_blocks_free(self) -> int:
+        """Blocks that are surely allocatable once the plans in flight are applied.
+
+        Blocks behind the fence count: they come back when the step that may touch them is done,
+        which is before the next one allocates.
+        """
+        account = self.account
+        num_blocks = account.free + account.cached + account.fenced
+        for flight in self._flights:
+            num_blocks -= flight.num_blocks
+        return num_blocks
+
+    def send(self, flight: Flight) -> None:
+        """Remember a plan that is being sent."""
+        assert flight.step == self.next_step, f"step {flight.step}, expected {self.next_step}"
+        self._last_sent_step = flight.step
+        self._flights.append(flight)
+
+    def land(self, step: int) -> Flight:
+        """The flight that an applied step answers.
+
+        Raises:
+            InternalError: RESULT_OUT_OF_ORDER.
+        """
+        flight = self._pop(step)
+        self.last_applied_step = step
+        self.num_applied += 1
+        return flight
+
+    def land_refused(self, step: int) -> Flight:
+        """The flight that a refusal answers.
+
+        Raises:
+            InternalError: RESULT_OUT_OF_ORDER.
+        """
+        flight = self._pop(step)
+        self._is_broken = bool(self._flights)
+        return flight
+
+    def restart(self, account: PoolAccount) -> None:
+        """Forget everything: another executor, or the same one in a new epoch."""
+        self._flights.clear()
+        self._is_broken = False
+        self._last_sent_step = 0
+        self.num_applied = 0
+        self.last_applied_step = 0
+        self.account = account
+
+    def _pop(self, step: int) -> Flight:
+        if not self._flights or self._flights[0].step != step:
+            expected = self._flights[0].step if self._flights else 0
+            raise InternalError(
+                "RESULT_OUT_OF_ORDER",
+                f"the executor answered step {step}; step {expected} was expected",
+                step=step,
+                step_expected=expected,
+            )
+        return self._flights.popleft()

@@ -1,0 +1,256 @@
+"""The talking around the pure core: events in, ``Scheduler`` decides, plans and token events out.
+
+Everything runs on one event loop, so the core needs no lock. Whatever happens (a submission, a
+result, a deadline) ends in ``kick``, and one task sends what the core then has to say: cancels
+first, then plans while it has any. Nothing awaits between asking the core and queueing its answer.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from typing import Protocol
+
+import structlog
+
+from pageframe.core.clock import Clock
+from pageframe.core.errors import PageframeError, UnavailableError
+from pageframe.core.request import Submission, TokenEvents
+from pageframe.core.step import PoolAccount, ReplicaFacts, StepPlan, StepResult
+from pageframe.core.units import NANOSECONDS_PER_SECOND
+from pageframe.scheduler.core import Scheduler
+
+_log = structlog.get_logger(__name__)
+
+_RECONNECT_DELAY_S = 0.05
+_RECONNECT_DELAY_MAX_S = 2.0
+
+Deliver = Callable[[TokenEvents], None]
+
+
+class ExecutorStream(Protocol):
+    """A connection to an executor; ``client.GrpcExecutorStream`` is the one over the wire."""
+
+    facts: ReplicaFacts
+    pool: PoolAccount
+
+    async def send_plan(self, plan: StepPlan) -> None:
+        """Send one plan; raises ``PageframeError`` when the stream is lost."""
+        ...
+
+    async def send_cancel(self, sequence_ids: list[int]) -> None:
+        """Have sequences ended at once; raises ``PageframeError`` when the stream is lost."""
+        ...
+
+    def results(self) -> AsyncIterator[StepResult]:
+        """Results in the order of their plans; raises ``PageframeError`` when it ends."""
+        ...
+
+    async def close(self) -> None:
+        """End the stream."""
+        ...
+
+
+OpenStream = Callable[[int], Awaitable[ExecutorStream]]
+
+
+class SchedulerLoop:
+    """Owns the core and the stream to the executor; gateways attach with a callback.
+
+    Args:
+        open_stream: Connects to the executor under an epoch.
+        make_scheduler: Builds the core from the facts of the first executor.
+        clock: Source of time.
+    """
+
+    def __init__(
+        self,
+        open_stream: OpenStream,
+        *,
+        make_scheduler: Callable[[ReplicaFacts], Scheduler],
+        clock: Clock,
+    ) -> None:
+        self._open_stream = open_stream
+        self._make_scheduler = make_scheduler
+        self._clock = clock
+        self._scheduler: Scheduler | None = None
+        self._facts: ReplicaFacts | None = None
+        self._stream: ExecutorStream | None = None
+        self._kicked = asyncio.Event()
+        self._first_facts = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._runner: asyncio.Task[None] | None = None
+        self._gateways: dict[int, Deliver] = {}
+        self._deadline_timer: asyncio.TimerHandle | None = None
+        # Wall time keeps epochs rising over restarts without a file to remember them in.
+        self._epoch = clock.now_ns()
+
+    @property
+    def scheduler(self) -> Scheduler:
+        """The core.
+
+        Raises:
+            UnavailableError: no executor has connected yet.
+        """
+        if self._scheduler is None:
+            raise UnavailableError("NO_EXECUTOR", "no executor has connected yet; try again")
+        return self._scheduler
+
+    @property
+    def facts(self) -> ReplicaFacts:
+        """What the executor serves, or served last."""
+        assert self._facts is not None, "wait for the first executor"
+        return self._facts
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether an executor is there now."""
+        return self._stream is not None
+
+    async def wait_first_executor(self) -> None:
+        """Wait until facts are known."""
+        await self._first_facts.wait()
+
+    async def wait_idle(self) -> None:
+        """Wait until no request lives."""
+        while not self.scheduler.is_idle:
+            self._idle.clear()
+            await self._idle.wait()
+
+    def attach(self, gateway: int, deliver: Deliver) -> None:
+        """Have events of a gateway's requests delivered."""
+        self._gateways[gateway] = deliver
+
+    def detach(self, gateway: int) -> None:
+        """Cancel all requests of a gateway and forget it."""
+        self._gateways.pop(gateway, None)
+        if self._scheduler is not None:
+            self._deliver(self._scheduler.cancel_gateway(gateway))
+            self.kick()
+
+    def submit(self, gateway: int, submission: Submission) -> None:
+        """Hand in a request.
+
+        Raises:
+            PageframeError: refused, with the numbers.
+        """
+        self.scheduler.submit(submission, gateway)
+        if submission.deadline_ns:
+            self._expire()
+        self.kick()
+
+    def cancel(self, gateway: int, handle: int, sample_index: int | None) -> None:
+        """Take back a request, or one of its samples."""
+        scheduler = self.scheduler
+        if sample_index is None:
+            self._deliver(scheduler.cancel(gateway, handle))
+        else:
+            self._deliver(scheduler.finish_sample(gateway, handle, sample_index))
+        self.kick()
+
+    def kick(self) -> None:
+        """Let the sender look whether the core has something to say."""
+        self._kicked.set()
+
+    async def start(self) -> None:
+        """Begin to keep connected, and wait for the first executor.
+
+        Raises:
+            PreconditionError: SCHEDULER_CONNECTED, when the executor serves another scheduler.
+        """
+        self._runner = asyncio.create_task(self._run())
+        first = asyncio.create_task(self._first_facts.wait())
+        await asyncio.wait((self._runner, first), return_when=asyncio.FIRST_COMPLETED)
+        first.cancel()
+        if self._runner.done():
+            self._runner.result()
+
+    async def wait_ended(self) -> None:
+        """Wait until keeping connected has failed, and raise why; cancelling ends it."""
+        assert self._runner is not None, "start comes first"
+        await self._runner
+
+    async def _run(self) -> None:
+        delay_s = _RECONNECT_DELAY_S
+        while True:
+            try:
+                self._epoch = max(self._epoch + 1, self._clock.now_ns())
+                stream = await self._open_stream(self._epoch)
+            except PageframeError as error:
+                if error.reason == "SCHEDULER_CONNECTED" and self._scheduler is None:
+                    raise
+                _log.warning("executor_refused", reason=error.reason, message=error.message)
+                await asyncio.sleep(delay_s)
+                delay_s = min(2 * delay_s, _RECONNECT_DELAY_MAX_S)
+                continue
+            delay_s = _RECONNECT_DELAY_S
+            await self._use(stream)
+
+    async def _use(self, stream: ExecutorStream) -> None:
+        self._welcome(stream)
+        tasks = [
+            asyncio.create_task(self._send(stream)),
+            asyncio.create_task(self._receive(stream)),
+        ]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in tasks:
+                if task.done():
+                    task.result()
+        except PageframeError as error:
+            _log.warning("executor_lost", reason=error.reason, message=error.message)
+        finally:
+            self._stream = None
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            self._deliver(self.scheduler.on_executor_lost(self._clock.now_ns()))
+            await stream.close()
+
+    def _welcome(self, stream: ExecutorStream) -> None:
+        self._facts = stream.facts
+        if self._scheduler is None:
+            self._scheduler = self._make_scheduler(stream.facts)
+            self._first_facts.set()
+        self._deliver(
+            self._scheduler.on_executor_ready(stream.facts, stream.pool, self._clock.now_ns())
+        )
+        self._stream = stream
+        _log.info("executor_connected", epoch=self._epoch, model=stream.facts.model)
+        self.kick()
+
+    async def _receive(self, stream: ExecutorStream) -> None:
+        scheduler = self.scheduler
+        async for result in stream.results():
+            self._deliver(scheduler.on_result(result, self._clock.now_ns()))
+            self.kick()
+
+    async def _send(self, stream: ExecutorStream) -> None:
+        scheduler = self.scheduler
+        while True:
+            await self._kicked.wait()
+            self._kicked.clear()
+            cancels = scheduler.take_cancels()
+            if cancels:
+                await stream.send_cancel(cancels)
+            while (plan := scheduler.plan(self._clock.now_ns())) is not None:
+                await stream.send_plan(plan)
+
+    def _expire(self) -> None:
+        """End what is too late, and come back when the next deadline passes."""
+        now_ns = self._clock.now_ns()
+        self._deliver(self.scheduler.expire(now_ns))
+        if self._deadline_timer is not None:
+            self._deadline_timer.cancel()
+            self._deadline_timer = None
+        next_ns = self.scheduler.next_deadline_ns
+        if next_ns:
+            delay_s = max(0, next_ns - now_ns) / NANOSECONDS_PER_SECOND
+            self._deadline_timer = asyncio.get_running_loop().call_later(delay_s, self._expire)
+        self.kick()
+
+    def _deliver(self, events: Iterable[tuple[int, TokenEvents]]) -> None:
+        for gateway, gateway_events in events:
+            deliver = self._gateways.get(gateway)
+            if deliver is not None:
+                deliver(gateway_events)
+        if self.scheduler.is_idle:
+            self._idle.set()

@@ -1,0 +1,57 @@
+"""Makes one plan. Its cost grows with what changes in the step, not with all that is running."""
+
+from pageframe.core.step import StepPlan
+from pageframe.scheduler.admission import Admission
+from pageframe.scheduler.budget import Draft
+from pageframe.scheduler.flights import Flight, Flights
+from pageframe.scheduler.preemption import Preemption
+from pageframe.scheduler.prefill import grow_prefills, num_blocks_owed
+from pageframe.scheduler.roster import Roster
+
+
+class Planner:
+    """Running sequences first, then resumed, then waiting.
+
+    The blocks of a pool, as a plan sees them:
+
+        [ held ][ plans in flight ][ this step's decodes ][ owed to prefills ][ left to admit ]
+                ╰───────────── free, cached or fenced at the last result ─────────────────────╯
+    """
+
+    def __init__(
+        self, roster: Roster, flights: Flights, preemption: Preemption, admission: Admission
+    ) -> None:
+        self._roster = roster
+        self._flights = flights
+        self._preemption = preemption
+        self._admission = admission
+
+    def plan(self, now_ns: int) -> StepPlan | None:
+        """The next plan, remembered as sent; ``None`` when a step would do nothing."""
+        roster, flights = self._roster, self._flights
+        tick = flights.next_tick
+        num_decodes = roster.decodes.num_at(tick, len(flights))
+        if not (num_decodes or roster.prefills or roster.preempted or roster.waiting):
+            return None
+        num_blocks_free = flights.num_blocks_free
+        num_blocks = roster.decodes.num_blocks_at(tick)
+        draft = Draft(
+            roster.capacity,
+            Flight(
+                step=flights.next_step,
+                builds_on=flights.next_builds_on,
+                tick=tick,
+                planned_ns=now_ns,
+                num_decodes=num_decodes,
+                num_blocks=num_blocks,
+            ),
+            num_blocks_left=num_blocks_free - num_blocks - num_blocks_owed(roster),
+        )
+        self._preemption.protect(draft, num_blocks_free)
+        grow_prefills(draft, roster)
+        self._admission.admit(draft)
+        self._admission.announce_ahead(draft)
+        if not (num_decodes or draft.has_news):
+            return None
+        flights.send(draft.flight)
+        return draft.plan

@@ -1,0 +1,178 @@
+"""A living request, and what is refused before it lives."""
+
+from dataclasses import dataclass, field
+
+from pageframe.core.errors import DeadlineError, InvalidRequestError, OutOfRangeError
+from pageframe.core.limits import LIMITS
+from pageframe.core.request import Submission
+from pageframe.core.sampling import check_token_id
+from pageframe.core.step import FinishReason, ReplicaFacts
+from pageframe.core.units import ceil_div
+from pageframe.scheduler.delivery import Outbox
+from pageframe.scheduler.sequence import Sequence
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Request:
+    """One submission and its sampled sequences.
+
+    Attributes:
+        serial: Order of submission.
+        submission: As it came.
+        gateway_id: From which gateway.
+        outbox: Where its events leave.
+        sequences: By sample index, the ended ones too.
+        num_living: Sequences that have not ended.
+        num_waiting: Sequences in the backlog.
+        has_prompt_logprobs: Whether they were sent.
+        has_expired: Whether its deadline has come.
+    """
+
+    serial: int
+    submission: Submission
+    gateway_id: int
+    outbox: Outbox
+    sequences: list[Sequence] = field(default_factory=list)
+    num_living: int = 0
+    num_waiting: int = 0
+    has_prompt_logprobs: bool = False
+    has_expired: bool = False
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all its sequences have ended."""
+        return self.num_living == 0
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether somebody still waits for tokens of one of its sequences."""
+        return any(sequence.is_living for sequence in self.sequences)
+
+
+def check_submission(
+    submission: Submission, facts: ReplicaFacts, *, max_num_running: int, now_ns: int
+) -> None:
+    """Refuse what is malformed or can never be served by this replica.
+
+    Raises:
+        InvalidRequestError: malformed, whatever the replica.
+        OutOfRangeError: CONTEXT_TOO_LONG, EXCEEDS_POOL or TOO_MANY_SAMPLES.
+        DeadlineError: DEADLINE_PASSED.
+    """
+    submission.sampling.validate(facts.vocab_size)
+    _check_samples(submission, max_num_running)
+    if not submission.prompt_token_ids:
+        raise InvalidRequestError("PROMPT_EMPTY", "the prompt has no tokens", num_prompt_tokens=0)
+    _check_token_ids("prompt_token_ids", submission.prompt_token_ids, facts.vocab_size)
+    for token_ids in submission.resume_token_ids:
+        _check_resume(submission, token_ids, facts.vocab_size)
+    check_fits(submission, facts)
+    if 0 < submission.deadline_ns <= now_ns:
+        raise deadline_passed(submission, now_ns)
+
+
+def check_fits(submission: Submission, facts: ReplicaFacts) -> None:
+    """Refuse a request that no state of this replica could ever serve.
+
+    Raises:
+        OutOfRangeError: CONTEXT_TOO_LONG or EXCEEDS_POOL.
+    """
+    num_prompt_tokens = len(submission.prompt_token_ids)
+    max_tokens = submission.sampling.max_tokens
+    if num_prompt_tokens + max_tokens > facts.max_model_len:
+        raise OutOfRangeError(
+            "CONTEXT_TOO_LONG",
+            f"{num_prompt_tokens} prompt tokens and {max_tokens} output tokens exceed the "
+            f"{facts.max_model_len} tokens of one sequence",
+            num_prompt_tokens=num_prompt_tokens,
+            max_tokens=max_tokens,
+            max_model_len=facts.max_model_len,
+        )
+    # The last output token is sampled but never computed, so it needs no slot.
+    num_blocks = ceil_div(num_prompt_tokens + max_tokens - 1, facts.block_size)
+    if num_blocks > facts.num_blocks:
+        raise OutOfRangeError(
+            "EXCEEDS_POOL",
+            f"{num_prompt_tokens} prompt tokens and {max_tokens} output tokens need {num_blocks} "
+            f"blocks of {facts.block_size} tokens; the pool has {facts.num_blocks}",
+            num_prompt_tokens=num_prompt_tokens,
+            max_tokens=max_tokens,
+            num_blocks_needed=num_blocks,
+            num_blocks=facts.num_blocks,
+            block_size_tokens=facts.block_size,
+        )
+
+
+def deadline_passed(submission: Submission, now_ns: int) -> DeadlineError:
+    """The error of a request that is too late."""
+    return DeadlineError(
+        "DEADLINE_PASSED",
+        f"the deadline passed {(now_ns - submission.deadline_ns) / 1e6:.1f} ms ago",
+        deadline_ns=submission.deadline_ns,
+        now_ns=now_ns,
+    )
+
+
+def finished_already(
+    submission: Submission, facts: ReplicaFacts, output: list[int]
+) -> FinishReason:
+    """Why a resumed sample has nothing left to do; ``NONE`` if it has.
+
+    The stream that carried its completion was lost after the one that carried its last token.
+    """
+    sampling = submission.sampling
+    if len(output) >= sampling.max_tokens:
+        return FinishReason.LENGTH
+    if not output or len(output) < sampling.min_tokens:
+        return FinishReason.NONE
+    is_eos = output[-1] in facts.eos_token_ids and not sampling.ignore_eos
+    return (
+        FinishReason.STOP
+        if is_eos or output[-1] in sampling.stop_token_ids
+        else (FinishReason.NONE)
+    )
+
+
+def _check_samples(submission: Submission, max_num_running: int) -> None:
+    num_samples = submission.num_samples
+    if not 1 <= num_samples <= LIMITS.num_samples_max:
+        raise InvalidRequestError(
+            "NUM_SAMPLES_OUT_OF_RANGE",
+            f"{num_samples} samples; it must lie in [1, {LIMITS.num_samples_max}]",
+            num_samples=num_samples,
+            num_samples_max=LIMITS.num_samples_max,
+        )
+    if num_samples > max_num_running:
+        raise OutOfRangeError(
+            "TOO_MANY_SAMPLES",
+            f"{num_samples} samples; at most {max_num_running} sequences run at once",
+            num_samples=num_samples,
+            max_num_running=max_num_running,
+        )
+    num_resumed = len(submission.resume_token_ids)
+    if num_resumed not in (0, num_samples):
+        raise InvalidRequestError(
+            "RESUME_MISMATCH",
+            f"output of {num_resumed} samples is given; the request has {num_samples}",
+            num_resumed=num_resumed,
+            num_samples=num_samples,
+        )
+
+
+def _check_resume(submission: Submission, token_ids: list[int], vocab_size: int) -> None:
+    _check_token_ids("resume_token_ids", token_ids, vocab_size)
+    max_tokens = submission.sampling.max_tokens
+    if len(token_ids) > max_tokens:
+        raise InvalidRequestError(
+            "RESUME_TOO_LONG",
+            f"{len(token_ids)} output tokens are given; max_tokens is {max_tokens}",
+            num_resumed_tokens=len(token_ids),
+            max_tokens=max_tokens,
+        )
+
+
+def _check_token_ids(name: str, token_ids: list[int], vocab_size: int) -> None:
+    # Two scans in C; only a culprit is looked for in Python.
+    if token_ids and (min(token_ids) < 0 or max(token_ids) >= vocab_size):
+        for token_id in token_ids:
+            check_token_id(name, token_id, vocab_size)

@@ -1,0 +1,197 @@
+"""One sampled sequence as the scheduler sees it: tokens, how many are computed, and a state.
+
+                 admit                confirm
+    WAITING ────────────▶ ADMITTING ──────────▶ RUNNING
+       ▲                   │  ▲  │                 │ preempt
+       └──────withdraw─────┘  │  └─withdraw─▶ PREEMPTED
+                              └──────admit────────┘
+    each of them ──cancel──▶ CANCELLING ──▶ ENDED       (or ENDED at once)
+
+There is no prefill state and no decode state. One quantity, ``num_computed``, catches up with
+``num_tokens``; what plans in flight will add to it is ``num_tokens_in_flight``:
+
+    tokens   0          num_computed        num_planned      num_tokens
+             [── computed ──)[── in flight ──)[── to plan ────)
+"""
+
+import enum
+from array import array
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from pageframe.core.request import Delivery, Submission
+from pageframe.core.step import FinishReason, TokenLogprobs
+from pageframe.scheduler.delivery import Outbox
+from pageframe.scheduler.stalls import StallMeter
+
+NEVER = 2**62
+"""More tokens than any event or sequence will ever hold."""
+
+
+@enum.unique
+class SequenceState(enum.Enum):
+    """Where a sequence stands between submission and its end."""
+
+    WAITING = "waiting"
+    ADMITTING = "admitting"
+    RUNNING = "running"
+    PREEMPTED = "preempted"
+    CANCELLING = "cancelling"
+    ENDED = "ended"
+
+
+_S = SequenceState
+
+LEGAL_TRANSITIONS: Mapping[SequenceState, frozenset[SequenceState]] = {
+    _S.WAITING: frozenset({_S.ADMITTING, _S.CANCELLING, _S.ENDED}),
+    _S.ADMITTING: frozenset({_S.RUNNING, _S.WAITING, _S.PREEMPTED, _S.CANCELLING, _S.ENDED}),
+    _S.RUNNING: frozenset({_S.PREEMPTED, _S.CANCELLING, _S.ENDED}),
+    _S.PREEMPTED: frozenset({_S.ADMITTING, _S.CANCELLING, _S.ENDED}),
+    _S.CANCELLING: frozenset({_S.ENDED}),
+    _S.ENDED: frozenset(),
+}
+
+
+@enum.unique
+class Knowledge(enum.Enum):
+    """What the executor knows of a sequence."""
+
+    UNKNOWN = "unknown"
+    SENT = "sent"
+    KNOWN = "known"
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Sequence:
+    """A sequence and its bookkeeping.
+
+    Attributes:
+        sequence_id: Rises with submission, so it is also the order of arrival.
+        sample_index: Which sample of the request.
+        submission: The request; never changed here.
+        gateway_id: Whose request it is.
+        outbox: Where its tokens leave.
+        output: Tokens after the prompt.
+        span_id: Id of its sequence span; 0 when it is not traced.
+        submit_ns: When it came.
+        stalls: What it waits for, and has waited for.
+        num_tokens_per_event: Send when this many tokens are waiting.
+        generation: Counts losses of its keys and values.
+        knowledge: What the executor knows of it.
+        num_computed_known: As last reported; ``num_computed`` is the quantity to read.
+        is_caught_up: All tokens are computed but the newest, so it decodes by itself.
+        num_tokens_in_flight: Tokens asked for by entries of plans in flight.
+        last_chunk_tick: Tick of its newest entry, see ``decode``.
+        join_number: Order of the newest admission.
+        has_run: Whether an admission was ever confirmed.
+        num_cached_tokens: Found in the executor's prefix index when it was announced; a hint
+            for its first admission, less than ``num_tokens``.
+        decode_origin: Position minus tick, constant while it decodes; ``None`` when it does not.
+        num_delivered: Output tokens that were sent, where more than one waits for the other.
+        pending_logprobs: Of the output tokens not yet sent, where asked for.
+        num_preemptions: How often it was a victim.
+        is_muted: Its tokens are of no interest any more.
+        cancel_reason: Why it is being cancelled.
+        run_start: First position of the decode span that is open.
+        run_start_ns: When that span began.
+    """
+
+    sequence_id: int
+    sample_index: int
+    submission: Submission
+    gateway_id: int
+    outbox: Outbox
+    output: "array[int]"
+    span_id: int
+    submit_ns: int
+    stalls: StallMeter
+    num_tokens_per_event: int = field(init=False)
+    handle: int = field(init=False)
+    num_prompt_tokens: int = field(init=False)
+    state: SequenceState = SequenceState.WAITING
+    generation: int = 0
+    knowledge: Knowledge = Knowledge.UNKNOWN
+    num_computed_known: int = 0
+    is_caught_up: bool = False
+    num_tokens_in_flight: int = 0
+    last_chunk_tick: int = 0
+    join_number: int = 0
+    has_run: bool = False
+    num_cached_tokens: int = 0
+    decode_origin: int | None = None
+    num_delivered: int = 0
+    pending_logprobs: list[TokenLogprobs] = field(default_factory=list)
+    num_preemptions: int = 0
+    is_muted: bool = False
+    cancel_reason: FinishReason = FinishReason.NONE
+    run_start: int = 0
+    run_start_ns: int = 0
+
+    def __post_init__(self) -> None:
+        submission = self.submission
+        self.handle = submission.handle
+        self.num_prompt_tokens = len(submission.prompt_token_ids)
+        self.num_delivered = len(self.output)
+        # One quantity for three ways of delivery: how many tokens make an event.
+        if submission.delivery is Delivery.EVERY_TOKEN:
+            self.num_tokens_per_event = 1
+        elif submission.delivery is Delivery.COALESCED:
+            self.num_tokens_per_event = max(1, submission.num_tokens_per_event_max)
+        else:
+            self.num_tokens_per_event = NEVER
+
+    @property
+    def num_tokens(self) -> int:
+        """Prompt and output known so far."""
+        return self.num_prompt_tokens + len(self.output)
+
+    @property
+    def num_computed(self) -> int:
+        """Tokens whose keys and values the executor is known to hold."""
+        # Derived while it decodes, so that a sampled token costs one append and nothing else.
+        return self.num_tokens - 1 if self.is_caught_up else self.num_computed_known
+
+    @property
+    def num_planned(self) -> int:
+        """Computed tokens once all plans in flight are applied as asked."""
+        return min(self.num_computed + self.num_tokens_in_flight, self.num_tokens)
+
+    @property
+    def num_uncomputed(self) -> int:
+        """Tokens for which no plan has asked yet."""
+        return self.num_tokens - self.num_planned
+
+    @property
+    def num_positions_max(self) -> int:
+        """Positions that it can ever compute; the last output token is never computed."""
+        return self.num_prompt_tokens + self.submission.sampling.max_tokens - 1
+
+    @property
+    def is_living(self) -> bool:
+        """Whether it may still get tokens that somebody wants."""
+        return self.state not in (SequenceState.CANCELLING, SequenceState.ENDED)
+
+    def move_to(self, state: SequenceState) -> None:
+        """Change state."""
+        assert state in LEGAL_TRANSITIONS[self.state], (
+            f"sequence {self.sequence_id}: {self.state.value} -> {state.value} is not legal"
+        )
+        self.state = state
+
+    def advance(self, num_computed: int) -> None:
+        """Take the executor's word for how many tokens are computed."""
+        self.num_computed_known = num_computed
+        # Its newest token may be about to come with the same result, or is the last of the
+        # prompt; either way it takes one token in each step from now on.
+        self.is_caught_up = num_computed >= self.num_tokens - 1
+
+    def lose_blocks(self, generation: int) -> None:
+        """Start over: nothing is computed, and entries in flight are of an older generation."""
+        assert generation > self.generation, (
+            f"sequence {self.sequence_id}: generation {generation} after {self.generation}"
+        )
+        self.generation = generation
+        self.num_computed_known = 0
+        self.is_caught_up = False
+        self.num_tokens_in_flight = 0
+        self.num_cached_tokens = 0

@@ -1,0 +1,73 @@
+"""The scheduler process: connect to the executor, serve gateways."""
+
+import functools
+
+import grpc
+
+from pageframe.config.launch import Launch
+from pageframe.core.clock import SystemClock
+from pageframe.core.limits import LIMITS
+from pageframe.core.step import ReplicaFacts
+from pageframe.rpc.lifecycle import Service, serve
+from pageframe.scheduler.client import GrpcExecutorStream
+from pageframe.scheduler.core import Scheduler
+from pageframe.scheduler.loop import SchedulerLoop
+from pageframe.scheduler.servicer import SchedulerServicer
+from pageframe.telemetry.sink import RingTraceSink
+from pageframe.v1 import scheduler_service_pb2_grpc
+
+SERVICE_NAMES = ("pageframe.v1.SchedulerService",)
+
+GATEWAY_GRACE_S = 5.0
+"""How long requests of a lost gateway stream go on, in case it comes back."""
+
+
+async def serve_scheduler(launch: Launch) -> None:
+    """Serve until told to stop."""
+    settings = launch.settings
+    clock = SystemClock()
+    trace = RingTraceSink.create(
+        launch.ring_path("scheduler"), "pageframe-scheduler", settings.trace
+    )
+
+    def make_scheduler(facts: ReplicaFacts) -> Scheduler:
+        return Scheduler(
+            facts,
+            token_budget=settings.token_budget,
+            max_num_running=settings.max_num_sequences,
+            prefill_chunk_tokens=settings.prefill_chunk_tokens,
+            lookahead=settings.lookahead,
+            trace=trace,
+            clock=clock,
+            max_queued_requests=LIMITS.num_queued_requests_max,
+            max_queued_tokens=LIMITS.num_queued_tokens_max,
+        )
+
+    open_stream = functools.partial(
+        GrpcExecutorStream.open, launch.executor_address, settings.model
+    )
+    loop = SchedulerLoop(open_stream, make_scheduler=make_scheduler, clock=clock)
+    servicer = SchedulerServicer(loop, clock, grace_s=GATEWAY_GRACE_S)
+
+    def register(server: grpc.aio.Server) -> None:
+        scheduler_service_pb2_grpc.add_SchedulerServiceServicer_to_server(servicer, server)
+
+    async def drain() -> None:
+        await servicer.drain(settings.drain_timeout_seconds)
+
+    async def close() -> None:
+        trace.close()
+
+    await serve(
+        Service(
+            name="pageframe-scheduler",
+            address=launch.scheduler_address,
+            service_names=SERVICE_NAMES,
+            register=register,
+            start=loop.start,
+            drain=drain,
+            close=close,
+            drain_timeout_s=settings.drain_timeout_seconds,
+            background=[loop.wait_ended],
+        )
+    )

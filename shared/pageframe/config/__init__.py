@@ -1,0 +1,1 @@
+"""Settings and the facts of the machine they are checked against; shared by all processes."""

@@ -1,0 +1,81 @@
+"""Words that people write in settings, made into numbers: sizes, durations, addresses."""
+
+import re
+from decimal import Decimal
+from typing import NamedTuple
+
+_SIZE_UNITS = {
+    "": 1,
+    "B": 1,
+    "KIB": 1024,
+    "MIB": 1024**2,
+    "GIB": 1024**3,
+    "TIB": 1024**4,
+    "KB": 1000,
+    "MB": 1000**2,
+    "GB": 1000**3,
+    "TB": 1000**4,
+}
+_DURATION_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
+_NUMBER_AND_UNIT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*")
+PORT_MAX = 65535
+
+
+class HostPort(NamedTuple):
+    """A TCP address; port 0 asks the system for a free one."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def parse_size_bytes(text: str) -> int:
+    """Bytes of ``"2GiB"``, ``"512 MiB"``, ``"1.5GB"`` or ``"4096"``.
+
+    Raises:
+        ValueError: with what is allowed.
+    """
+    match = _NUMBER_AND_UNIT.fullmatch(text)
+    if match is None or match[2].upper() not in _SIZE_UNITS:
+        raise ValueError('must be a size such as "2GiB", "512MiB" or "1048576" (bytes)')
+    return int(Decimal(match[1]) * _SIZE_UNITS[match[2].upper()])
+
+
+def parse_duration_seconds(text: str) -> float:
+    """Seconds of ``"30"``, ``"30s"``, ``"500ms"`` or ``"2m"``.
+
+    Raises:
+        ValueError: with what is allowed.
+    """
+    match = _NUMBER_AND_UNIT.fullmatch(text)
+    if match is None or match[2] not in _DURATION_UNITS:
+        raise ValueError('must be a duration such as "30s", "500ms", "2m" or "30" (seconds)')
+    return float(match[1]) * _DURATION_UNITS[match[2]]
+
+
+def parse_host_port(text: str) -> HostPort:
+    """``HOST:PORT``; an IPv6 host stands in brackets.
+
+    Raises:
+        ValueError: with what is allowed.
+    """
+    host, separator, port = text.strip().rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        separator = ""  # an IPv6 host without brackets: where the port begins is a guess
+    if not separator or not host or not port.isascii() or not port.isdecimal():
+        raise ValueError('must be HOST:PORT, such as "127.0.0.1:50051" or "[::1]:50051"')
+    if int(port) > PORT_MAX:
+        raise ValueError(f"has port {port}; the largest is {PORT_MAX}")
+    return HostPort(host, int(port))
+
+
+def format_size(num_bytes: float) -> str:
+    """For people: ``"1.5 GiB"``, ``"300 MiB"``, ``"12 KiB"``."""
+    for unit, size in (("GiB", 1024**3), ("MiB", 1024**2)):
+        if num_bytes >= size:
+            return f"{num_bytes / size:.3g} {unit}"
+    return f"{num_bytes / 1024:.3g} KiB"

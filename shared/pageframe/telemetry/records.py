@@ -1,0 +1,204 @@
+"""What lies in the ring: one packed record per KV operation, one per finished span.
+
+A KV record carries the trace context of its sequence, so each can be understood alone: a reader
+that comes late or restarts, and a record lost before it, change nothing for those after it.
+
+    KV     header, time, operation number, sequence, step, generation, position, free blocks,
+           operation, cause, sizes │ trace id, span id, tenant │ block ids │ target ids
+    SPAN   header, trace id, span id, parent, start, end │ JSON: name, attributes, links, error
+
+Integers are little-endian; block ids take four bytes each.
+"""
+
+import json
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pageframe.core.trace import AttributeValue, KvCause, KvOperation
+from pageframe.telemetry.context import SPAN_ID_BYTES, TRACE_ID_BYTES
+from pageframe.telemetry.ring import ALIGNMENT_BYTES, RECORD_HEADER, RecordKind
+
+_KV_FIXED_FORMAT: Final = "<IHxxQQQQIIIBBHII"
+_KV_FIXED: Final = struct.Struct(_KV_FIXED_FORMAT)
+_SPAN_FIXED: Final = struct.Struct("<IHxx16sQQQQI")
+_BLOCK_ID_BYTES: Final = 4
+_TENANT_BYTES_MAX: Final = 256
+_IDS_BYTES: Final = TRACE_ID_BYTES + SPAN_ID_BYTES
+
+KV_OVERHEAD_BYTES_MAX: Final = _KV_FIXED.size + _IDS_BYTES + _TENANT_BYTES_MAX + ALIGNMENT_BYTES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KvRecord:
+    """One operation on blocks.
+
+    Attributes:
+        time_ns: When, nanoseconds since the Unix epoch.
+        number: Running number of the operation within its pool incarnation, from 1.
+        operation: What.
+        cause: Why.
+        sequence_id: For whom; 0 for nobody.
+        generation: Of the sequence.
+        position: First position of the prefill chunk, or the decoded token's.
+        step: Step number; 0 outside any step.
+        num_free_after: Free blocks after it.
+        trace_id: Of the request; zeros when it is not traced.
+        span_id: Of the sequence span; 0 when it is not traced.
+        tenant: Whose request; may be empty.
+        block_ids: Blocks; for copies the sources.
+        target_ids: For copies the targets.
+    """
+
+    time_ns: int
+    number: int
+    operation: KvOperation
+    cause: KvCause
+    sequence_id: int
+    generation: int
+    position: int
+    step: int
+    num_free_after: int
+    trace_id: bytes
+    span_id: int
+    tenant: str
+    block_ids: tuple[int, ...]
+    target_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpanRecord:
+    """One finished span; fields as in ``core.trace.TraceSink.span``."""
+
+    name: str
+    trace_id: bytes
+    span_id: int
+    parent_span_id: int
+    start_ns: int
+    end_ns: int
+    attributes: Mapping[str, Any]
+    links: tuple[tuple[bytes, int], ...] = ()
+    error: str = ""
+
+
+def pack_context(trace_id: bytes, span_id: bytes, tenant: str) -> bytes:
+    """The part of a KV record that is the same for all records of a sequence.
+
+    Zeros stand for empty ids; the tenant is cut after 256 bytes and padded to whole words.
+    """
+    ids = trace_id.ljust(TRACE_ID_BYTES, b"\0") + span_id.ljust(SPAN_ID_BYTES, b"\0")
+    assert len(ids) == _IDS_BYTES, f"trace id of {len(trace_id)}, span id of {len(span_id)} bytes"
+    name = tenant.encode("utf-8", "replace")[:_TENANT_BYTES_MAX]
+    return ids + name + bytes(-len(name) % ALIGNMENT_BYTES)
+
+
+def kv_struct(num_context_bytes: int, num_block_ids: int) -> struct.Struct:
+    """The layout of a KV record with this context and so many block and target ids together."""
+    padding = (-num_block_ids * _BLOCK_ID_BYTES) % ALIGNMENT_BYTES
+    ids = f"{num_block_ids}I" if num_block_ids else ""
+    return struct.Struct(f"{_KV_FIXED_FORMAT}{num_context_bytes}s{ids}{padding}x")
+
+
+def unpack_kv(record: bytes) -> KvRecord:
+    """Inverse of packing with ``kv_struct``.
+
+    Raises:
+        ValueError: if the operation or the cause is unknown.
+        struct.error: if the record is shorter than it says.
+    """
+    # fmt: off
+    (
+        _length, _kind, time_ns, number, sequence_id, step, generation, position,
+        num_free_after, operation, cause, num_context_bytes, num_block_ids, num_target_ids,
+    ) = _KV_FIXED.unpack_from(record)
+    # fmt: on
+    ids_start = _KV_FIXED.size + num_context_bytes
+    context = record[_KV_FIXED.size : ids_start]
+    ids = struct.unpack_from(f"<{num_block_ids + num_target_ids}I", record, ids_start)
+    return KvRecord(
+        time_ns=time_ns,
+        number=number,
+        operation=KvOperation(operation),
+        cause=KvCause(cause),
+        sequence_id=sequence_id,
+        generation=generation,
+        position=position,
+        step=step,
+        num_free_after=num_free_after,
+        trace_id=context[:TRACE_ID_BYTES],
+        span_id=int.from_bytes(context[TRACE_ID_BYTES:_IDS_BYTES], "big"),
+        tenant=context[_IDS_BYTES:].rstrip(b"\0").decode("utf-8", "replace"),
+        block_ids=ids[:num_block_ids],
+        target_ids=ids[num_block_ids:],
+    )
+
+
+def pack_span(
+    name: str,
+    *,
+    trace_id: bytes,
+    span_id: int,
+    parent_span_id: int,
+    start_ns: int,
+    end_ns: int,
+    attributes: Mapping[str, AttributeValue],
+    links: Sequence[tuple[bytes, int]],
+    error: str,
+) -> bytes:
+    """A whole SPAN record. JSON is cheap enough: spans are rare beside KV operations."""
+    body = json.dumps(
+        {
+            "name": name,
+            "attributes": dict(attributes),
+            "links": [(link_trace.hex(), link_span) for link_trace, link_span in links],
+            "error": error,
+        },
+        separators=(",", ":"),
+        default=list,
+    ).encode()
+    length = _SPAN_FIXED.size + len(body)
+    padding = -length % ALIGNMENT_BYTES
+    # fmt: off
+    fixed = _SPAN_FIXED.pack(
+        length + padding, RecordKind.SPAN, trace_id, span_id, parent_span_id,
+        start_ns, end_ns, len(body),
+    )
+    # fmt: on
+    return fixed + body + bytes(padding)
+
+
+def unpack_span(record: bytes) -> SpanRecord:
+    """Inverse of ``pack_span``; sequences come back as lists.
+
+    Raises:
+        ValueError: if the JSON is broken.
+        struct.error: if the record is shorter than it says.
+    """
+    (_length, _kind, trace_id, span_id, parent_span_id, start_ns, end_ns, num_body_bytes) = (
+        _SPAN_FIXED.unpack_from(record)
+    )
+    body = json.loads(record[_SPAN_FIXED.size : _SPAN_FIXED.size + num_body_bytes])
+    return SpanRecord(
+        name=body["name"],
+        trace_id=trace_id,
+        span_id=span_id,
+        parent_span_id=parent_span_id,
+        start_ns=start_ns,
+        end_ns=end_ns,
+        attributes=body["attributes"],
+        links=tuple((bytes.fromhex(trace), span) for trace, span in body["links"]),
+        error=body["error"],
+    )
+
+
+def unpack(record: bytes) -> KvRecord | SpanRecord:
+    """What a record says.
+
+    Raises:
+        ValueError: if its kind is unknown or its content broken.
+        struct.error: if it is shorter than it says.
+    """
+    kind = RecordKind(RECORD_HEADER.unpack_from(record)[1])
+    assert kind is not RecordKind.PAD, "readers never hand out padding"
+    return unpack_kv(record) if kind is RecordKind.KV else unpack_span(record)

@@ -1,0 +1,336 @@
+"""The trace sink of a service: packs records into the ring and returns.
+
+What a full ring means depends on the mode: ``all`` and ``sampled`` drop the record and count it,
+``audit`` waits for the reader. Operations are numbered before they are written, so a dropped one
+leaves a gap.
+"""
+
+import hashlib
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+from pageframe.core.clock import Clock, SystemClock
+from pageframe.core.trace import AttributeValue, KvCause, KvOperation, NullTraceSink, TraceMode
+from pageframe.telemetry.context import is_sampled, sample_ratio_from
+from pageframe.telemetry.records import (
+    KV_OVERHEAD_BYTES_MAX,
+    kv_struct,
+    pack_context,
+    pack_span,
+)
+from pageframe.telemetry.ring import (
+    CAPACITY_BYTES_DEFAULT,
+    RecordKind,
+    RingWriter,
+    record_bytes_max,
+)
+
+# Packs a record, and its size; by the number of block and target ids together.
+_Packer: TypeAlias = tuple[Callable[..., bytes], int]
+_Packers: TypeAlias = dict[int, _Packer]
+
+# Kept under `sampled` though they serve no sampled request: rare, and always worth seeing.
+_ALWAYS_KEPT: Final = frozenset({KvCause.TAKEOVER, KvCause.INTEGRITY, KvCause.OPERATOR})
+_KV_KIND: Final = int(RecordKind.KV)
+_SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108, private by mode 0600
+
+# Beyond this a record is cut in two, so that one span stays far under what a collector takes.
+_NUM_IDS_PER_RECORD_MAX: Final = 65_536
+# Layouts are remembered for records up to this many ids; longer ones are rare.
+_NUM_IDS_REMEMBERED_MAX: Final = 256
+_WAIT_S: Final = 0.0002
+# A reader that consumes nothing for so long is taken for lost, and audit stops waiting for it.
+_READER_LOST_AFTER_S: Final = 10.0
+
+
+class SilentTraceSink(NullTraceSink):
+    """Drops everything; what ``create`` returns for ``--trace off``."""
+
+    incarnation = 0
+    num_dropped = 0
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+def default_ring_path(state_dir: Path, service_name: str) -> Path:
+    """Where the ring of a service lies: in shared memory if there is any, else in the state folder.
+
+    The name is derived from the state folder, so two installations never share a ring.
+    """
+    if os.access(_SHARED_MEMORY, os.W_OK | os.X_OK):
+        digest = hashlib.blake2b(str(state_dir.resolve()).encode(), digest_size=6).hexdigest()
+        return _SHARED_MEMORY / f"pageframe-{os.getuid()}-{digest}-{service_name}.ring"
+    return state_dir / f"{service_name}.ring"
+
+
+class RingTraceSink:
+    """A ``core.trace.TraceSink`` over a ring, for a service that records from one thread.
+
+    Attributes:
+        incarnation: Names this run of the process, and of the block pool it owns.
+    """
+
+    def __init__(
+        self,
+        ring: RingWriter,
+        *,
+        mode: TraceMode,
+        sample_ratio: float = 1.0,
+        clock: Clock | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.incarnation = ring.incarnation
+        self._ring = ring
+        self._write = ring.try_write
+        self._mode = mode
+        self._sample_ratio = sample_ratio if mode is TraceMode.SAMPLED else 1.0
+        self._now_ns = (clock or SystemClock()).now_ns
+        self._sleep = sleep
+        self._number = 0
+        self._packers: dict[int, _Packers] = {}
+        self._contexts: dict[int, tuple[bytes, _Packers]] = {}
+        self._no_context = self._with_packers(pack_context(b"", b"", ""))
+        # What a sequence without a context gets; None: its records are not wanted.
+        self._context_default = None if mode is TraceMode.SAMPLED else self._no_context
+        self._num_ids_max = min(
+            _NUM_IDS_PER_RECORD_MAX,
+            (record_bytes_max(ring.capacity_bytes) - KV_OVERHEAD_BYTES_MAX) // 4,
+        )
+        assert self._num_ids_max >= 2, f"a ring of {ring.capacity_bytes} bytes is too small"
+        self._tail_when_lost = -1
+
+    @classmethod
+    def create(
+        cls,
+        path: Path,
+        service_name: str,
+        mode: TraceMode,
+        *,
+        capacity_bytes: int = CAPACITY_BYTES_DEFAULT,
+        sample_ratio: float | None = None,
+        incarnation: int | None = None,
+        environment: Mapping[str, str] = os.environ,
+    ) -> "RingTraceSink | SilentTraceSink":
+        """A sink over a fresh ring at ``path``, or a silent one when nothing is to be traced.
+
+        Args:
+            path: Where the exporter looks for the ring; see ``default_ring_path``.
+            service_name: ``service.name`` of the spans.
+            mode: How much to trace. ``OTEL_SDK_DISABLED=true`` turns any mode off.
+            capacity_bytes: Size of the ring, rounded up to a power of two.
+            sample_ratio: Share of traces kept under ``sampled``; ``OTEL_TRACES_SAMPLER_ARG``,
+                else 0.05, when not given.
+            incarnation: Name of this run, in ``[1, 2**63)``; the start time when not given.
+            environment: Where ``OTEL_*`` variables are looked up.
+
+        Raises:
+            InvalidRequestError: if ``OTEL_TRACES_SAMPLER_ARG`` is no ratio.
+            OSError: if the ring cannot be made.
+        """
+        is_disabled = environment.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
+        if mode is TraceMode.OFF or is_disabled:
+            return SilentTraceSink()
+        if sample_ratio is None:
+            sample_ratio = sample_ratio_from(environment) if mode is TraceMode.SAMPLED else 1.0
+        ring = RingWriter(
+            path,
+            service_name=service_name,
+            mode=mode,
+            incarnation=time.time_ns() if incarnation is None else incarnation,
+            capacity_bytes=capacity_bytes,
+        )
+        return cls(ring, mode=mode, sample_ratio=sample_ratio)
+
+    @property
+    def num_dropped(self) -> int:
+        """Records lost so far because the ring was full, or because they were too large for it."""
+        return self._ring.num_dropped
+
+    def sequence_begin(
+        self, sequence_id: int, *, trace_id: bytes, span_id: bytes, request_id: str, tenant: str
+    ) -> None:
+        """Give the context that later ``kv`` records of this sequence carry."""
+        if self._mode is TraceMode.SAMPLED and not self._is_wanted(trace_id):
+            return
+        context = pack_context(trace_id, span_id, tenant)
+        self._contexts[sequence_id] = self._with_packers(context)
+
+    def sequence_end(self, sequence_id: int) -> None:
+        """Forget the context."""
+        self._contexts.pop(sequence_id, None)
+
+    def kv(
+        self,
+        operation: KvOperation,
+        cause: KvCause,
+        *,
+        sequence_id: int,
+        generation: int,
+        position: int,
+        step: int,
+        block_ids: Sequence[int],
+        target_ids: Sequence[int] = (),
+        num_free_after: int,
+    ) -> None:
+        """Record one operation on blocks; see ``core.trace.TraceSink``.
+
+        This is the hot path: one look-up for the sequence's context, one for the layout of a
+        record with so many ids, one packing, one copy.
+        """
+        known = self._contexts.get(sequence_id, self._context_default)
+        if known is None:
+            if cause not in _ALWAYS_KEPT:
+                return
+            known = self._no_context
+        context, packers = known
+        num_block_ids = len(block_ids)
+        num_target_ids = 0
+        if target_ids:
+            num_target_ids = len(target_ids)
+            block_ids = [*block_ids, *target_ids]
+        packer = packers.get(len(block_ids))
+        if packer is None:
+            if len(block_ids) > self._num_ids_max:
+                self._kv_in_parts(
+                    operation,
+                    cause,
+                    sequence_id=sequence_id,
+                    generation=generation,
+                    position=position,
+                    step=step,
+                    block_ids=block_ids[:num_block_ids],
+                    target_ids=target_ids,
+                    num_free_after=num_free_after,
+                )
+                return
+            packer = _packer(packers, len(context), len(block_ids))
+        pack, num_bytes = packer
+        self._number = number = self._number + 1
+        # fmt: off
+        record = pack(
+            num_bytes, _KV_KIND, self._now_ns(), number, sequence_id, step, generation, position,
+            num_free_after, operation, cause, len(context), num_block_ids, num_target_ids,
+            context, *block_ids,
+        )
+        # fmt: on
+        if not self._write(record):
+            self._write_into_full(record)
+
+    def span(
+        self,
+        name: str,
+        *,
+        trace_id: bytes,
+        span_id: int,
+        parent_span_id: int,
+        start_ns: int,
+        end_ns: int,
+        attributes: Mapping[str, AttributeValue],
+        links: Sequence[tuple[bytes, int]] = (),
+        error: str = "",
+    ) -> None:
+        """Record a finished span of a traced request; see ``core.trace.TraceSink``."""
+        if not self._is_wanted(trace_id):
+            return
+        record = pack_span(
+            name,
+            trace_id=trace_id,
+            span_id=span_id,
+            parent_span_id=parent_span_id,
+            start_ns=start_ns,
+            end_ns=end_ns,
+            attributes=attributes,
+            links=links,
+            error=error,
+        )
+        if len(record) > record_bytes_max(self._ring.capacity_bytes):
+            self._ring.count_dropped()
+        elif not self._write(record):
+            self._write_into_full(record)
+
+    def close(self) -> None:
+        """Say that nothing follows. The exporter reads what is left and removes the file."""
+        self._ring.close()
+
+    def _with_packers(self, context: bytes) -> tuple[bytes, _Packers]:
+        return context, self._packers.setdefault(len(context), {})
+
+    def _is_wanted(self, trace_id: bytes) -> bool:
+        return bool(trace_id) and is_sampled(trace_id, self._sample_ratio)
+
+    def _kv_in_parts(
+        self,
+        operation: KvOperation,
+        cause: KvCause,
+        *,
+        sequence_id: int,
+        generation: int,
+        position: int,
+        step: int,
+        block_ids: Sequence[int],
+        target_ids: Sequence[int],
+        num_free_after: int,
+    ) -> None:
+        """Record an operation on more blocks than fit into one record as several."""
+        num_ids = self._num_ids_max // 2
+        for start in range(0, max(len(block_ids), len(target_ids)), num_ids):
+            self.kv(
+                operation,
+                cause,
+                sequence_id=sequence_id,
+                generation=generation,
+                position=position,
+                step=step,
+                block_ids=block_ids[start : start + num_ids],
+                target_ids=target_ids[start : start + num_ids],
+                num_free_after=num_free_after,
+            )
+
+    def _write_into_full(self, record: bytes) -> None:
+        """Wait for room under ``audit`` while the reader lives; else drop the record."""
+        tail = self._ring.tail
+        if self._mode is not TraceMode.AUDIT or tail == self._tail_when_lost:
+            self._ring.count_dropped()
+            return
+        waited_s = 0.0
+        while not self._write(record):
+            if self._ring.tail != tail:
+                tail, waited_s = self._ring.tail, 0.0
+            if waited_s >= _READER_LOST_AFTER_S:
+                self._tail_when_lost = tail
+                self._ring.count_dropped()
+                return
+            self._sleep(_WAIT_S)
+            waited_s += _WAIT_S
+
+
+def _packer(packers: _Packers, num_context_bytes: int, num_ids: int) -> _Packer:
+    layout = kv_struct(num_context_bytes, num_ids)
+    packer = (layout.pack, layout.size)
+    if num_ids <= _NUM_IDS_REMEMBERED_MAX:
+        packers[num_ids] = packer
+    return packer
+
+
+class LockedRingTraceSink(RingTraceSink):
+    """A ``RingTraceSink`` that several threads of one process may use."""
+
+    def __init__(self, ring: RingWriter, **options: Any) -> None:
+        super().__init__(ring, **options)
+        # Reentrant, because an operation on very many blocks records its parts through `kv`.
+        self._lock = threading.RLock()
+
+    def kv(self, operation: KvOperation, cause: KvCause, **details: Any) -> None:
+        """Record one operation on blocks; numbers and order in the ring agree."""
+        with self._lock:
+            super().kv(operation, cause, **details)
+
+    def span(self, name: str, **details: Any) -> None:
+        """Record a finished span."""
+        with self._lock:
+            super().span(name, **details)

@@ -1,0 +1,100 @@
+"""Every span name and attribute key of the system, so that each is spelt in one place.
+
+The ``kv.<operation>`` span names come from ``core.trace.KvOperation.span_name``. Keys of the
+``gen_ai`` group follow the OpenTelemetry semantic conventions for generative AI.
+"""
+
+from typing import Final
+
+# Service names, one per process.
+SERVICE_GATEWAY: Final = "pageframe-gateway"
+SERVICE_SCHEDULER: Final = "pageframe-scheduler"
+SERVICE_EXECUTOR: Final = "pageframe-executor"
+
+# Spans of a request.
+GENERATE: Final = "generate"
+TOKENIZE: Final = "tokenize"
+SEQUENCE: Final = "sequence"
+STALL: Final = "stall"
+PREFILL: Final = "prefill"
+DECODE: Final = "decode"
+PREEMPT: Final = "preempt"
+
+# Spans of nobody's request.
+STEP: Final = "step"
+POOL: Final = "pool"
+PROCESS: Final = "process"
+TRACE_DROP: Final = "trace.drop"
+
+# Spans that answer a call from outside; all others are internal to their process.
+SERVER_SPANS: Final = frozenset({GENERATE})
+
+# KV operations.
+KV_BLOCK_IDS: Final = "kv.block_ids"
+KV_BLOCK_IDS_SOURCE: Final = "kv.block_ids.source"
+KV_BLOCK_IDS_TARGET: Final = "kv.block_ids.target"
+KV_OPERATION: Final = "kv.operation"
+KV_POOL_INCARNATION: Final = "kv.pool_incarnation"
+KV_STEP: Final = "kv.step"
+KV_CAUSE: Final = "kv.cause"
+KV_SEQUENCE: Final = "kv.sequence"
+KV_GENERATION: Final = "kv.generation"
+KV_POSITION: Final = "kv.position"
+KV_TENANT: Final = "kv.tenant"
+KV_BLOCKS_FREE_AFTER: Final = "kv.blocks.free_after"
+
+# Requests, sequences and their waits.
+REQUEST_ID: Final = "pageframe.request_id"
+TENANT: Final = "pageframe.tenant"
+PRIORITY: Final = "pageframe.priority"
+SEQUENCE_ID: Final = "pageframe.sequence_id"
+SAMPLE_INDEX: Final = "pageframe.sample_index"
+GENERATION: Final = "pageframe.generation"
+STALL_CAUSE: Final = "pageframe.stall.cause"
+FINISH_REASON: Final = "pageframe.finish_reason"
+# Half-open interval [begin, end) of token positions that a prefill or decode span covers.
+TOKENS_BEGIN: Final = "pageframe.tokens.begin"
+TOKENS_END: Final = "pageframe.tokens.end"
+NUM_PROMPT_TOKENS: Final = "pageframe.num_prompt_tokens"
+NUM_CACHED_TOKENS: Final = "pageframe.num_cached_tokens"
+NUM_OUTPUT_TOKENS: Final = "pageframe.num_output_tokens"
+NUM_BLOCKS_PEAK: Final = "pageframe.num_blocks_peak"
+NUM_PREEMPTIONS: Final = "pageframe.num_preemptions"
+
+# Preemption.
+PREEMPT_MODE: Final = "pageframe.preempt.mode"
+PREEMPT_VICTIM: Final = "pageframe.preempt.victim"
+PREEMPT_BENEFICIARY: Final = "pageframe.preempt.beneficiary"
+PREEMPT_NUM_BLOCKS: Final = "pageframe.preempt.num_blocks"
+PREEMPT_ESTIMATE_MS: Final = "pageframe.preempt.estimate_ms"
+PREEMPT_ACTUAL_MS: Final = "pageframe.preempt.actual_ms"
+
+# Steps.
+STEP_NUMBER: Final = "pageframe.step"
+STEP_NUM_SEQUENCES: Final = "pageframe.step.num_sequences"
+STEP_NUM_TOKENS: Final = "pageframe.step.num_tokens"
+
+# Losses of the trace itself.
+TRACE_NUM_DROPPED: Final = "pageframe.trace.num_dropped"
+TRACE_NUM_DROPPED_TOTAL: Final = "pageframe.trace.num_dropped_total"
+TRACE_DROPPED_BY: Final = "pageframe.trace.dropped_by"
+
+# OpenTelemetry semantic conventions, generative AI.
+GEN_AI_OPERATION_NAME: Final = "gen_ai.operation.name"
+GEN_AI_PROVIDER_NAME: Final = "gen_ai.provider.name"
+GEN_AI_REQUEST_MODEL: Final = "gen_ai.request.model"
+GEN_AI_REQUEST_MAX_TOKENS: Final = "gen_ai.request.max_tokens"
+GEN_AI_REQUEST_TEMPERATURE: Final = "gen_ai.request.temperature"
+GEN_AI_REQUEST_TOP_K: Final = "gen_ai.request.top_k"
+GEN_AI_REQUEST_TOP_P: Final = "gen_ai.request.top_p"
+GEN_AI_REQUEST_FREQUENCY_PENALTY: Final = "gen_ai.request.frequency_penalty"
+GEN_AI_REQUEST_PRESENCE_PENALTY: Final = "gen_ai.request.presence_penalty"
+GEN_AI_REQUEST_STOP_SEQUENCES: Final = "gen_ai.request.stop_sequences"
+GEN_AI_REQUEST_SEED: Final = "gen_ai.request.seed"
+GEN_AI_REQUEST_CHOICE_COUNT: Final = "gen_ai.request.choice.count"
+GEN_AI_RESPONSE_ID: Final = "gen_ai.response.id"
+GEN_AI_RESPONSE_MODEL: Final = "gen_ai.response.model"
+GEN_AI_RESPONSE_FINISH_REASONS: Final = "gen_ai.response.finish_reasons"
+GEN_AI_USAGE_INPUT_TOKENS: Final = "gen_ai.usage.input_tokens"
+GEN_AI_USAGE_OUTPUT_TOKENS: Final = "gen_ai.usage.output_tokens"
+GEN_AI_USAGE_CACHE_READ_INPUT_TOKENS: Final = "gen_ai.usage.cache_read.input_tokens"

@@ -1,0 +1,76 @@
+"""Words in settings and the numbers they mean."""
+
+import pytest
+
+from pageframe.config.values import (
+    HostPort,
+    format_size,
+    parse_duration_seconds,
+    parse_host_port,
+    parse_size_bytes,
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "num_bytes"),
+    [
+        ("2GiB", 2 * 1024**3),
+        ("512 MiB", 512 * 1024**2),
+        ("1.5GB", 1_500_000_000),
+        ("4096", 4096),
+        ("1kib", 1024),
+        ("0", 0),
+    ],
+)
+def test_sizes_are_binary_or_decimal_as_their_unit_says(text: str, num_bytes: int) -> None:
+    assert parse_size_bytes(text) == num_bytes
+
+
+@pytest.mark.parametrize("text", ["", "GiB", "-1", "2 apples", "1e9", "nan", "0x10", "1 2GiB"])
+def test_a_malformed_size_is_refused_with_an_example(text: str) -> None:
+    with pytest.raises(ValueError, match="2GiB"):
+        parse_size_bytes(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("30", 30.0), ("30s", 30.0), ("500ms", 0.5), ("2m", 120.0), ("1h", 3600.0)],
+)
+def test_durations_are_seconds_unless_a_unit_is_given(text: str, seconds: float) -> None:
+    assert parse_duration_seconds(text) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("text", ["", "s", "-1s", "inf", "nan", "1 fortnight"])
+def test_a_malformed_duration_is_refused_with_an_example(text: str) -> None:
+    with pytest.raises(ValueError, match="30s"):
+        parse_duration_seconds(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("127.0.0.1:50051", HostPort("127.0.0.1", 50051)),
+        ("localhost:0", HostPort("localhost", 0)),
+        ("[::1]:8000", HostPort("::1", 8000)),
+    ],
+)
+def test_addresses_round_trip(text: str, address: HostPort) -> None:
+    assert parse_host_port(text) == address
+    assert str(address) == text
+
+
+@pytest.mark.parametrize("text", ["", "50051", ":50051", "host:", "host:-1", "host:٣", "::1:80"])
+def test_a_malformed_address_is_refused_with_an_example(text: str) -> None:
+    with pytest.raises(ValueError, match=r"127\.0\.0\.1:50051"):
+        parse_host_port(text)
+
+
+def test_a_port_past_the_largest_is_named() -> None:
+    with pytest.raises(ValueError, match="65536"):
+        parse_host_port("127.0.0.1:65536")
+
+
+def test_sizes_read_well() -> None:
+    assert format_size(3 * 1024**3 // 2) == "1.5 GiB"
+    assert format_size(300 * 1024**2) == "300 MiB"
+    assert format_size(2048) == "2 KiB"

@@ -1,0 +1,117 @@
+"""A runner without a model whose tokens depend on every slot that it was told to read and write.
+
+Executing stores each new token in its slot. Sampling reads the whole history back through the block
+table and hashes it, so a wrong slot, a wrong table entry or a block that two sequences share by
+accident comes out as a wrong token.
+"""
+
+import zlib
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from pageframe.core.sampling import SamplingParams
+from pageframe.core.step import FinishReason
+from pageframe.executor.batch import ModelFacts, StepBatch, StepOutput
+
+VOCAB_SIZE = 97
+EOS_TOKEN_ID = 3
+
+
+def next_token(history: np.ndarray) -> int:
+    """The token that follows ``history``; it depends on all of it."""
+    return zlib.crc32(np.ascontiguousarray(history, dtype=np.int32).tobytes()) % VOCAB_SIZE
+
+
+def reference_output(
+    token_ids: list[int], num_prompt_tokens: int, sampling: SamplingParams, max_model_len: int
+) -> tuple[list[int], FinishReason]:
+    """The output that one sequence alone, never interrupted, would have; with why it ended."""
+    tokens = list(token_ids)
+    while True:
+        token = next_token(np.array(tokens))
+        tokens.append(token)
+        num_output = len(tokens) - num_prompt_tokens
+        ending = set(sampling.stop_token_ids)
+        if not sampling.ignore_eos:
+            ending.add(EOS_TOKEN_ID)
+        if token in ending and num_output >= sampling.min_tokens:
+            return tokens[num_prompt_tokens:], FinishReason.STOP
+        if num_output >= sampling.max_tokens or len(tokens) >= max_model_len:
+            return tokens[num_prompt_tokens:], FinishReason.LENGTH
+
+
+@dataclass
+class FakeRunner:
+    """See the module text. ``fail_next`` makes the next execution raise, after its writes."""
+
+    fail_next: bool = False
+    fail_admit_of: set[int] = field(default_factory=set)
+    rows: dict[int, list[int]] = field(default_factory=dict)
+    batches: list[list[int]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.facts = ModelFacts(
+            name="fake",
+            folder="nowhere",
+            vocab_size=VOCAB_SIZE,
+            max_model_len=4096,
+            eos_token_ids=(EOS_TOKEN_ID,),
+            kv_bytes_per_token=4,
+            device="cpu",
+            dtype="float32",
+            kv_dtype="float32",
+            runner="sim",
+        )
+
+    def allocate_pool(self, num_blocks: int, block_size: int) -> None:
+        self.block_size = block_size
+        self.arena = np.full(num_blocks * block_size, -1, dtype=np.int32)
+
+    def warm_up(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self.is_closed = True
+
+    def admit(self, row, *, sampling, sample_index, token_ids, num_prompt_tokens) -> None:
+        assert row not in self.rows, f"row {row} is taken"
+        self.rows[row] = token_ids.tolist()
+        if sample_index in self.fail_admit_of:
+            raise ValueError(f"sample {sample_index} is not wanted")
+
+    def release(self, row: int) -> None:
+        del self.rows[row]
+
+    def execute(self, batch: StepBatch) -> StepOutput:
+        self._check(batch)
+        self.batches.append(np.diff(batch.query_start).tolist())
+        self.arena[batch.slots] = batch.token_ids
+        if self.fail_next:
+            self.fail_next = False
+            raise RuntimeError("the device is on fire")
+        tokens = [next_token(self._history(batch, index)) for index in batch.samples]
+        return StepOutput(token_ids=np.array(tokens, dtype=np.int32))
+
+    def _history(self, batch: StepBatch, index: int) -> np.ndarray:
+        positions = np.arange(batch.context_lens[index])
+        blocks = batch.block_tables[index, positions // self.block_size]
+        return self.arena[blocks * self.block_size + positions % self.block_size]
+
+    def _check(self, batch: StepBatch) -> None:
+        num_new = np.diff(batch.query_start)
+        num_sequences, num_tokens = len(batch.rows), len(batch.token_ids)
+        assert len(num_new) == len(batch.context_lens) == len(batch.block_tables) == num_sequences
+        assert len(batch.positions) == len(batch.slots) == num_tokens == batch.query_start[-1]
+        assert (num_new >= 1).all()
+        assert (num_new[: batch.num_decodes] == 1).all()
+        assert np.isin(np.arange(batch.num_decodes), batch.samples).all()
+        assert len(set(batch.rows.tolist())) == num_sequences
+        assert set(batch.rows.tolist()) <= self.rows.keys()
+        assert len(set(batch.slots.tolist())) == num_tokens
+        for index in range(num_sequences):
+            start, end = batch.query_start[index], batch.query_start[index + 1]
+            context = batch.context_lens[index]
+            assert batch.positions[start:end].tolist() == list(
+                range(context - (end - start), context)
+            )

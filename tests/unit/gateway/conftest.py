@@ -1,0 +1,30 @@
+"""Tokenisers that several tests need, made once."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from pageframe.gateway.tokenizer import TextCodec
+from unit.gateway import tiny_tokenizers
+
+
+@pytest.fixture(scope="session", params=sorted(tiny_tokenizers.ALL))
+def tokenizer_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
+    """A folder for each kind of tokeniser."""
+    return tiny_tokenizers.ALL[request.param](tmp_path_factory.mktemp(request.param))
+
+
+@pytest.fixture(scope="session")
+def byte_level_codec(tmp_path_factory: pytest.TempPathFactory) -> TextCodec:
+    return TextCodec.load(tiny_tokenizers.byte_level(tmp_path_factory.mktemp("codec")))
+
+
+@pytest.fixture(scope="session")
+def embedded_folder() -> Path:
+    """The embedded model; prepared on first use."""
+    from pageframe.cli.console import PlainConsole
+    from pageframe.cli.model_prepare import prepare_model
+    from pageframe.config.settings import EMBEDDED_MODEL
+
+    return prepare_model(EMBEDDED_MODEL, PlainConsole(sys.stderr))

@@ -1,0 +1,185 @@
+"""What a person may get wrong about a model, each with its own reason."""
+
+import json
+
+import pytest
+import torch
+
+from exactness import tiny_models
+from pageframe.core.errors import (
+    InvalidRequestError,
+    NotFoundError,
+    PageframeError,
+    PreconditionError,
+    ResourceExhaustedError,
+    UnimplementedError,
+)
+from pageframe.executor.model import device as device_module
+from pageframe.executor.model import loader as loader_module
+from pageframe.executor.model.device import choose_device
+from pageframe.executor.model.loader import eos_token_ids, load_runner
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny_models.build("llama", tmp_path_factory.mktemp("model") / "tiny-llama")
+
+
+def _reason(expected, **arguments):
+    with pytest.raises(expected) as caught:
+        load_runner(**{"device": "cpu", **arguments})
+    assert isinstance(caught.value, PageframeError)
+    return caught.value.reason
+
+
+def _copy_with_config(folder, target, **changes):
+    config = json.loads((folder / "config.json").read_text()) | changes
+    (target / "config.json").write_text(json.dumps(config))
+    (target / "model.safetensors").symlink_to(folder / "model.safetensors")
+    return str(target)
+
+
+def test_facts_describe_the_model(folder):
+    told = []
+    runner = load_runner(str(folder), device="cpu", progress=lambda *at: told.append(at))
+    facts = runner.facts
+    assert (facts.name, facts.folder) == ("tiny-llama", str(folder))
+    assert (facts.vocab_size, facts.max_model_len) == (tiny_models.VOCAB_SIZE, 512)
+    assert facts.eos_token_ids == (2,)
+    assert facts.kv_bytes_per_token == 3 * 2 * 2 * 8 * 4
+    assert (facts.device, facts.dtype, facts.kv_dtype) == ("cpu", "float32", "float32")
+    assert facts.runner == "native"
+    fractions = [fraction for _, fraction in told]
+    assert 5 < len(fractions) <= 101
+    assert fractions == sorted(set(fractions))
+    assert fractions[-1] > 0.9
+    assert load_runner(str(folder), device="cpu", name="other").facts.name == "other"
+
+
+def test_sim_runner_needs_no_weights(folder, tmp_path):
+    (tmp_path / "config.json").write_text((folder / "config.json").read_text())
+    facts = load_runner(str(tmp_path), runner="sim", name="pretence").facts
+    assert (facts.name, facts.runner, facts.device) == ("pretence", "sim", "sim")
+    assert (facts.vocab_size, facts.max_model_len) == (tiny_models.VOCAB_SIZE, 512)
+
+
+def test_number_of_threads_is_obeyed(folder):
+    load_runner(str(folder), device="cpu", num_threads=2)
+    assert torch.get_num_threads() == 2
+    load_runner(str(folder), device="cpu", num_threads=1)
+    assert torch.get_num_threads() == 1
+
+
+@pytest.mark.parametrize(("has_instructions", "dtype"), [(True, "bfloat16"), (False, "float32")])
+def test_auto_dtype_is_the_checkpoints_where_the_cpu_has_it(
+    monkeypatch, folder, tmp_path, has_instructions, dtype
+):
+    monkeypatch.setattr(loader_module, "can_pack", lambda _: has_instructions)
+    copy = _copy_with_config(folder, tmp_path, dtype="bfloat16")
+    facts = load_runner(copy, device="cpu").facts
+    assert (facts.dtype, facts.kv_dtype) == (dtype, dtype)
+    asked_for = load_runner(copy, device="cpu", dtype="bfloat16", kv_dtype="float16").facts
+    assert (asked_for.dtype, asked_for.kv_dtype) == ("bfloat16", "float16")
+
+
+def test_missing_folder_is_named(tmp_path):
+    assert _reason(NotFoundError, model=str(tmp_path / "nothing")) == "MODEL_NOT_FOUND"
+    assert _reason(NotFoundError, model="no-such-model") == "MODEL_NOT_FOUND"
+    assert _reason(NotFoundError, model=str(tmp_path)) == "MODEL_NOT_FOUND"
+
+
+def test_unknown_id_without_a_network_is_not_found(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert _reason(NotFoundError, model="nobody/no-such-model") == "MODEL_NOT_FOUND"
+
+
+@pytest.mark.parametrize(
+    "architectures", [["BertModel"], ["LlamaForSequenceClassification"], [], None]
+)
+def test_models_that_do_not_continue_text_are_refused(folder, tmp_path, architectures):
+    copy = _copy_with_config(folder, tmp_path, architectures=architectures)
+    assert _reason(InvalidRequestError, model=copy) == "MODEL_NOT_CAUSAL"
+
+
+def test_encoder_decoders_are_refused(folder, tmp_path):
+    copy = _copy_with_config(folder, tmp_path, is_encoder_decoder=True)
+    assert _reason(InvalidRequestError, model=copy) == "MODEL_NOT_CAUSAL"
+
+
+def test_models_without_the_attention_interface_are_refused(tmp_path):
+    config = tiny_models.transformers.BloomConfig(
+        vocab_size=32, hidden_size=32, n_layer=1, n_head=2
+    )
+    model = tiny_models.AutoModelForCausalLM.from_config(config)
+    model.save_pretrained(tmp_path)
+    assert _reason(UnimplementedError, model=str(tmp_path)) == "MODEL_UNSUPPORTED"
+
+
+@pytest.mark.parametrize("kv_dtype", ["fp8", "int8"])
+def test_quantised_keys_and_values_are_not_offered(folder, kv_dtype):
+    reason = _reason(UnimplementedError, model=str(folder), kv_dtype=kv_dtype)
+    assert reason == "KV_DTYPE_UNAVAILABLE"
+
+
+@pytest.mark.parametrize(
+    "setting", [{"dtype": "int4"}, {"runner": "magic"}, {"kv_dtype": "float64"}]
+)
+def test_unknown_settings_are_refused(folder, setting):
+    assert _reason(InvalidRequestError, model=str(folder), **setting) == "SETTING_INVALID"
+
+
+def test_native_runner_says_why_it_cannot(tmp_path):
+    gpt2 = tiny_models.build("gpt2", tmp_path)
+    assert _reason(UnimplementedError, model=str(gpt2), runner="native") == "MODEL_NOT_NATIVE"
+
+
+def test_damaged_folders_are_refused(folder, tmp_path):
+    config = (folder / "config.json").read_text()
+    (tmp_path / "config.json").write_text(config)
+    assert _reason(NotFoundError, model=str(tmp_path)) == "MODEL_WEIGHTS_NOT_FOUND"
+    (tmp_path / "model.safetensors").write_bytes(b"no tensors here")
+    assert _reason(InvalidRequestError, model=str(tmp_path)) == "MODEL_WEIGHTS_INVALID"
+    (tmp_path / "config.json").write_text("not json")
+    assert _reason(InvalidRequestError, model=str(tmp_path)) == "MODEL_CONFIG_INVALID"
+
+
+@pytest.mark.parametrize("changes", [{"num_hidden_layers": 4}, {"intermediate_size": 81}])
+def test_weights_that_contradict_the_config_are_refused(folder, tmp_path, changes):
+    copy = _copy_with_config(folder, tmp_path, **changes)
+    assert _reason(InvalidRequestError, model=copy) == "MODEL_WEIGHTS_INVALID"
+
+
+def test_weights_too_large_for_memory_are_refused_before_reading(folder, monkeypatch):
+    monkeypatch.setattr(loader_module, "available_memory_bytes", lambda: 1000)
+    assert _reason(ResourceExhaustedError, model=str(folder)) == "MODEL_TOO_LARGE"
+
+
+def test_eos_tokens_come_from_the_generation_config_first(tmp_path):
+    assert eos_token_ids(tmp_path, {"eos_token_id": 7}) == (7,)
+    assert eos_token_ids(tmp_path, {}) == ()
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [3, 4]}')
+    assert eos_token_ids(tmp_path, {"eos_token_id": 7}) == (3, 4)
+
+
+def test_cpu_is_chosen_where_there_is_no_gpu(tmp_path):
+    assert choose_device("auto", tmp_path) == torch.device("cpu")
+    assert choose_device("cpu") == torch.device("cpu")
+
+
+@pytest.mark.parametrize("wanted", ["auto", "cuda"])
+def test_gpu_that_cannot_be_used_is_an_error_in_the_drivers_words(monkeypatch, tmp_path, wanted):
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev/nvidia0").touch()
+
+    def refuse():
+        raise RuntimeError("The NVIDIA driver on your system is too old (found version 11040).")
+
+    monkeypatch.setattr(device_module.torch.cuda, "init", refuse)
+    with pytest.raises(PreconditionError, match=r"too old \(found version 11040") as caught:
+        choose_device(wanted, tmp_path)
+    assert caught.value.reason == "DEVICE_UNAVAILABLE"
+
+
+def test_unknown_device_is_refused(folder):
+    assert _reason(InvalidRequestError, model=str(folder), device="tpu") == "DEVICE_UNKNOWN"
