@@ -22,10 +22,7 @@ class Served:
     token_ids: list[list[int]] = field(default_factory=list)
     completions: list[Completion | None] = field(default_factory=list)
     num_steps: int = 0
-
-    @property
-    def num_preemptions(self) -> list[int]:
-        return [entry.account.num_preemptions for entry in self.completions]
+    num_preemptions: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +36,8 @@ class Shape:
     max_num_sequences: int = 8
     token_budget: int = 72
     max_model_len: int = 512
-    executor_lost_after: tuple[int, ...] = ()
-    """Steps after which all keys and values are lost, the running requests' too."""
+    loses_each_request: bool = False
+    """Whether all keys and values are lost whenever a request that never lost any has 3 tokens."""
 
 
 def serve(
@@ -72,24 +69,35 @@ def serve(
     for handle, prompt in enumerate(prompts):
         scheduler.submit(_submission(handle, prompt, sampling), gateway_id=1)
     plans: deque = deque()
+    unscathed = set(range(len(prompts)))
     while not scheduler.is_idle:
         while (plan := scheduler.plan(clock.now_ns())) is not None:
             plans.append(plan)
         assert plans, f"nothing is planned and nothing is done: {scheduler.snapshot()}"
         result = engine.step(plans.popleft())
         served.num_steps += 1
+        served.num_preemptions += len(result.preempted_ids)
         assert served.num_steps < NUM_STEPS_MAX, "no end in sight"
         for _, events in scheduler.on_result(result, clock.now_ns()):
             _take(served, events)
-        if served.num_steps in shape.executor_lost_after:
+        if shape.loses_each_request and _has_unscathed(served, unscathed):
+            unscathed -= {index for index, ids in enumerate(served.token_ids) if ids}
             plans.clear()
             engine.reset()
             scheduler.on_executor_lost(clock.now_ns())
             scheduler.on_executor_ready(engine.describe("test"), engine.account(), clock.now_ns())
+    assert not (shape.loses_each_request and unscathed), f"never lost a block: {unscathed}"
     assert engine.check_integrity() == []
     account = engine.account()
     assert account.free + account.cached == account.total, account
     return served
+
+
+def _has_unscathed(served: Served, unscathed: set[int]) -> bool:
+    return any(
+        len(served.token_ids[index]) >= 3 and served.completions[index] is None
+        for index in unscathed
+    )
 
 
 def _submission(handle: int, prompt: Sequence[int], sampling: SamplingParams) -> Submission:

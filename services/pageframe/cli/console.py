@@ -63,7 +63,7 @@ class PlainConsole:
         ):
             return
         self._shown[subject] = (message, now)
-        percent = "" if fraction is None else f" {fraction:.0%}"
+        percent = "" if fraction is None or fraction >= 1.0 else f" {fraction:.0%}"
         self.say(f"{subject}: {message}{percent}")
 
     def __enter__(self) -> Self:
@@ -91,6 +91,9 @@ class TerminalConsole:
             TimeElapsedColumn(),
             console=self._console,
             transient=True,
+            # Results go to standard output as they are, even while rows are drawn.
+            redirect_stdout=False,
+            redirect_stderr=False,
         )
         self._live: Live = self._progress.live
         self._tasks: dict[str, TaskID] = {}
@@ -101,19 +104,26 @@ class TerminalConsole:
 
     def progress(self, subject: str, message: str, fraction: float | None = None) -> None:
         """Redraw the row of ``subject``; a finished one goes away."""
+        if fraction is not None and fraction >= 1.0:
+            self._finish(subject)
+            return
         if subject not in self._tasks:
             self._tasks[subject] = self._progress.add_task(message, subject=subject, total=None)
+            self._live.start()
         task_id = self._tasks[subject]
-        if fraction is not None and fraction >= 1.0:
-            self._progress.remove_task(task_id)
-            del self._tasks[subject]
-            return
         total = None if fraction is None else 1.0
         self._progress.update(task_id, description=message, total=total, completed=fraction or 0.0)
 
+    def _finish(self, subject: str) -> None:
+        task_id = self._tasks.pop(subject, None)
+        if task_id is not None:
+            self._progress.remove_task(task_id)
+        if not self._tasks:
+            # With nothing to draw, the drawing thread would only keep the machine awake.
+            self._live.stop()
+
     def __enter__(self) -> Self:
-        """Begin to draw."""
-        self._live.start()
+        """Begin; rows are drawn from the first progress on."""
         return self
 
     def __exit__(
@@ -123,7 +133,8 @@ class TerminalConsole:
         traceback: TracebackType | None,
     ) -> None:
         """Remove the rows."""
-        self._live.stop()
+        for subject in list(self._tasks):
+            self._finish(subject)
 
 
 def open_console() -> Console:

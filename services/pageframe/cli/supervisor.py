@@ -110,7 +110,13 @@ class Supervisor:
             if summary := summarise(line):
                 self._console.say(f"{spec.name}: {summary}")
 
+        def on_child_ready(report: "asyncio.Future[ReadyReport]") -> None:
+            if not report.cancelled() and report.exception() is None:
+                self._console.progress(spec.name, "ready", 1.0)
+
+        self._console.progress(spec.name, "starting")
         child = Child.start(spec, on_progress, on_line)
+        child.ready.add_done_callback(on_child_ready)
         self._children[spec.name] = child
         return child
 

@@ -73,13 +73,8 @@ def supervise(
         gateway = reports["gateway"]
         # A gateway that is started again must come back to the port that clients know.
         launch.with_addresses(grpc=gateway.address, http=gateway.http).write(launch_path)
-        for name in reports:
-            console.progress(name, "ready", 1.0)
         http = f" http={gateway.http}" if gateway.http else ""
         print(f"pageframe ready grpc={gateway.address}{http}", flush=True)
-
-    for spec in specs:
-        console.progress(spec.name, "starting")
 
     async def run() -> int:
         return await Supervisor(specs, console=console, on_ready=on_ready).run()

@@ -1,1 +1,40 @@
-"""The typed client of a gateway."""
+"""The typed client of a gateway.
+
+with PageframeClient("127.0.0.1:50051") as client:
+    for event in client.generate(GenerationRequest(prompt="Once", max_tokens=8)):
+        ...
+"""
+
+from pageframe.client.aio import AsyncPageframeClient
+from pageframe.client.channel import DEFAULT_SERVER
+from pageframe.client.sync import PageframeClient
+from pageframe.client.types import (
+    Delta,
+    Event,
+    Finished,
+    GenerationRequest,
+    GenerationResult,
+    MemoryAccount,
+    Message,
+    Model,
+    Sample,
+    Started,
+    collect,
+)
+
+__all__ = [
+    "DEFAULT_SERVER",
+    "AsyncPageframeClient",
+    "Delta",
+    "Event",
+    "Finished",
+    "GenerationRequest",
+    "GenerationResult",
+    "MemoryAccount",
+    "Message",
+    "Model",
+    "PageframeClient",
+    "Sample",
+    "Started",
+    "collect",
+]

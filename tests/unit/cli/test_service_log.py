@@ -2,11 +2,13 @@
 
 import io
 import json
+import sys
+import threading
 from pathlib import Path
 
 import pytest
 
-from pageframe.cli.console import PlainConsole
+from pageframe.cli.console import PlainConsole, TerminalConsole
 from pageframe.cli.service_log import ServiceLog, summarise
 
 
@@ -67,3 +69,21 @@ def test_progress_elsewhere_than_a_terminal_is_a_line_every_two_seconds() -> Non
         "executor: loading",
         "model: converting 50%",
     ]
+
+
+def test_rows_on_a_terminal_leave_standard_output_alone(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The ready line must reach a pipe, even when progress is drawn on a terminal."""
+    stream = io.StringIO()
+    with TerminalConsole(stream) as console:
+        console.progress("executor", "loading", 0.5)
+        sys.stdout.write("pageframe ready\n")
+        console.say("a line that stays")
+        console.progress("executor", "ready", 1.0)
+        drawing = set(threading.enumerate()) - {threading.main_thread()}
+        for thread in drawing:
+            thread.join(timeout=10.0)
+            assert not thread.is_alive(), "nothing is drawn when there is nothing to draw"
+    assert capsys.readouterr().out == "pageframe ready\n"
+    assert "a line that stays" in stream.getvalue()

@@ -160,25 +160,26 @@ def test_samples_of_one_request_are_sequences_of_their_own():
     assert_scheduler_empty(driver)
 
 
-def test_blocks_are_not_promised_twice_over_plans_in_flight():
-    driver = Driver(
-        facts=make_facts(num_blocks=10, block_size=4), token_budget=8, max_num_running=8
-    )
+def test_blocks_are_not_promised_twice():
+    driver = Driver(facts=make_facts(num_blocks=10, block_size=4), token_budget=16)
     driver.submit(make_submission(1, 24, max_tokens=1))
     driver.submit(make_submission(2, 16, max_tokens=1))
-    # The first needs six blocks in all and has two in flight; four are left, and one is kept.
-    assert entries(driver.send_plan()) == [(1, 8)]
+    # The first needs six of ten blocks; four are in flight, two are owed, and one is kept.
+    assert entries(driver.send_plan()) == [(1, 16)]
     assert entries(driver.send_plan()) == [(1, 8)]
     driver.run()
-    assert [result for result in driver.engine.steps if result] == [8, 8, 8, 8, 8]
+    assert driver.engine.steps == [16, 8, 16]
     assert_scheduler_empty(driver)
 
 
-def test_a_request_that_fits_beside_the_watermark_is_admitted():
+@pytest.mark.parametrize(("num_tokens", "is_admitted"), [(12, True), (13, False)])
+def test_a_block_is_kept_for_those_who_run_already(num_tokens, is_admitted):
     driver = Driver(facts=make_facts(num_blocks=10, block_size=4), token_budget=64)
     driver.submit(make_submission(1, 24, max_tokens=1))
-    driver.submit(make_submission(2, 12, max_tokens=1))
-    assert entries(driver.send_plan()) == [(1, 24), (2, 12)]
+    driver.submit(make_submission(2, num_tokens, max_tokens=1))
+    assert entries(driver.send_plan()) == [(1, 24), (2, num_tokens)][: 1 + is_admitted]
+    driver.run()
+    assert_scheduler_empty(driver)
 
 
 def test_the_next_few_requests_are_announced_ahead_of_admission():

@@ -103,12 +103,16 @@ def test_preempted_sequences_come_back_before_new_ones_oldest_first():
     assert admitted.index(2) < admitted.index(3) < admitted.index(4)
 
 
-def test_who_was_thrown_out_does_not_come_back_while_it_would_be_thrown_out_again():
-    driver = Driver(facts=make_facts(num_blocks=8, block_size=2), token_budget=64)
-    for handle in (1, 2):
-        driver.submit(make_submission(handle, 2, max_tokens=12))
+def test_who_was_thrown_out_comes_back_only_when_it_has_cooled():
+    driver = Driver(facts=make_facts(num_blocks=30, block_size=1), token_budget=64, lookahead=False)
+    for handle, num_tokens, max_tokens in ((1, 2, 18), (2, 10, 8), (3, 2, 20)):
+        driver.submit(make_submission(handle, num_tokens, max_tokens=max_tokens))
     driver.run()
-    assert driver.completion(2).account.num_preemptions == 1
+    # Step 7 needs 32 blocks. Step 8 ends the second, so there is room for what the third has, but
+    # not for what it will come to; eight steps later it is taken back as it is.
+    assert [plan.step for plan in driver.sent if victims(plan)] == [7]
+    assert [plan.step for plan in driver.sent if 3 in plan.may.sequence_ids] == [1, 16]
+    assert driver.completion(3).account.num_preemptions == 1
 
 
 def test_a_preempted_sequence_waits_for_a_measured_time():
@@ -194,14 +198,33 @@ def test_after_a_refusal_for_want_of_blocks_all_but_the_oldest_may_go():
 
 
 def test_after_a_second_refusal_even_the_oldest_may_go():
-    driver = Driver(lookahead=False)
+    engine = SharedPool(make_facts())
+    driver = Driver(facts=engine.facts, engine=engine, lookahead=False)
     for handle in (1, 2):
         driver.submit(make_submission(handle, 3, max_tokens=12))
     driver.step()
     for expected in ([], [2], [2, 1]):
         assert victims(driver.send_plan()) == expected
+        engine.num_foreign += 5
         driver.run_engine(refuse=True)
         driver.receive()
+        assert driver.scheduler.snapshot().account.free == engine.num_free
+
+
+def test_nobody_comes_in_while_somebody_may_have_to_go():
+    driver = Driver(lookahead=False)
+    for handle in (1, 2):
+        driver.submit(make_submission(handle, 3, max_tokens=12))
+    driver.step()
+    driver.submit(make_submission(3))
+    driver.send_plan()
+    driver.run_engine(refuse=True)
+    driver.receive()
+    plan = driver.send_plan()
+    assert (victims(plan), plan.may.sequence_ids) == ([2], [])
+    driver.run_engine()
+    driver.receive()
+    assert driver.send_plan().may.sequence_ids == [3]
 
 
 def test_an_executor_that_refuses_everything_is_given_up():

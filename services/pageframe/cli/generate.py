@@ -1,0 +1,158 @@
+"""``pageframe generate``: one prompt, or many lines of them, through a running server."""
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pageframe.cli.exit_codes import EXIT_FAILURE, EXIT_OK
+from pageframe.cli.generation_json import error_to_json, request_from_line, result_to_json
+from pageframe.cli.server_address import find_server
+from pageframe.client import (
+    AsyncPageframeClient,
+    Delta,
+    Event,
+    GenerationRequest,
+    Message,
+    PageframeClient,
+    collect,
+)
+from pageframe.core.errors import PageframeError
+from pageframe.core.limits import LIMITS
+from pageframe.core.request import Delivery
+
+# How long a server may be away before a command gives up.
+_RETRY_FOR_S = 5.0
+# A server takes no more at once from one gateway.
+_NUM_CONCURRENT_MAX = LIMITS.num_requests_per_gateway_max // 2
+
+
+def generate(
+    prompt: Annotated[
+        str | None, typer.Argument(help="Text to continue; - reads it from standard input.")
+    ] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Most tokens of output.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 takes the best token.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Keep this much probability.")] = None,
+    top_k: Annotated[int, typer.Option(help="Keep this many tokens; 0 keeps all.")] = 0,
+    min_p: Annotated[float, typer.Option(help="Least share of the best probability.")] = 0.0,
+    n: Annotated[int, typer.Option("--n", help="Samples of the same prompt.")] = 1,
+    seed: Annotated[int | None, typer.Option(help="Same seed, same tokens.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="Stop string; may be repeated.")] = None,
+    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on after the end.")] = False,
+    logprobs: Annotated[int | None, typer.Option(help="Best tokens to report per token.")] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Use the model's chat template.")] = False,
+    system: Annotated[str | None, typer.Option(help="System message, with --chat.")] = None,
+    model: Annotated[str, typer.Option(help="Name of the model; empty for any.")] = "",
+    timeout: Annotated[float | None, typer.Option(help="Seconds that it may take.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    stdin_jsonl: Annotated[
+        bool, typer.Option("--stdin-jsonl", help="Run one JSON request a line from stdin.")
+    ] = False,
+    server: Annotated[str | None, typer.Option(help="HOST:PORT [PAGEFRAME_SERVER].")] = None,
+    state_dir: Annotated[Path | None, typer.Option(help="Where `pageframe up` runs.")] = None,
+) -> None:
+    """Continue a prompt. Streams text, or prints one JSON object with --json.
+
+    Exit code 1 when a request failed.
+    """
+    if (prompt is None) != stdin_jsonl:
+        raise typer.BadParameter("give a PROMPT or --stdin-jsonl, not both")
+    if system is not None and not chat:
+        raise typer.BadParameter("--system goes with --chat")
+    request = GenerationRequest(
+        model=model,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        seed=seed,
+        num_logprobs=logprobs,
+        ignore_eos=ignore_eos,
+        max_tokens=max_tokens,
+        num_samples=n,
+        stop=tuple(stop or ()),
+        delivery=Delivery.FINAL if as_json or stdin_jsonl else Delivery.EVERY_TOKEN,
+    )
+    address = find_server(server, state_dir, os.environ)
+    if prompt is None:
+        lines = [line for line in sys.stdin.buffer.read().split(b"\n") if line.strip()]
+        raise typer.Exit(asyncio.run(_run_lines(lines, request, address, timeout)))
+    text = sys.stdin.read() if prompt == "-" else prompt
+    request = _with_prompt(request, text, chat=chat, system=system)
+    raise typer.Exit(_run_one(request, address, timeout, as_json=as_json))
+
+
+def _with_prompt(
+    request: GenerationRequest, text: str, *, chat: bool, system: str | None
+) -> GenerationRequest:
+    if not chat:
+        return replace(request, prompt=text)
+    messages = [] if system is None else [Message("system", system)]
+    return replace(request, messages=[*messages, Message("user", text)])
+
+
+def _run_one(
+    request: GenerationRequest, address: str, timeout_s: float | None, *, as_json: bool
+) -> int:
+    """Run one request; returns the exit code."""
+    try:
+        with PageframeClient(address, retry_for_s=_RETRY_FOR_S) as client:
+            events = client.generate(request, timeout_s=timeout_s)
+            if as_json:
+                print(_to_line(result_to_json(collect(list(events)))))
+            elif request.num_samples > 1:
+                for index, sample in enumerate(collect(list(events)).samples):
+                    print(f"[{index}] {sample.text}")
+            else:
+                _print_text(events)
+    except PageframeError as error:
+        if as_json:
+            print(_to_line(error_to_json(error)))
+        else:
+            print(f"pageframe: {error.reason}: {error.message}", file=sys.stderr)
+        return EXIT_FAILURE
+    return EXIT_OK
+
+
+def _print_text(events: Iterable[Event]) -> None:
+    """Text as it comes."""
+    for event in events:
+        if isinstance(event, Delta):
+            print(event.text, end="", flush=True)
+    print()
+
+
+async def _run_lines(
+    lines: Sequence[bytes], defaults: GenerationRequest, address: str, timeout_s: float | None
+) -> int:
+    """Run all lines at once; print their results in the order of the input."""
+    num_failed = 0
+    slots = asyncio.Semaphore(_NUM_CONCURRENT_MAX)
+    async with AsyncPageframeClient(address, retry_for_s=_RETRY_FOR_S) as client:
+
+        async def run(index: int, line: bytes) -> dict[str, object]:
+            async with slots:
+                try:
+                    request = request_from_line(line, defaults)
+                    result = await client.complete(request, timeout_s=timeout_s)
+                except PageframeError as error:
+                    return {"index": index, **error_to_json(error)}
+                return {"index": index, **result_to_json(result)}
+
+        tasks = [asyncio.create_task(run(index, line)) for index, line in enumerate(lines)]
+        for task in tasks:
+            outcome = await task
+            num_failed += "error" in outcome
+            print(_to_line(outcome), flush=True)
+    return EXIT_FAILURE if num_failed else EXIT_OK
+
+
+def _to_line(content: dict[str, object]) -> str:
+    return json.dumps(content, ensure_ascii=False)

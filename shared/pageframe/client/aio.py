@@ -1,0 +1,169 @@
+"""The client for programs with an event loop."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncGenerator, Sequence
+from types import TracebackType
+from typing import Self, TypeVar
+
+import grpc
+
+from pageframe.client.attempts import Attempts
+from pageframe.client.channel import DEFAULT_SERVER, channel_options
+from pageframe.client.convert import (
+    chat_to_proto,
+    event_from_proto,
+    model_from_proto,
+    request_to_proto,
+)
+from pageframe.client.sync import remaining_s
+from pageframe.client.types import (
+    Event,
+    GenerationRequest,
+    GenerationResult,
+    Message,
+    Model,
+    collect,
+)
+from pageframe.core.errors import PageframeError, UnavailableError
+from pageframe.rpc.status import from_rpc_error
+from pageframe.v1 import gateway_service_pb2 as pb
+from pageframe.v1 import gateway_service_pb2_grpc
+
+_Request = TypeVar("_Request")
+_Response = TypeVar("_Response")
+
+
+class AsyncPageframeClient:
+    """Talks to a gateway; an asynchronous context manager, for one event loop.
+
+    Args:
+        server: ``HOST:PORT`` or ``unix:/path``.
+        api_key: Sent as ``authorization: Bearer``, where the server asks for one.
+        retry_for_s: How long to try again without progress while the server is unavailable.
+    """
+
+    def __init__(
+        self,
+        server: str = DEFAULT_SERVER,
+        *,
+        api_key: str | None = None,
+        retry_for_s: float = 10.0,
+    ) -> None:
+        self._retry_for_s = retry_for_s
+        self._metadata = () if api_key is None else (("authorization", f"Bearer {api_key}"),)
+        self._channel = grpc.aio.insecure_channel(server, options=channel_options(server))
+        self._stub = gateway_service_pb2_grpc.GatewayServiceStub(self._channel)
+
+    async def generate(
+        self, request: GenerationRequest, *, timeout_s: float | None = None
+    ) -> AsyncGenerator[Event, None]:
+        """Stream one generation: ``Started``, deltas, and ``Finished`` for each sample.
+
+        A broken stream of one sample is resumed without a trace in the events. Close the
+        iterator (``contextlib.aclosing``) to cancel.
+
+        Raises:
+            PageframeError: as the server says.
+        """
+        attempts = Attempts(request, retry_for_s=self._retry_for_s, now_s=time.monotonic)
+        deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            try:
+                stream = self._stream(attempts.request(), deadline_s)
+                async with contextlib.aclosing(stream) as events:
+                    async for event in events:
+                        if attempts.accept(event):
+                            yield event
+                if attempts.is_done:
+                    return
+                raise UnavailableError("STREAM_ENDED", "the server ended the stream too early")
+            except PageframeError as error:
+                if attempts.is_done:
+                    return
+                await asyncio.sleep(attempts.delay_after(error))
+
+    async def complete(
+        self, request: GenerationRequest, *, timeout_s: float | None = None
+    ) -> GenerationResult:
+        """Run one generation to its end.
+
+        Raises:
+            PageframeError: as the server says.
+        """
+        async with contextlib.aclosing(self.generate(request, timeout_s=timeout_s)) as events:
+            return collect([event async for event in events])
+
+    async def cancel(self, request_id: str) -> None:
+        """End a request, perhaps of another client of the same tenant.
+
+        Raises:
+            NotFoundError: no such request lives at this gateway.
+        """
+        await self._unary(self._stub.Cancel, pb.CancelRequest(request_id=request_id))
+
+    async def list_models(self) -> list[Model]:
+        """What is served."""
+        response = await self._unary(self._stub.ListModels, pb.ListModelsRequest())
+        return [model_from_proto(model) for model in response.models]
+
+    async def tokenize(self, prompt: str | Sequence[Message], *, model: str = "") -> list[int]:
+        """Token ids of a text or a chat, as ``generate`` would make them."""
+        request = pb.TokenizeRequest(model=model)
+        if isinstance(prompt, str):
+            request.text = prompt
+        else:
+            request.chat.CopyFrom(chat_to_proto(prompt))
+        return list((await self._unary(self._stub.Tokenize, request)).token_ids)
+
+    async def detokenize(
+        self, token_ids: Sequence[int], *, model: str = "", keep_special_tokens: bool = False
+    ) -> str:
+        """The text of token ids."""
+        request = pb.DetokenizeRequest(
+            model=model, token_ids=token_ids, keep_special_tokens=keep_special_tokens
+        )
+        return (await self._unary(self._stub.Detokenize, request)).text
+
+    async def close(self) -> None:
+        """Close the channel; running generations end."""
+        await self._channel.close()
+
+    async def __aenter__(self) -> Self:
+        """Begin."""
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close the channel."""
+        await self.close()
+
+    async def _stream(
+        self, request: GenerationRequest, deadline_s: float | None
+    ) -> AsyncGenerator[Event, None]:
+        """One attempt."""
+        call = self._stub.Generate(
+            request_to_proto(request),
+            timeout=remaining_s(deadline_s, time.monotonic()),
+            metadata=self._metadata,
+        )
+        try:
+            async for message in call:
+                yield event_from_proto(message)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+        finally:
+            call.cancel()
+
+    async def _unary(
+        self, method: "grpc.aio.UnaryUnaryMultiCallable[_Request, _Response]", request: _Request
+    ) -> _Response:
+        try:
+            return await method(request, metadata=self._metadata)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error

@@ -1,0 +1,148 @@
+"""Between the client's types and protobuf."""
+
+from collections.abc import Sequence
+
+from pageframe.client.types import (
+    Delta,
+    Event,
+    Finished,
+    GenerationRequest,
+    MemoryAccount,
+    Message,
+    Model,
+    Started,
+)
+from pageframe.core.errors import InternalError, InvalidRequestError
+from pageframe.core.request import StallCause
+from pageframe.core.step import FinishReason
+from pageframe.v1 import gateway_service_pb2 as pb
+from pageframe.v1 import sequence_pb2
+from pageframe.wire.sampling import logprobs_list_from_proto
+
+
+def request_to_proto(request: GenerationRequest) -> pb.GenerateRequest:
+    """Encode a request.
+
+    Raises:
+        InvalidRequestError: FIELD_NOT_ENCODABLE for a value that the contract has no room for: a
+            negative count, or a text that is no Unicode.
+    """
+    try:
+        message = pb.GenerateRequest(
+            model=request.model,
+            sampling=_sampling_to_proto(request),
+            num_samples=request.num_samples,
+            stop=request.stop,
+            include_stop=request.include_stop,
+            delivery=sequence_pb2.Delivery.ValueType(request.delivery),
+            request_id=request.request_id,
+            resume_token_ids=request.resume_token_ids,
+            session_id=request.session_id,
+            prefix_handle=request.prefix_handle,
+            priority=request.priority,
+            keep_special_tokens=request.keep_special_tokens,
+        )
+        if request.prompt is not None:
+            message.text = request.prompt
+        elif request.messages is not None:
+            message.chat.CopyFrom(chat_to_proto(request.messages))
+        elif request.token_ids is not None:
+            message.token_ids.CopyFrom(pb.TokenIds(ids=request.token_ids))
+    except (ValueError, TypeError) as error:
+        raise InvalidRequestError(
+            "FIELD_NOT_ENCODABLE", f"a field has no encoding: {error}"
+        ) from None
+    return message
+
+
+def chat_to_proto(messages: Sequence[Message]) -> pb.Chat:
+    """Encode a chat."""
+    return pb.Chat(
+        messages=[pb.ChatMessage(role=entry.role, content=entry.content) for entry in messages]
+    )
+
+
+def event_from_proto(message: pb.GenerateResponse) -> Event:
+    """Decode one message of a generation.
+
+    Raises:
+        InternalError: UNKNOWN_MESSAGE, from a server of a later version.
+    """
+    kind = message.WhichOneof("message")
+    if kind == "delta":
+        delta = message.delta
+        return Delta(
+            sample_index=delta.sample_index,
+            text=delta.text,
+            token_ids=list(delta.token_ids),
+            logprobs=logprobs_list_from_proto(delta.logprobs),
+            prompt_logprobs=logprobs_list_from_proto(delta.prompt_logprobs),
+        )
+    if kind == "header":
+        header = message.header
+        return Started(
+            request_id=header.request_id,
+            seed=header.seed,
+            trace_id=header.trace_id,
+            num_prompt_tokens=header.num_prompt_tokens,
+            model=header.model,
+        )
+    if kind == "completion":
+        completion = message.completion
+        return Finished(
+            sample_index=completion.sample_index,
+            finish_reason=FinishReason(completion.finish_reason),
+            stop=completion.stop,
+            account=_account_from_proto(completion.account),
+        )
+    raise InternalError("UNKNOWN_MESSAGE", "the server sent a message of no known kind")
+
+
+def model_from_proto(message: pb.Model) -> Model:
+    """Decode a model."""
+    return Model(
+        name=message.name,
+        max_model_len=message.max_model_len,
+        vocab_size=message.vocab_size,
+        block_size=message.block_size,
+        num_blocks=message.num_blocks,
+        eos_token_ids=tuple(message.eos_token_ids),
+        dtype=message.dtype,
+        kv_dtype=message.kv_dtype,
+    )
+
+
+def _sampling_to_proto(request: GenerationRequest) -> sequence_pb2.SamplingParameters:
+    # Fields given as None stay absent.
+    return sequence_pb2.SamplingParameters(
+        temperature=request.temperature,
+        top_k=request.top_k,
+        top_p=request.top_p,
+        min_p=request.min_p,
+        repetition_penalty=request.repetition_penalty,
+        presence_penalty=request.presence_penalty,
+        frequency_penalty=request.frequency_penalty,
+        seed=request.seed,
+        logit_bias=dict(request.logit_bias),
+        num_logprobs=request.num_logprobs,
+        num_prompt_logprobs=request.num_prompt_logprobs,
+        stop_token_ids=request.stop_token_ids,
+        ignore_eos=request.ignore_eos,
+        min_tokens=request.min_tokens,
+        max_tokens=request.max_tokens,
+    )
+
+
+def _account_from_proto(message: sequence_pb2.MemoryAccount) -> MemoryAccount:
+    return MemoryAccount(
+        num_prompt_tokens=message.num_prompt_tokens,
+        num_cached_tokens=message.num_cached_tokens,
+        num_completion_tokens=message.num_completion_tokens,
+        num_blocks_peak=message.num_blocks_peak,
+        num_blocks_shared=message.num_blocks_shared,
+        num_copies_on_write=message.num_copies_on_write,
+        num_preemptions=message.num_preemptions,
+        stall_ns={
+            StallCause(entry.cause): entry.duration.ToNanoseconds() for entry in message.stalls
+        },
+    )
