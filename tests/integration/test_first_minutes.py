@@ -1,6 +1,7 @@
 """What a newcomer meets in the first ten minutes: it works, or one line says the way out."""
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -127,10 +128,13 @@ def test_up_prints_one_line_and_ctrl_c_leaves_nothing(
     names = {" ".join(service.cmdline()) for service in system.services}
     for service in ("gateway", "scheduler", "executor", "telemetry"):
         assert any(f"pageframe.{service}" in name for name in names), names
+    published = json.loads((tmp_path / "state" / "address.json").read_text())
+    assert published["grpc"] == f"127.0.0.1:{system.port}", "client commands find it there"
     assert system.stop(signal.SIGINT) == 0
     assert system.process.stdout is not None
     assert system.process.stdout.read() == "", "the ready line is the last one"
     assert not list((tmp_path / "state" / "run").iterdir()), "sockets and rings are gone"
+    assert not (tmp_path / "state" / "address.json").exists()
     assert not accepts(system.port)
 
 

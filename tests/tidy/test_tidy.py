@@ -29,7 +29,8 @@ BANNED_IN_PURE_CODE = {"asyncio", "grpc", "torch", "threading", "time", "random"
 LEFTOVER = re.compile(r"\b(TODO|FIXME|XXX|HACK|WIP)\b")
 PRIVATE_PATH = re.compile(r"""(?<![\w.~}/)])/(?:home|root|work|Users)/[\w.]""")
 BANNED_WORDS = re.compile(
-    r"\b((?<!asked )for now|temporar(?:y|ily) hack|sanity check|dummy|utili[sz]e[sd]?)\b", re.IGNORECASE
+    r"\b((?<!asked )for now|temporar(?:y|ily) hack|sanity check|dummy|utili[sz]e[sd]?)\b",
+    re.IGNORECASE,
 )
 
 

@@ -45,13 +45,17 @@ def request_from_line(line: bytes, defaults: GenerationRequest) -> GenerationReq
         raise InvalidRequestError("MALFORMED_LINE", f"the line is no JSON: {error}") from None
     if not isinstance(entries, dict):
         raise InvalidRequestError("MALFORMED_LINE", "the line is no JSON object")
-    fields = {_ALIASES.get(key, key): value for key, value in entries.items()}
+    fields: dict[str, Any] = {
+        _ALIASES.get(str(key), str(key)): value for key, value in entries.items()
+    }
     for key in fields:
         if key not in _FIELDS:
             raise InvalidRequestError("UNKNOWN_FIELD", f"there is no field {key!r}", field=key)
     values = {key: _field_value(key, value) for key, value in fields.items()}
     if any(values.get(key) is not None for key in _INPUTS):
-        values = dict.fromkeys(_INPUTS) | values
+        # A line's own prompt, of whatever kind, stands in place of the default one.
+        no_inputs: dict[str, Any] = dict.fromkeys(_INPUTS)
+        values = no_inputs | values
     return dataclasses.replace(defaults, **values)
 
 

@@ -68,18 +68,26 @@ def supervise(
     launch: Launch, launch_path: Path, specs: Sequence[ServiceSpec], console: Console
 ) -> int:
     """Run the services of a launch; prints the ready line when all of them are."""
+    served: list[Launch] = []
 
     def on_ready(reports: Mapping[str, ReadyReport]) -> None:
         gateway = reports["gateway"]
+        resolved = launch.with_addresses(grpc=gateway.address, http=gateway.http)
         # A gateway that is started again must come back to the port that clients know.
-        launch.with_addresses(grpc=gateway.address, http=gateway.http).write(launch_path)
+        resolved.write(launch_path)
+        resolved.publish_address()
+        served.append(resolved)
         http = f" http={gateway.http}" if gateway.http else ""
         print(f"pageframe ready grpc={gateway.address}{http}", flush=True)
 
     async def run() -> int:
         return await Supervisor(specs, console=console, on_ready=on_ready).run()
 
-    return asyncio.run(run())
+    try:
+        return asyncio.run(run())
+    finally:
+        for resolved in served:
+            resolved.withdraw_address()
 
 
 def _check_machine(settings: Settings, console: Console) -> None:

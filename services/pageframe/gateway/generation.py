@@ -36,6 +36,7 @@ from pageframe.gateway.request import GenerateInput
 from pageframe.gateway.running import RunningRequest
 from pageframe.gateway.tokenizer import TextCodec
 from pageframe.gateway.tracing import GenerateTrace
+from pageframe.gateway.turns import WriteTurns
 from pageframe.gateway.validation import (
     check_input,
     check_model,
@@ -90,6 +91,7 @@ class GenerationService:
         self._clock = clock
         self._sink = sink
         self._living: dict[tuple[str, str], Mailbox] = {}
+        self._turns = WriteTurns()
         self._idle = asyncio.Event()
         self._is_draining = False
 
@@ -224,13 +226,15 @@ class GenerationService:
         handle = self._link.submit(submission, running.mailbox)
         try:
             while not running.assembler.is_done:
-                outputs, stopped = running.assembler.accept(
-                    await running.mailbox.take(), running.mailbox.prompt_logprobs
-                )
-                for sample_index in stopped:
-                    self._link.cancel(handle, sample_index)
-                for output in outputs:
-                    yield output
+                await running.mailbox.wait()
+                async with self._turns.turn():
+                    outputs, stopped = running.assembler.accept(
+                        running.mailbox.take(), running.mailbox.prompt_logprobs
+                    )
+                    for sample_index in stopped:
+                        self._link.cancel(handle, sample_index)
+                    for output in outputs:
+                        yield output
         finally:
             self._link.cancel(handle)
 

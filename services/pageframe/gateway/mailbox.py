@@ -64,15 +64,18 @@ class Mailbox:
             self._error = error
         self._wake.set()
 
-    async def take(self) -> dict[int, Pending]:
-        """Wait until there is something; take all of it, by sample index.
+    async def wait(self) -> None:
+        """Wait until there is something to take."""
+        while not self._pending and self._error is None:
+            self._wake.clear()
+            await self._wake.wait()
+
+    def take(self) -> dict[int, Pending]:
+        """Take all that has gathered, by sample index.
 
         Raises:
             PageframeError: the request has failed.
         """
-        while not self._pending and self._error is None:
-            self._wake.clear()
-            await self._wake.wait()
         if self._error is not None:
             raise self._error
         pending, self._pending = self._pending, {}

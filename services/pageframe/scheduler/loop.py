@@ -168,6 +168,12 @@ class SchedulerLoop:
         assert self._runner is not None, "start comes first"
         await self._runner
 
+    async def stop(self) -> None:
+        """Let go of the executor."""
+        assert self._runner is not None, "start comes first"
+        self._runner.cancel()
+        await asyncio.gather(self._runner, return_exceptions=True)
+
     async def _run(self) -> None:
         delay_s = _RECONNECT_DELAY_S
         while True:

@@ -5,9 +5,11 @@ import functools
 import grpc
 
 from pageframe.config.launch import Launch
-from pageframe.core.clock import SystemClock
+from pageframe.config.settings import Settings
+from pageframe.core.clock import Clock, SystemClock
 from pageframe.core.limits import LIMITS
 from pageframe.core.step import ReplicaFacts
+from pageframe.core.trace import TraceSink
 from pageframe.rpc.lifecycle import Service, serve
 from pageframe.scheduler.client import GrpcExecutorStream
 from pageframe.scheduler.core import Scheduler
@@ -30,23 +32,13 @@ async def serve_scheduler(launch: Launch) -> None:
         launch.ring_path("scheduler"), "pageframe-scheduler", settings.trace
     )
 
-    def make_scheduler(facts: ReplicaFacts) -> Scheduler:
-        return Scheduler(
-            facts,
-            token_budget=settings.token_budget,
-            max_num_running=settings.max_num_sequences,
-            prefill_chunk_tokens=settings.prefill_chunk_tokens,
-            lookahead=settings.lookahead,
-            trace=trace,
-            clock=clock,
-            max_queued_requests=LIMITS.num_queued_requests_max,
-            max_queued_tokens=LIMITS.num_queued_tokens_max,
-        )
+    def build(facts: ReplicaFacts) -> Scheduler:
+        return make_scheduler(facts, settings, trace, clock)
 
     open_stream = functools.partial(
         GrpcExecutorStream.open, launch.executor_address, settings.model
     )
-    loop = SchedulerLoop(open_stream, make_scheduler=make_scheduler, clock=clock)
+    loop = SchedulerLoop(open_stream, make_scheduler=build, clock=clock)
     servicer = SchedulerServicer(loop, clock, grace_s=GATEWAY_GRACE_S)
 
     def register(server: grpc.aio.Server) -> None:
@@ -70,4 +62,21 @@ async def serve_scheduler(launch: Launch) -> None:
             drain_timeout_s=settings.drain_timeout_seconds,
             background=[loop.wait_ended],
         )
+    )
+
+
+def make_scheduler(
+    facts: ReplicaFacts, settings: Settings, trace: TraceSink, clock: Clock
+) -> Scheduler:
+    """The pure core as the settings want it."""
+    return Scheduler(
+        facts,
+        token_budget=settings.token_budget,
+        max_num_running=settings.max_num_sequences,
+        prefill_chunk_tokens=settings.prefill_chunk_tokens,
+        lookahead=settings.lookahead,
+        trace=trace,
+        clock=clock,
+        max_queued_requests=LIMITS.num_queued_requests_max,
+        max_queued_tokens=LIMITS.num_queued_tokens_max,
     )

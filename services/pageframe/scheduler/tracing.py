@@ -24,14 +24,9 @@ from pageframe.core.trace import (
 from pageframe.scheduler.flights import Flight
 from pageframe.scheduler.sequence import Sequence
 from pageframe.scheduler.stalls import Link, Stall
+from pageframe.telemetry import spans
 
 _NUM_STEPS_PER_TRACE = 1000
-
-STALL_CAUSE = "pageframe.stall.cause"
-SEQUENCE_ID = "pageframe.sequence.id"
-GENERATION = "pageframe.sequence.generation"
-TOKENS = "pageframe.tokens"
-STEP = "pageframe.step"
 
 
 class SchedulerTracer:
@@ -71,12 +66,16 @@ class SchedulerTracer:
         if not sequence.span_id:
             return
         self._child(
-            "prefill",
+            spans.PREFILL,
             sequence,
             child_span_id(sequence.span_id, SpanKind.PREFILL, sequence.generation, start),
             result.timing.start_ns,
             result.timing.end_ns,
-            {TOKENS: [start, end], STEP: result.step, GENERATION: sequence.generation},
+            {
+                **_tokens(start, end),
+                spans.STEP_NUMBER: result.step,
+                spans.GENERATION: sequence.generation,
+            },
         )
 
     def begin_run(self, sequence: Sequence, position: int, at_ns: int) -> None:
@@ -91,12 +90,12 @@ class SchedulerTracer:
             return
         segment = decode_segment(start)
         self._child(
-            "decode",
+            spans.DECODE,
             sequence,
             child_span_id(sequence.span_id, SpanKind.DECODE, sequence.generation, segment),
             sequence.run_start_ns,
             at_ns,
-            {TOKENS: [start, end], GENERATION: sequence.generation},
+            {**_tokens(start, end), spans.GENERATION: sequence.generation},
         )
         self.begin_run(sequence, end, at_ns)
 
@@ -112,18 +111,18 @@ class SchedulerTracer:
             return
         link = _link(beneficiary)
         self._child(
-            "preempt",
+            spans.PREEMPT,
             sequence,
             self._next_id(),
             timing.start_ns,
             timing.start_ns + timing.apply_ns,
             {
-                "pageframe.preempt.mode": Recovery.RECOMPUTE.name.lower(),
-                "pageframe.preempt.victim": sequence.sequence_id,
-                "pageframe.preempt.beneficiary": beneficiary.sequence_id if beneficiary else 0,
-                "pageframe.preempt.num_blocks": num_blocks,
-                TOKENS: [0, sequence.num_computed],
-                GENERATION: sequence.generation,
+                spans.PREEMPT_MODE: Recovery.RECOMPUTE.name.lower(),
+                spans.PREEMPT_VICTIM: sequence.sequence_id,
+                spans.PREEMPT_BENEFICIARY: beneficiary.sequence_id if beneficiary else 0,
+                spans.PREEMPT_NUM_BLOCKS: num_blocks,
+                **_tokens(0, sequence.num_computed),
+                spans.GENERATION: sequence.generation,
             },
             link,
         )
@@ -136,22 +135,22 @@ class SchedulerTracer:
             return
         submission = sequence.submission
         self._sink.span(
-            "sequence",
+            spans.SEQUENCE,
             trace_id=submission.trace_id,
             span_id=sequence.span_id,
             parent_span_id=int.from_bytes(submission.span_id, "big"),
             start_ns=sequence.submit_ns,
             end_ns=at_ns,
             attributes={
-                SEQUENCE_ID: sequence.sequence_id,
-                "pageframe.request.id": submission.request_id,
-                "pageframe.tenant": submission.tenant,
-                "pageframe.sample_index": sequence.sample_index,
-                "pageframe.finish_reason": reason.name.lower(),
-                "gen_ai.usage.input_tokens": sequence.num_prompt_tokens,
-                "gen_ai.usage.output_tokens": len(sequence.output),
-                "pageframe.num_preemptions": account.num_preemptions,
-                "pageframe.num_blocks_peak": account.num_blocks_peak,
+                spans.SEQUENCE_ID: sequence.sequence_id,
+                spans.REQUEST_ID: submission.request_id,
+                spans.TENANT: submission.tenant,
+                spans.SAMPLE_INDEX: sequence.sample_index,
+                spans.FINISH_REASON: reason.name.lower(),
+                spans.GEN_AI_USAGE_INPUT_TOKENS: sequence.num_prompt_tokens,
+                spans.GEN_AI_USAGE_OUTPUT_TOKENS: len(sequence.output),
+                spans.NUM_PREEMPTIONS: account.num_preemptions,
+                spans.NUM_BLOCKS_PEAK: account.num_blocks_peak,
             },
             error=reason.name if reason in (FinishReason.ERROR, FinishReason.DEADLINE) else "",
         )
@@ -165,21 +164,21 @@ class SchedulerTracer:
         high = child_span_id(self._seed, SpanKind.SEQUENCE, 1, serial)
         low = child_span_id(self._seed, SpanKind.SEQUENCE, 2, serial)
         self._sink.span(
-            "step",
+            spans.STEP,
             trace_id=high.to_bytes(8, "big") + low.to_bytes(8, "big"),
             span_id=self._next_id(),
             parent_span_id=0,
             start_ns=timing.start_ns,
             end_ns=timing.end_ns,
             attributes={
-                STEP: result.step,
-                "pageframe.step.num_tokens": flight.num_decodes
+                spans.STEP_NUMBER: result.step,
+                spans.STEP_NUM_TOKENS: flight.num_decodes
                 + sum(chunk.num_tokens for chunk in flight.chunks),
-                "pageframe.step.num_decodes": flight.num_decodes,
-                "pageframe.step.num_sampled": len(result.sampled_ids),
-                "pageframe.step.apply_ms": timing.apply_ns / 1e6,
-                "pageframe.step.execute_ms": timing.execute_ns / 1e6,
-                "pageframe.step.sample_ms": timing.sample_ns / 1e6,
+                spans.STEP_NUM_DECODES: flight.num_decodes,
+                spans.STEP_NUM_SAMPLED: len(result.sampled_ids),
+                spans.STEP_APPLY_MS: timing.apply_ns / 1e6,
+                spans.STEP_EXECUTE_MS: timing.execute_ns / 1e6,
+                spans.STEP_SAMPLE_MS: timing.sample_ns / 1e6,
             },
         )
 
@@ -187,12 +186,12 @@ class SchedulerTracer:
         if stall is None or not sequence.span_id:
             return
         self._child(
-            "stall",
+            spans.STALL,
             sequence,
             self._next_id(),
             stall.start_ns,
             stall.end_ns,
-            {STALL_CAUSE: stall.cause.name.lower()},
+            {spans.STALL_CAUSE: stall.cause.name.lower()},
             stall.culprit,
         )
 
@@ -206,7 +205,7 @@ class SchedulerTracer:
         attributes: dict[str, AttributeValue],
         link: Link | None = None,
     ) -> None:
-        attributes[SEQUENCE_ID] = sequence.sequence_id
+        attributes[spans.SEQUENCE_ID] = sequence.sequence_id
         self._sink.span(
             name,
             trace_id=sequence.submission.trace_id,
@@ -226,3 +225,8 @@ def _link(sequence: Sequence | None) -> Link | None:
     if sequence is None or not sequence.span_id:
         return None
     return (sequence.submission.trace_id, sequence.span_id)
+
+
+def _tokens(start: int, end: int) -> dict[str, AttributeValue]:
+    """The half-open interval of positions that a span covers."""
+    return {spans.TOKENS_BEGIN: start, spans.TOKENS_END: end}

@@ -12,6 +12,9 @@ from pydantic import BaseModel, ConfigDict
 
 from pageframe.config.settings import Settings
 
+# In the state folder while a system is ready: where client commands find it.
+ADDRESS_FILE_NAME = "address.json"
+
 
 class Launch(BaseModel):
     """Settings after every "choose for me" that the supervisor can answer.
@@ -53,11 +56,25 @@ class Launch(BaseModel):
 
     def write(self, path: Path) -> None:
         """Write atomically, readable by the user alone."""
-        partial = path.with_suffix(".partial")
-        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(self.model_dump_json(indent=2) + "\n")
-        partial.replace(path)
+        _write_privately(path, self.model_dump_json(indent=2))
+
+    def publish_address(self) -> None:
+        """Say in the state folder where this system is reached."""
+        content = {"grpc": self.settings.grpc, "http": self.settings.http}
+        _write_privately(self._address_path, json.dumps(content))
+
+    def withdraw_address(self) -> None:
+        """Take back what ``publish_address`` said, unless another system says otherwise now."""
+        try:
+            published = json.loads(self._address_path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return
+        if published == {"grpc": self.settings.grpc, "http": self.settings.http}:
+            self._address_path.unlink(missing_ok=True)
+
+    @property
+    def _address_path(self) -> Path:
+        return self.settings.state_dir / ADDRESS_FILE_NAME
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -68,3 +85,11 @@ class Launch(BaseModel):
             pydantic.ValidationError: if it is not ours.
         """
         return cls.model_validate(json.loads(path.read_text(encoding="utf-8")))
+
+
+def _write_privately(path: Path, text: str) -> None:
+    partial = path.with_suffix(".partial")
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(text + "\n")
+    partial.replace(path)

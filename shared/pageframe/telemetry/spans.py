@@ -73,6 +73,11 @@ PREEMPT_ACTUAL_MS: Final = "pageframe.preempt.actual_ms"
 STEP_NUMBER: Final = "pageframe.step"
 STEP_NUM_SEQUENCES: Final = "pageframe.step.num_sequences"
 STEP_NUM_TOKENS: Final = "pageframe.step.num_tokens"
+STEP_NUM_DECODES: Final = "pageframe.step.num_decodes"
+STEP_NUM_SAMPLED: Final = "pageframe.step.num_sampled"
+STEP_APPLY_MS: Final = "pageframe.step.apply_ms"
+STEP_EXECUTE_MS: Final = "pageframe.step.execute_ms"
+STEP_SAMPLE_MS: Final = "pageframe.step.sample_ms"
 
 # Losses of the trace itself.
 TRACE_NUM_DROPPED: Final = "pageframe.trace.num_dropped"

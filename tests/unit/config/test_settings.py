@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from pageframe.config.launch import Launch
+from pageframe.cli import server_address
+from pageframe.config.launch import ADDRESS_FILE_NAME, Launch
 from pageframe.config.settings import (
     OPTION_FIELDS,
     DtypeName,
@@ -200,3 +201,23 @@ def test_a_launch_file_round_trips_and_is_private(tmp_path: Path) -> None:
     assert launch.executor_address == f"unix:{tmp_path}/executor.sock"
     assert launch.scheduler_address == f"unix:{tmp_path}/scheduler.sock"
     assert path.stat().st_mode & 0o077 == 0
+
+
+def test_a_published_address_is_found_by_clients_and_taken_back(tmp_path: Path) -> None:
+    def launch(port: int) -> Launch:
+        return Launch(
+            settings=Settings(state_dir=tmp_path, grpc=f"127.0.0.1:{port}"),
+            model_path=tmp_path,
+            run_dir=tmp_path,
+            num_threads=1,
+            supervisor_pid=1,
+        )
+
+    assert server_address.ADDRESS_FILE_NAME == ADDRESS_FILE_NAME
+    launch(4000).publish_address()
+    assert server_address.find_server(None, tmp_path, {}) == "127.0.0.1:4000"
+    launch(5000).withdraw_address()
+    assert (tmp_path / ADDRESS_FILE_NAME).exists(), "it is another system's"
+    launch(4000).withdraw_address()
+    launch(4000).withdraw_address()
+    assert not (tmp_path / ADDRESS_FILE_NAME).exists()

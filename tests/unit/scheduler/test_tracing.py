@@ -25,7 +25,10 @@ class Span:
 
     @property
     def tokens(self) -> tuple[int, int]:
-        return tuple(self.attributes["pageframe.tokens"])
+        return (
+            self.attributes["pageframe.tokens.begin"],
+            self.attributes["pageframe.tokens.end"],
+        )
 
 
 @dataclass
@@ -122,7 +125,7 @@ def test_prefills_and_decodes_cover_every_position_once_whatever_is_preempted(lo
         by_generation = {}
         for span in driver.trace.spans:
             if span.name in ("prefill", "decode") and span.parent_span_id == sequence.span_id:
-                generation = span.attributes["pageframe.sequence.generation"]
+                generation = span.attributes["pageframe.generation"]
                 by_generation.setdefault(generation, []).append(span.tokens)
         assert len(by_generation) == 1 + sequence.attributes["pageframe.num_preemptions"]
         for runs in by_generation.values():
@@ -173,7 +176,7 @@ def test_a_prefill_that_the_budget_leaves_out_waits_for_the_budget():
     (sequence,) = [
         s
         for s in driver.trace.named("sequence")
-        if s.attributes["pageframe.request.id"] == "request-3"
+        if s.attributes["pageframe.request_id"] == "request-3"
     ]
     assert total_ns <= sequence.end_ns - sequence.start_ns
 
@@ -226,7 +229,7 @@ def test_the_sum_of_stalls_is_the_sum_of_stall_spans():
             if span.parent_span_id == sequence.span_id:
                 cause = StallCause[span.attributes["pageframe.stall.cause"].upper()]
                 spans_ns[cause] = spans_ns.get(cause, 0) + span.end_ns - span.start_ns
-        handle = int(sequence.attributes["pageframe.request.id"].split("-")[1])
+        handle = int(sequence.attributes["pageframe.request_id"].split("-")[1])
         assert driver.completion(handle).stall_ns == spans_ns
 
 

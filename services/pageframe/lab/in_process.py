@@ -1,0 +1,146 @@
+"""The whole system in one process: the same cores and loops, without the wire between them.
+
+    GenerationService ──submit──▶ SchedulerLoop ──plan──▶ StepThread
+          mailbox ◀──── events ────────┘ ◀──── result ───────┘
+
+What three processes cost beside this is what the split costs.
+"""
+
+import asyncio
+import contextlib
+import itertools
+from collections.abc import AsyncIterator
+
+from pageframe.config.launch import Launch
+from pageframe.core.clock import SystemClock
+from pageframe.core.request import Submission, TokenEvents
+from pageframe.core.step import PoolAccount, ReplicaFacts, StepPlan, StepResult
+from pageframe.core.trace import TraceSink
+from pageframe.executor.engine import StepEngine
+from pageframe.executor.server import build_engine
+from pageframe.executor.step_thread import Session, StepThread
+from pageframe.gateway.auth import Authenticator
+from pageframe.gateway.codec_store import CodecStore
+from pageframe.gateway.generation import GenerationService
+from pageframe.gateway.mailbox import Mailbox
+from pageframe.rpc.status import make_error
+from pageframe.scheduler.core import Scheduler
+from pageframe.scheduler.loop import SchedulerLoop
+from pageframe.scheduler.server import make_scheduler
+
+_GATEWAY = 1
+
+
+class LocalStream:
+    """A scheduler's connection to a step thread of the same process."""
+
+    def __init__(self, steps: StepThread, facts: ReplicaFacts, pool: PoolAccount) -> None:
+        self.facts = facts
+        self.pool = pool
+        self._steps = steps
+        self._loop = asyncio.get_running_loop()
+        self._results: asyncio.Queue[StepResult] = asyncio.Queue()
+        self._session = Session(self._deliver)
+
+    async def send_plan(self, plan: StepPlan) -> None:
+        """Post one plan."""
+        self._steps.post_plan(self._session, plan)
+
+    async def send_cancel(self, sequence_ids: list[int]) -> None:
+        """Have sequences ended at once."""
+        self._steps.post_cancel(self._session, sequence_ids)
+
+    async def results(self) -> AsyncIterator[StepResult]:
+        """Results in the order of their plans; never ends."""
+        while True:
+            yield await self._results.get()
+
+    async def close(self) -> None:
+        """Stop delivering."""
+        self._session.close()
+
+    def _deliver(self, result: StepResult, _last_applied_step: int) -> None:
+        self._loop.call_soon_threadsafe(self._results.put_nowait, result)
+
+
+class LocalLink:
+    """A gateway's connection to a scheduler loop of the same process."""
+
+    def __init__(self, loop: SchedulerLoop) -> None:
+        self._loop = loop
+        self._handles = itertools.count(1)
+        self._mailboxes: dict[int, Mailbox] = {}
+        loop.attach(_GATEWAY, self._on_events)
+
+    @property
+    def facts(self) -> ReplicaFacts:
+        """What the replica serves."""
+        return self._loop.facts
+
+    def submit(self, submission: Submission, mailbox: Mailbox) -> int:
+        """Hand in a request; returns its handle."""
+        submission.handle = next(self._handles)
+        self._loop.submit(_GATEWAY, submission)
+        self._mailboxes[submission.handle] = mailbox
+        return submission.handle
+
+    def cancel(self, handle: int, sample_index: int | None = None) -> None:
+        """Take back a request or one of its samples."""
+        if sample_index is None and self._mailboxes.pop(handle, None) is None:
+            return
+        self._loop.cancel(_GATEWAY, handle, sample_index)
+
+    def _on_events(self, events: TokenEvents) -> None:
+        start = 0
+        for handle, sample_index, num_tokens in zip(
+            events.handles, events.sample_indices, events.num_tokens, strict=True
+        ):
+            end = start + num_tokens
+            if mailbox := self._mailboxes.get(handle):
+                mailbox.put_tokens(sample_index, events.token_ids[start:end])
+            start = end
+        for completion in events.completions:
+            mailbox = self._mailboxes.get(completion.handle)
+            if mailbox is None:
+                continue
+            if completion.error_status:
+                error = make_error(
+                    completion.error_status,
+                    completion.error_reason,
+                    completion.error_message,
+                    completion.error_limits,
+                )
+                mailbox.fail(error)
+            else:
+                mailbox.put_completion(completion)
+
+
+@contextlib.asynccontextmanager
+async def in_process_system(launch: Launch, trace: TraceSink) -> AsyncIterator[GenerationService]:
+    """Serve in this process while the block runs."""
+    clock = SystemClock()
+    steps = StepThread(asyncio.get_running_loop())
+    engines: list[StepEngine] = []
+
+    def build() -> StepEngine:
+        engines.append(build_engine(launch, trace))
+        return engines[0]
+
+    async def open_stream(_epoch: int) -> LocalStream:
+        pool = await steps.take_over()
+        return LocalStream(steps, engines[0].describe(launch.settings.model), pool)
+
+    def build_scheduler(facts: ReplicaFacts) -> Scheduler:
+        return make_scheduler(facts, launch.settings, trace, clock)
+
+    await steps.start(build)
+    loop = SchedulerLoop(open_stream, make_scheduler=build_scheduler, clock=clock)
+    await loop.start()
+    service = GenerationService(LocalLink(loop), CodecStore(), Authenticator({}), clock, trace)
+    await service.load()
+    try:
+        yield service
+    finally:
+        await loop.stop()
+        await steps.stop()
+        engines[0].close()

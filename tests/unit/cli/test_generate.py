@@ -1,0 +1,165 @@
+"""`pageframe generate` as a process, against a gateway that plays a script."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from pageframe.cli.generation_json import request_from_line
+from pageframe.cli.server_address import find_server
+from pageframe.client import DEFAULT_SERVER, GenerationRequest, Message
+from pageframe.core.errors import InvalidRequestError
+from pageframe.core.request import Delivery
+from unit.client.played_gateway import delta, end, header, playing
+
+MAIN = "from pageframe.cli.main import main; main()"
+SCRIPT = [header(num_prompt_tokens=6), delta("Pa", 3), delta("ris €", 4, 5), end(3)]
+
+
+def _run(*arguments, address=None, stdin=b""):
+    environ = {name: value for name, value in os.environ.items() if name != "PAGEFRAME_SERVER"}
+    if address is not None:
+        environ["PAGEFRAME_SERVER"] = address
+    return subprocess.run(
+        [sys.executable, "-c", MAIN, "generate", *arguments],
+        input=stdin,
+        capture_output=True,
+        env=environ,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_json_has_what_a_machine_needs():
+    with playing(SCRIPT) as (gateway, address):
+        arguments = ("The capital", "--max-tokens", "3", "--temperature", "0", "--stop", "x")
+        result = _run(*arguments, "--json", "--server", address)
+    assert result.returncode == 0, result.stderr
+    content = json.loads(result.stdout)
+    assert content["text"] == "Paris €"
+    assert content["token_ids"] == [3, 4, 5]
+    assert content["finish_reason"] == "length"
+    assert content["usage"] == {"prompt_tokens": 6, "cached_tokens": 0, "completion_tokens": 3}
+    assert content["trace_id"] == "ab" * 16
+    request = gateway.requests[0]
+    assert (request.text, list(request.stop)) == ("The capital", ["x"])
+    assert (request.sampling.max_tokens, request.sampling.temperature) == (3, 0.0)
+
+
+def test_without_json_it_is_text():
+    with playing(SCRIPT) as (gateway, address):
+        result = _run("hi", "--chat", "--system", "be brief", address=address)
+    assert result.stdout.decode() == "Paris €\n"
+    roles = [message.role for message in gateway.requests[0].chat.messages]
+    assert roles == ["system", "user"]
+
+
+def test_a_failed_request_is_exit_code_1_and_says_why():
+    error = InvalidRequestError("EMPTY_PROMPT", "the prompt has no tokens", num_prompt_tokens=0)
+    with playing([error]) as (_, address):
+        as_text = _run("", address=address)
+        as_json = _run("", "--json", address=address)
+    assert as_text.returncode == as_json.returncode == 1
+    assert as_text.stderr.decode() == "pageframe: EMPTY_PROMPT: the prompt has no tokens\n"
+    assert json.loads(as_json.stdout)["error"] == {
+        "status": "INVALID_ARGUMENT",
+        "reason": "EMPTY_PROMPT",
+        "message": "the prompt has no tokens",
+        "limits": {"num_prompt_tokens": "0"},
+    }
+
+
+@pytest.mark.parametrize(
+    "arguments", [(), ("hi", "--stdin-jsonl"), ("hi", "--system", "x"), ("hi", "--top-k", "x")]
+)
+def test_wrong_usage_is_exit_code_2(arguments):
+    assert _run(*arguments).returncode == 2
+
+
+def test_many_lines_are_answered_in_order():
+    lines = [
+        b'{"prompt": "a", "max_tokens": 5}',
+        b"",
+        b'{"token_ids": [1, 2], "n": 1, "temperature": 0.5}',
+        b"no json",
+        b'{"prompt": "a", "typo": 1}',
+        b'{"prompt": "\xff"}',
+    ]
+    with playing(SCRIPT) as (gateway, address):
+        arguments = ("--stdin-jsonl", "--temperature", "0", "--server", address)
+        result = _run(*arguments, stdin=b"\n".join(lines))
+    assert result.returncode == 1
+    answers = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [answer["index"] for answer in answers] == [0, 1, 2, 3, 4]
+    assert [answer.get("error", {}).get("reason") for answer in answers] == [
+        None,
+        None,
+        "MALFORMED_LINE",
+        "UNKNOWN_FIELD",
+        "MALFORMED_LINE",
+    ]
+    asked = sorted(gateway.requests, key=lambda request: request.WhichOneof("input"))
+    assert [request.sampling.temperature for request in asked] == [0.0, 0.5]
+    assert [list(request.token_ids.ids) for request in asked] == [[], [1, 2]]
+
+
+def test_a_line_lays_its_fields_over_the_defaults():
+    defaults = GenerationRequest(prompt="unused", temperature=0.0, max_tokens=9)
+    line = json.dumps(
+        {
+            "messages": [{"role": "user", "content": "hi"}],
+            "temperature": None,
+            "stop": "x",
+            "logit_bias": {"7": -1},
+            "delivery": "final",
+            "ignore_eos": True,
+            "logprobs": 2,
+        }
+    ).encode()
+    assert request_from_line(line, defaults) == GenerationRequest(
+        messages=[Message("user", "hi")],
+        max_tokens=9,
+        stop=["x"],
+        logit_bias={7: -1.0},
+        delivery=Delivery.FINAL,
+        ignore_eos=True,
+        num_logprobs=2,
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("max_tokens", "4"),
+        ("max_tokens", True),
+        ("max_tokens", 1.5),
+        ("temperature", "hot"),
+        ("token_ids", [1, "2"]),
+        ("token_ids", 5),
+        ("stop", [1]),
+        ("messages", [{"role": "user"}]),
+        ("messages", ["hi"]),
+        ("logit_bias", {"x": 1}),
+        ("logit_bias", [1]),
+        ("delivery", "never"),
+        ("ignore_eos", 1),
+        ("prompt", 5),
+        ("top_k", None),
+    ],
+)
+def test_a_field_of_the_wrong_type_is_named(key, value):
+    with pytest.raises(InvalidRequestError, match=key) as caught:
+        request_from_line(json.dumps({key: value}).encode(), GenerationRequest())
+    assert caught.value.reason == "MALFORMED_FIELD"
+
+
+def test_the_server_is_found_where_it_was_named(tmp_path):
+    (tmp_path / "address.json").write_text('{"grpc": "127.0.0.1:7"}')
+    assert find_server("a:1", tmp_path, {"PAGEFRAME_SERVER": "b:2"}) == "a:1"
+    assert find_server(None, tmp_path, {"PAGEFRAME_SERVER": "b:2"}) == "b:2"
+    assert find_server(None, tmp_path, {}) == "127.0.0.1:7"
+    assert find_server(None, tmp_path / "absent", {}) == DEFAULT_SERVER
+    (tmp_path / "address.json").write_text("[]")
+    assert find_server(None, tmp_path, {}) == DEFAULT_SERVER

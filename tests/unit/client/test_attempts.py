@@ -1,0 +1,85 @@
+"""When to try again, and what to ask then."""
+
+import pytest
+
+from pageframe.client.attempts import Attempts
+from pageframe.client.types import Delta, Finished, GenerationRequest, MemoryAccount, Started
+from pageframe.core.errors import InvalidRequestError, UnavailableError
+from pageframe.core.step import FinishReason
+
+GONE = UnavailableError("TRANSPORT", "gone")
+STARTED = Started(request_id="r", seed=9, trace_id="", num_prompt_tokens=1, model="m")
+
+
+class Clock:
+    now_s = 0.0
+
+    def __call__(self):
+        return self.now_s
+
+
+def _attempts(clock=None, **fields):
+    request = GenerationRequest(**({"prompt": "x"} | fields))
+    return Attempts(request, retry_for_s=1.0, now_s=clock or Clock())
+
+
+def _finished(sample_index=0):
+    return Finished(
+        sample_index=sample_index,
+        finish_reason=FinishReason.LENGTH,
+        stop="",
+        account=MemoryAccount(),
+    )
+
+
+def test_the_first_attempt_asks_what_was_asked():
+    request = _attempts(request_id="mine").request()
+    assert request == GenerationRequest(prompt="x", request_id="mine")
+
+
+def test_a_broken_stream_is_resumed_with_its_seed_under_another_name():
+    attempts = _attempts(resume_token_ids=[1], seed=3)
+    assert attempts.accept(STARTED)
+    assert attempts.accept(Delta(sample_index=0, text="a", token_ids=[2, 3]))
+    attempts.delay_after(GONE)
+    again = attempts.request()
+    assert (again.seed, list(again.resume_token_ids), again.request_id) == (9, [1, 2, 3], "r~1")
+
+
+def test_the_header_is_seen_once():
+    attempts = _attempts()
+    assert attempts.accept(STARTED)
+    assert not attempts.accept(STARTED)
+
+
+def test_errors_that_will_not_pass_are_not_tried_again():
+    with pytest.raises(InvalidRequestError):
+        _attempts().delay_after(InvalidRequestError("EMPTY_PROMPT", "empty"))
+
+
+def test_several_samples_cannot_be_resumed_once_they_have_output():
+    attempts = _attempts(num_samples=2)
+    attempts.accept(STARTED)
+    attempts.delay_after(GONE)
+    attempts.accept(Delta(sample_index=1, text="a", token_ids=[2]))
+    with pytest.raises(UnavailableError):
+        attempts.delay_after(GONE)
+
+
+def test_patience_ends_without_progress_and_begins_anew_with_it():
+    clock = Clock()
+    attempts = _attempts(clock)
+    assert attempts.delay_after(GONE) < attempts.delay_after(GONE)
+    clock.now_s = 1.5
+    with pytest.raises(UnavailableError):
+        attempts.delay_after(GONE)
+    attempts.accept(STARTED)
+    assert attempts.delay_after(GONE) > 0
+
+
+def test_a_generation_is_done_when_all_samples_have_ended():
+    attempts = _attempts(num_samples=2)
+    attempts.accept(_finished(1))
+    assert not attempts.is_done
+    attempts.accept(_finished(0))
+    assert attempts.is_done
