@@ -7,6 +7,8 @@ import pytest
 
 from pageframe.gateway.tokenizer import TextCodec
 from unit.gateway import tiny_tokenizers
+from unit.gateway.fake_link import FakeLink
+from unit.gateway.replicas import make_facts
 
 
 @pytest.fixture(scope="session", params=sorted(tiny_tokenizers.ALL))
@@ -18,6 +20,16 @@ def tokenizer_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.Te
 @pytest.fixture(scope="session")
 def byte_level_codec(tmp_path_factory: pytest.TempPathFactory) -> TextCodec:
     return TextCodec.load(tiny_tokenizers.byte_level(tmp_path_factory.mktemp("codec")))
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory):
+    return tiny_tokenizers.byte_level(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def link(model_folder):
+    return FakeLink(make_facts(model_folder=str(model_folder)))
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,9 @@
 """The life of a request, against a scheduler that does what the test says."""
 
 import asyncio
-import contextlib
 
 import pytest
 
-from pageframe.core.clock import ManualClock
 from pageframe.core.errors import (
     AlreadyExistsError,
     CancelledError,
@@ -15,16 +13,12 @@ from pageframe.core.errors import (
     UnavailableError,
 )
 from pageframe.core.request import Delivery
-from pageframe.core.sampling import SamplingParams
 from pageframe.core.step import FinishReason, TokenLogprobs
-from pageframe.core.trace import NullTraceSink
 from pageframe.gateway.auth import Authenticator
-from pageframe.gateway.codec_store import CodecStore
-from pageframe.gateway.generation import GenerationService
-from pageframe.gateway.output import Header, OutputDelta, SampleEnd
+from pageframe.gateway.output import OutputDelta, SampleEnd
 from pageframe.gateway.request import GenerateInput
 from pageframe.telemetry.context import TraceContext
-from unit.gateway import tiny_tokenizers
+from unit.gateway.driving import abandon, collect, encode, make_service, next_output, start
 from unit.gateway.fake_link import FakeLink
 from unit.gateway.replicas import make_facts
 
@@ -39,67 +33,19 @@ class RecordingSink:
         self.spans.append((name, fields))
 
 
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory):
-    return tiny_tokenizers.byte_level(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture
-def link(model_folder):
-    return FakeLink(make_facts(model_folder=str(model_folder)))
-
-
-def _service(link, sink=None):
-    return GenerationService(
-        link, CodecStore(), Authenticator({}), ManualClock(5), sink or NullTraceSink()
-    )
-
-
-async def _next(outputs):
-    return await asyncio.wait_for(anext(outputs), 10)
-
-
-async def _collect(outputs):
-    async with contextlib.aclosing(outputs):
-        return [output async for output in outputs]
-
-
-async def _started(service, **fields):
-    """A generation behind its header, and submitted."""
-    outputs = service.generate(GenerateInput(**({"text": "the dog"} | fields)))
-    header = await _next(outputs)
-    following = asyncio.ensure_future(anext(outputs))
-    await asyncio.sleep(0)
-    return outputs, header, following
-
-
-async def _abandon(outputs, following):
-    """Go away, as a handler does that is cancelled."""
-    following.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await following
-    await outputs.aclose()
-
-
-def _encode(model_folder, text):
-    from pageframe.gateway.tokenizer import TextCodec
-
-    return TextCodec.load(model_folder).encode(text)
-
-
 def test_a_request_becomes_a_submission_without_an_open_field(link, model_folder):
     async def scenario():
-        service = _service(link)
-        outputs, header, following = await _started(
+        service = make_service(link)
+        outputs, header, following = await start(
             service, request_id="r1", tenant="red", priority=3, deadline_ns=77, num_samples=2
         )
-        await _abandon(outputs, following)
+        await abandon(outputs, following)
         return header
 
     header = asyncio.run(scenario())
     (submission,) = link.submissions
     assert submission.request_id == header.request_id == "r1"
-    assert submission.prompt_token_ids == _encode(model_folder, "the dog")
+    assert submission.prompt_token_ids == encode(model_folder, "the dog")
     assert submission.sampling.seed == header.seed
     assert submission.sampling.max_tokens == 256 - header.num_prompt_tokens
     assert (submission.num_samples, submission.priority, submission.deadline_ns) == (2, 3, 77)
@@ -110,16 +56,16 @@ def test_a_request_becomes_a_submission_without_an_open_field(link, model_folder
 
 
 def test_tokens_that_gather_are_one_delta(link, model_folder):
-    ids = _encode(model_folder, "the fox € runs")
+    ids = encode(model_folder, "the fox € runs")
 
     async def scenario():
-        service = _service(link)
-        outputs, _, following = await _started(service)
+        service = make_service(link)
+        outputs, _, following = await start(service)
         for token_id in ids:
             link.mailboxes[0].put_tokens(0, [token_id])
         delta = await following
         link.end(1, num_cached_tokens=4)
-        return delta, await _next(outputs)
+        return delta, await next_output(outputs)
 
     delta, end = asyncio.run(scenario())
     assert delta == OutputDelta(sample_index=0, text="the fox € runs", token_ids=ids)
@@ -130,17 +76,17 @@ def test_tokens_that_gather_are_one_delta(link, model_folder):
 
 
 def test_a_stop_string_takes_the_sample_back_and_drops_later_tokens(link, model_folder):
-    ids = _encode(model_folder, "one fox two")
+    ids = encode(model_folder, "one fox two")
 
     async def scenario():
-        service = _service(link)
-        outputs, _, following = await _started(service, stop=["fox"])
+        service = make_service(link)
+        outputs, _, following = await start(service, stop=["fox"])
         link.mailboxes[0].put_tokens(0, ids)
         delta = await following
         assert link.cancels == [(1, 0)]
         link.mailboxes[0].put_tokens(0, ids)
         link.end(1, reason=FinishReason.CANCELLED)
-        return delta, await _collect(outputs)
+        return delta, await collect(outputs)
 
     delta, (end,) = asyncio.run(scenario())
     assert delta.text == "one "
@@ -151,12 +97,12 @@ def test_a_stop_string_takes_the_sample_back_and_drops_later_tokens(link, model_
 
 def test_held_back_text_comes_with_the_end(link, model_folder):
     async def scenario():
-        service = _service(link)
-        outputs, _, following = await _started(service, stop=["foxes"])
-        link.mailboxes[0].put_tokens(0, _encode(model_folder, "a fox"))
+        service = make_service(link)
+        outputs, _, following = await start(service, stop=["foxes"])
+        link.mailboxes[0].put_tokens(0, encode(model_folder, "a fox"))
         first = await following
         link.end(1)
-        return first, await _collect(outputs)
+        return first, await collect(outputs)
 
     first, (rest, end) = asyncio.run(scenario())
     assert first.text + rest.text == "a fox"
@@ -177,8 +123,8 @@ def test_delivery_asks_the_scheduler_for_no_more_messages_than_needed(
     link, delivery, stop, sent, num_tokens
 ):
     async def scenario():
-        outputs, _, following = await _started(_service(link), delivery=delivery, stop=stop)
-        await _abandon(outputs, following)
+        outputs, _, following = await start(make_service(link), delivery=delivery, stop=stop)
+        await abandon(outputs, following)
 
     asyncio.run(scenario())
     assert link.submissions[0].delivery is sent
@@ -186,16 +132,16 @@ def test_delivery_asks_the_scheduler_for_no_more_messages_than_needed(
 
 
 def test_final_delivery_is_one_delta(link, model_folder):
-    ids = _encode(model_folder, "the fox")
+    ids = encode(model_folder, "the fox")
 
     async def scenario():
-        outputs, _, following = await _started(_service(link), delivery=Delivery.FINAL)
+        outputs, _, following = await start(make_service(link), delivery=Delivery.FINAL)
         for token_id in ids:
             link.mailboxes[0].put_tokens(0, [token_id])
             await asyncio.sleep(0)
         assert not following.done()
         link.end(1)
-        return [await following, *await _collect(outputs)]
+        return [await following, *await collect(outputs)]
 
     delta, end = asyncio.run(scenario())
     assert delta.token_ids == ids
@@ -203,16 +149,16 @@ def test_final_delivery_is_one_delta(link, model_folder):
 
 
 def test_samples_end_one_by_one(link, model_folder):
-    ids = _encode(model_folder, "fox")
+    ids = encode(model_folder, "fox")
 
     async def scenario():
-        outputs, _, following = await _started(_service(link), num_samples=2)
+        outputs, _, following = await start(make_service(link), num_samples=2)
         link.mailboxes[0].put_tokens(1, ids)
         link.end(1, 1)
-        first = [await following, await _next(outputs)]
+        first = [await following, await next_output(outputs)]
         link.mailboxes[0].put_tokens(0, ids)
         link.end(1, 0)
-        return first, await _collect(outputs)
+        return first, await collect(outputs)
 
     first, second = asyncio.run(scenario())
     assert [output.sample_index for output in first] == [1, 1]
@@ -220,12 +166,12 @@ def test_samples_end_one_by_one(link, model_folder):
 
 
 def test_logprobs_stay_with_their_tokens(link, model_folder):
-    ids = _encode(model_folder, "one fox two")
+    ids = encode(model_folder, "one fox two")
     figures = [TokenLogprobs(token_id=token_id, logprob=-1.0) for token_id in ids]
     prompt = [TokenLogprobs(token_id=9, logprob=-2.0)]
 
     async def scenario():
-        outputs, _, following = await _started(_service(link), stop=["fox"])
+        outputs, _, following = await start(make_service(link), stop=["fox"])
         link.mailboxes[0].put_prompt_logprobs(prompt[:])
         link.mailboxes[0].put_tokens(0, ids, figures)
         delta = await following
@@ -239,13 +185,13 @@ def test_logprobs_stay_with_their_tokens(link, model_folder):
 
 def test_a_caller_that_goes_away_takes_the_request_back(link):
     async def scenario():
-        service = _service(link)
-        outputs, _, following = await _started(service, request_id="r1")
-        await _abandon(outputs, following)
+        service = make_service(link)
+        outputs, _, following = await start(service, request_id="r1")
+        await abandon(outputs, following)
         assert link.cancels[-1] == (1, None)
         # Its name is free again, and nothing is left to wait for.
-        again, _, following = await _started(service, request_id="r1")
-        await _abandon(again, following)
+        again, _, following = await start(service, request_id="r1")
+        await abandon(again, following)
         await asyncio.wait_for(service.drain(), 10)
 
     asyncio.run(scenario())
@@ -253,21 +199,21 @@ def test_a_caller_that_goes_away_takes_the_request_back(link):
 
 def test_two_living_requests_of_one_name_are_refused_per_tenant(link):
     async def scenario():
-        service = _service(link)
-        outputs, _, following = await _started(service, request_id="r1")
+        service = make_service(link)
+        outputs, _, following = await start(service, request_id="r1")
         with pytest.raises(AlreadyExistsError, match="r1"):
-            await _collect(service.generate(GenerateInput(text="x", request_id="r1")))
-        other, _, other_following = await _started(service, request_id="r1", tenant="blue")
+            await collect(service.generate(GenerateInput(text="x", request_id="r1")))
+        other, _, other_following = await start(service, request_id="r1", tenant="blue")
         for pending, generation in ((following, outputs), (other_following, other)):
-            await _abandon(generation, pending)
+            await abandon(generation, pending)
 
     asyncio.run(scenario())
 
 
 def test_cancel_ends_the_stream_of_that_tenant_only(link):
     async def scenario():
-        service = _service(link)
-        _, _, following = await _started(service, request_id="r1", tenant="red")
+        service = make_service(link)
+        _, _, following = await start(service, request_id="r1", tenant="red")
         with pytest.raises(NotFoundError):
             service.cancel("blue", "r1")
         service.cancel("red", "r1")
@@ -282,7 +228,7 @@ def test_cancel_ends_the_stream_of_that_tenant_only(link):
 
 def test_an_error_of_the_scheduler_is_the_callers(link):
     async def scenario():
-        _, _, following = await _started(_service(link))
+        _, _, following = await start(make_service(link))
         link.mailboxes[0].fail(UnavailableError("SCHEDULER_LOST", "gone"))
         with pytest.raises(UnavailableError, match="gone"):
             await following
@@ -292,17 +238,17 @@ def test_an_error_of_the_scheduler_is_the_callers(link):
 
 def test_while_draining_nothing_new_is_taken(link):
     async def scenario():
-        service = _service(link)
-        outputs, _, following = await _started(service)
+        service = make_service(link)
+        outputs, _, following = await start(service)
         draining = asyncio.ensure_future(service.drain())
         await asyncio.sleep(0)
         with pytest.raises(UnavailableError) as caught:
-            await _collect(service.generate(GenerateInput(text="x")))
+            await collect(service.generate(GenerateInput(text="x")))
         assert caught.value.reason == "DRAINING"
         assert not draining.done()
         link.end(1)
         await following
-        await _collect(outputs)
+        await collect(outputs)
         await asyncio.wait_for(draining, 10)
 
     asyncio.run(scenario())
@@ -311,7 +257,7 @@ def test_while_draining_nothing_new_is_taken(link):
 def test_far_too_long_text_is_refused(link):
     async def scenario():
         with pytest.raises(OutOfRangeError) as caught:
-            await _collect(_service(link).generate(GenerateInput(text="the dog " * 500_000)))
+            await collect(make_service(link).generate(GenerateInput(text="the dog " * 500_000)))
         return caught.value
 
     error = asyncio.run(scenario())
@@ -325,70 +271,11 @@ def test_long_text_and_chat_are_encoded_like_short_ones(model_folder):
     text = "the quick brown fox " * 300
 
     async def scenario():
-        outputs, _, following = await _started(_service(link), text=text)
-        await _abandon(outputs, following)
+        outputs, _, following = await start(make_service(link), text=text)
+        await abandon(outputs, following)
 
     asyncio.run(scenario())
-    assert link.submissions[0].prompt_token_ids == _encode(model_folder, text)
-
-
-@pytest.mark.parametrize("cut", range(1, 9))
-def test_a_resumed_generation_gives_what_is_missing(link, model_folder, cut):
-    ids = _encode(model_folder, "one € fox two")[:9]
-
-    async def run(resumed):
-        service = _service(link)
-        outputs, _, following = await _started(
-            service, seed=7, stop=["fo!"], resume_token_ids=ids[:resumed]
-        )
-        link.mailboxes[-1].put_tokens(0, ids[resumed:])
-        first = await following
-        link.end(len(link.mailboxes))
-        return [first, *await _collect(outputs)]
-
-    whole, rest = asyncio.run(run(0)), asyncio.run(run(cut))
-    assert link.submissions[1].resume_token_ids == [ids[:cut]]
-    text = "".join(output.text for output in whole[:-1])
-    before = GenerationPrefix(model_folder, ids[:cut]).text
-    assert before + "".join(output.text for output in rest[:-1]) == text
-    assert rest[-1].completion.num_output_tokens == whole[-1].completion.num_output_tokens
-
-
-class GenerationPrefix:
-    """What a broken stream had given out."""
-
-    def __init__(self, model_folder, ids):
-        from pageframe.gateway.sample_stream import SampleStream
-        from pageframe.gateway.stop_strings import StopAutomaton
-        from pageframe.gateway.tokenizer import TextCodec
-
-        codec = TextCodec.load(model_folder)
-        self.text = SampleStream(codec.detokenizer(), StopAutomaton(["fo!"])).feed(ids).text
-
-
-@pytest.mark.parametrize(
-    ("token_ids", "fields", "reason"),
-    [
-        ([5, 1], {}, FinishReason.STOP),
-        ([5, 1], {"sampling": SamplingParams(ignore_eos=True), "max_tokens": 2},
-         FinishReason.LENGTH),
-        ([5, 6], {"sampling": SamplingParams(stop_token_ids=(6,))}, FinishReason.STOP),
-        ([5, 6], {"max_tokens": 2}, FinishReason.LENGTH),
-    ],
-)  # fmt: skip
-def test_a_stream_that_broke_behind_its_last_token_just_ends(link, token_ids, fields, reason):
-    async def scenario():
-        return await _collect(
-            _service(link).generate(
-                GenerateInput(text="x", seed=1, resume_token_ids=token_ids, **fields)
-            )
-        )
-
-    outputs = asyncio.run(scenario())
-    assert isinstance(outputs[0], Header)
-    assert outputs[-1].finish_reason is reason
-    assert outputs[-1].completion.num_output_tokens == 2
-    assert link.submissions == []
+    assert link.submissions[0].prompt_token_ids == encode(model_folder, text)
 
 
 def test_spans_hang_under_the_callers_trace(link):
@@ -396,14 +283,14 @@ def test_spans_hang_under_the_callers_trace(link):
     parent = TraceContext(bytes(range(16)), 77, True)
 
     async def scenario():
-        outputs = _service(link, sink).generate(GenerateInput(text="the dog"), parent)
-        header = await _next(outputs)
+        outputs = make_service(link, sink).generate(GenerateInput(text="the dog"), parent)
+        header = await next_output(outputs)
         following = asyncio.ensure_future(anext(outputs))
         await asyncio.sleep(0)
         link.mailboxes[0].put_tokens(0, [5, 6])
         await following
         link.end(1, reason=FinishReason.STOP)
-        await _collect(outputs)
+        await collect(outputs)
         return header
 
     header = asyncio.run(scenario())
@@ -424,7 +311,7 @@ def test_a_failed_request_has_a_failed_span(link):
 
     async def scenario():
         with pytest.raises(PageframeError):
-            await _collect(_service(link, sink).generate(GenerateInput(text="x", model="other")))
+            await collect(make_service(link, sink).generate(GenerateInput(text="x", model="other")))
 
     asyncio.run(scenario())
     ((name, span),) = sink.spans

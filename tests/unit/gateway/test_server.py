@@ -1,7 +1,6 @@
 """The gateway over real gRPC, between a real client and a scheduler that the test plays."""
 
 import asyncio
-import contextlib
 import json
 import subprocess
 import sys
@@ -9,134 +8,13 @@ import sys
 import grpc
 import pytest
 
-from pageframe.core.clock import SystemClock
 from pageframe.core.errors import InvalidRequestError, PageframeError
 from pageframe.core.request import TokenEvents
-from pageframe.core.trace import NullTraceSink
 from pageframe.gateway.auth import Authenticator
-from pageframe.gateway.client import SchedulerLink
-from pageframe.gateway.codec_store import CodecStore
-from pageframe.gateway.generation import GenerationService
-from pageframe.gateway.server import register
-from pageframe.gateway.servicer import GatewayServicer
 from pageframe.rpc.status import from_rpc_error
-from pageframe.v1 import (
-    gateway_service_pb2,
-    gateway_service_pb2_grpc,
-    scheduler_service_pb2,
-    scheduler_service_pb2_grpc,
-    sequence_pb2,
-)
-from pageframe.wire.replica import replica_to_proto
+from pageframe.v1 import gateway_service_pb2, sequence_pb2
 from unit.gateway import tiny_tokenizers
-from unit.gateway.replicas import make_facts
-
-TIMEOUT_S = 20
-
-
-class PlayedScheduler(scheduler_service_pb2_grpc.SchedulerServiceServicer):
-    """Keeps what gateways send; says what the test says."""
-
-    def __init__(self, facts):
-        self.facts = facts
-        self.submitted = asyncio.Queue()
-        self.cancelled = asyncio.Queue()
-        self.streams = []
-
-    async def Connect(self, request_iterator, context):  # noqa: N802
-        outbox = asyncio.Queue()
-        self.streams.append(outbox)
-        hello = scheduler_service_pb2.ConnectHello(replica=replica_to_proto(self.facts))
-        await context.write(scheduler_service_pb2.ConnectResponse(hello=hello))
-        reader = asyncio.create_task(self._read(request_iterator))
-        try:
-            while (message := await outbox.get()) is not None:
-                await context.write(message)
-        finally:
-            reader.cancel()
-
-    async def _read(self, request_iterator):
-        async for request in request_iterator:
-            kind = request.WhichOneof("message")
-            if kind == "submit":
-                self.submitted.put_nowait(request.submit)
-            elif kind == "cancel":
-                self.cancelled.put_nowait(request.cancel)
-
-    def tokens(self, submission, token_ids, sample_index=0):
-        self._say(
-            handles=[submission.handle],
-            sample_indices=[sample_index],
-            num_tokens=[len(token_ids)],
-            token_ids=token_ids,
-        )
-
-    def end(self, submission, reason=sequence_pb2.FINISH_REASON_LENGTH, sample_index=0, **fields):
-        self._say(
-            completions=[
-                scheduler_service_pb2.SampleCompletion(
-                    handle=submission.handle,
-                    sample_index=sample_index,
-                    finish_reason=reason,
-                    **fields,
-                )
-            ]
-        )
-
-    def lose_stream(self):
-        self.streams[-1].put_nowait(None)
-
-    def _say(self, **fields):
-        events = scheduler_service_pb2.TokenEvents(step=1, **fields)
-        message = scheduler_service_pb2.ConnectResponse(events=events)
-        self.streams[-1].put_nowait(message)
-
-
-class House:
-    """A gateway between a played scheduler and a client's stub."""
-
-    def __init__(self, scheduler, link, service, stub, channel):
-        self.scheduler = scheduler
-        self.link = link
-        self.service = service
-        self.stub = stub
-        self.channel = channel
-
-    async def submitted(self):
-        return await asyncio.wait_for(self.scheduler.submitted.get(), TIMEOUT_S)
-
-    async def cancelled(self):
-        return await asyncio.wait_for(self.scheduler.cancelled.get(), TIMEOUT_S)
-
-
-@contextlib.asynccontextmanager
-async def _house(folder, *, keys=None, lost_after_s=30.0, **facts):
-    scheduler = PlayedScheduler(make_facts(model_folder=str(folder), **facts))
-    inner = grpc.aio.server()
-    scheduler_service_pb2_grpc.add_SchedulerServiceServicer_to_server(scheduler, inner)
-    inner_port = inner.add_insecure_port("127.0.0.1:0")
-    await inner.start()
-    link = SchedulerLink(
-        f"127.0.0.1:{inner_port}", gateway_id="gateway-0", lost_after_s=lost_after_s
-    )
-    linked = asyncio.create_task(link.run())
-    clock, authenticator = SystemClock(), Authenticator(keys or {})
-    service = GenerationService(link, CodecStore(), authenticator, clock, NullTraceSink())
-    outer = grpc.aio.server(options=[("grpc.max_receive_message_length", 16 << 20)])
-    register(GatewayServicer(service, authenticator, clock), outer)
-    outer_port = outer.add_insecure_port("127.0.0.1:0")
-    await outer.start()
-    await asyncio.wait_for(link.wait_ready(), TIMEOUT_S)
-    try:
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{outer_port}") as channel:
-            stub = gateway_service_pb2_grpc.GatewayServiceStub(channel)
-            yield House(scheduler, link, service, stub, channel)
-    finally:
-        linked.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await linked
-        await outer.stop(None)
-        await inner.stop(None)
+from unit.gateway.gateway_house import TIMEOUT_S, gateway_house
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +35,7 @@ async def _error(call):
 
 def test_one_generation_from_end_to_end(folder):
     async def scenario():
-        async with _house(folder) as house:
+        async with gateway_house(folder) as house:
             call = house.stub.Generate(
                 _request(sampling={"seed": 5, "max_tokens": 4}, request_id="r"), timeout=TIMEOUT_S
             )
@@ -183,7 +61,7 @@ def test_a_lost_scheduler_stream_is_a_stall(folder):
     """The request is submitted again with the tokens so far, and the caller notices nothing."""
 
     async def scenario():
-        async with _house(folder) as house:
+        async with gateway_house(folder) as house:
             call = house.stub.Generate(_request(), timeout=TIMEOUT_S)
             first = await house.submitted()
             house.scheduler.tokens(first, [72, 73])
@@ -209,7 +87,7 @@ def test_a_lost_scheduler_stream_is_a_stall(folder):
 
 def test_samples_that_had_ended_stay_ended_on_a_new_stream(folder):
     async def scenario():
-        async with _house(folder) as house:
+        async with gateway_house(folder) as house:
             call = house.stub.Generate(_request(num_samples=2), timeout=TIMEOUT_S)
             first = await house.submitted()
             house.scheduler.tokens(first, [72], sample_index=1)
@@ -231,7 +109,7 @@ def test_samples_that_had_ended_stay_ended_on_a_new_stream(folder):
 
 def test_a_scheduler_that_stays_away_fails_its_requests(folder):
     async def scenario():
-        async with _house(folder, lost_after_s=0.2) as house:
+        async with gateway_house(folder, lost_after_s=0.2) as house:
             call = house.stub.Generate(_request(), timeout=TIMEOUT_S)
             await house.submitted()
             house.link._address = "127.0.0.1:9"
@@ -247,7 +125,7 @@ def test_a_scheduler_that_stays_away_fails_its_requests(folder):
 
 def test_a_client_that_vanishes_cancels_at_the_scheduler(folder):
     async def scenario():
-        async with _house(folder) as house:
+        async with gateway_house(folder) as house:
             call = house.stub.Generate(_request(), timeout=TIMEOUT_S)
             submission = await house.submitted()
             call.cancel()
@@ -261,7 +139,7 @@ def test_a_client_that_vanishes_cancels_at_the_scheduler(folder):
 
 def test_a_deadline_cancels_at_the_scheduler(folder):
     async def scenario():
-        async with _house(folder) as house:
+        async with gateway_house(folder) as house:
             call = house.stub.Generate(_request(), timeout=0.3)
             submission = await house.submitted()
             error = await _error(call)
@@ -275,7 +153,7 @@ def test_a_deadline_cancels_at_the_scheduler(folder):
 
 def test_cancel_by_name(folder):
     async def scenario():
-        async with _house(folder) as house:
+        async with gateway_house(folder) as house:
             call = house.stub.Generate(_request(request_id="r"), timeout=TIMEOUT_S)
             submission = await house.submitted()
             await house.stub.Cancel(gateway_service_pb2.CancelRequest(request_id="r"))
@@ -293,7 +171,7 @@ def test_cancel_by_name(folder):
 
 def test_an_error_completion_is_a_status_with_its_numbers(folder):
     async def scenario():
-        async with _house(folder) as house:
+        async with gateway_house(folder) as house:
             call = house.stub.Generate(_request(num_samples=2), timeout=TIMEOUT_S)
             submission = await house.submitted()
             house.scheduler.end(
@@ -332,7 +210,7 @@ def test_an_error_completion_is_a_status_with_its_numbers(folder):
 )  # fmt: skip
 def test_bad_input_is_a_status_and_the_next_request_works(folder, fields, status, reason):
     async def scenario():
-        async with _house(folder) as house:
+        async with gateway_house(folder) as house:
             error = await _error(house.stub.Generate(_request(**fields), timeout=TIMEOUT_S))
             call = house.stub.Generate(_request(), timeout=TIMEOUT_S)
             house.scheduler.end(await house.submitted())
@@ -348,7 +226,7 @@ def test_bytes_that_are_no_message_are_a_status(folder, data):
     """The first is a text that is not UTF-8, the second is no protobuf at all."""
 
     async def scenario():
-        async with _house(folder) as house:
+        async with gateway_house(folder) as house:
             raw = house.channel.unary_stream("/pageframe.v1.GatewayService/Generate")
             return await _error(raw(data, timeout=TIMEOUT_S))
 
@@ -359,7 +237,7 @@ def test_bytes_that_are_no_message_are_a_status(folder, data):
 
 def test_tokenize_detokenize_and_models(folder):
     async def scenario():
-        async with _house(folder) as house:
+        async with gateway_house(folder) as house:
             pb = gateway_service_pb2
             tokens = await house.stub.Tokenize(pb.TokenizeRequest(text="the dog €"))
             text = await house.stub.Detokenize(pb.DetokenizeRequest(token_ids=tokens.token_ids))
@@ -376,7 +254,7 @@ def test_tokenize_detokenize_and_models(folder):
 
 def test_keys_open_the_door_and_name_the_tenant(folder):
     async def scenario():
-        async with _house(folder, keys={"k1": "red"}) as house:
+        async with gateway_house(folder, keys={"k1": "red"}) as house:
             refused = await _error(house.stub.Generate(_request(), timeout=TIMEOUT_S))
             call = house.stub.Generate(
                 _request(), timeout=TIMEOUT_S, metadata=(("authorization", "Bearer k1"),)
@@ -395,7 +273,7 @@ def test_tokens_behind_an_unfinished_write_are_merged(folder):
     """What arrives in one turn of the event loop is one message, whatever the number of events."""
 
     async def scenario():
-        async with _house(folder) as house:
+        async with gateway_house(folder) as house:
             call = house.stub.Generate(_request(), timeout=TIMEOUT_S)
             submission = await house.submitted()
             for token_id in range(2, 130):
@@ -432,7 +310,7 @@ def test_errors_are_typed_all_the_way(folder):
     """What the caller's side reads back is the class that was raised."""
 
     async def scenario():
-        async with _house(folder) as house:
+        async with gateway_house(folder) as house:
             return await _error(house.stub.Generate(_request(text=""), timeout=TIMEOUT_S))
 
     assert isinstance(asyncio.run(scenario()), PageframeError)

@@ -1,0 +1,162 @@
+"""``pageframe bench``: measurements that anybody can repeat on their own machine."""
+
+import asyncio
+import dataclasses
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import psutil
+import typer
+
+from pageframe.cli.console import open_console
+from pageframe.cli.model_prepare import prepare_model
+from pageframe.cli.services import count_threads
+from pageframe.client import AsyncPageframeClient
+from pageframe.config.launch import Launch
+from pageframe.config.settings import RunnerName, Settings, load_settings
+from pageframe.core.errors import UnavailableError
+from pageframe.core.trace import NullTraceSink
+from pageframe.lab.bench_split import (
+    Round,
+    SplitReport,
+    measure_split,
+    through_client,
+    through_service,
+)
+from pageframe.lab.in_process import in_process_system
+from pageframe.lab.workload import WorkloadShape
+
+bench = typer.Typer(no_args_is_help=True, help="Measure this machine.")
+
+_SERVICE_OF_MODULE = re.compile(r"pageframe\.(gateway|scheduler|executor|telemetry)$")
+_READY_LINE = re.compile(r"pageframe ready grpc=(\S+)")
+_STOP_TIMEOUT_S = 30
+
+_MODEL_SHAPE = WorkloadShape(num_requests=64, num_prompt_tokens=(8, 96), num_output_tokens=(16, 48))
+_SIM_SHAPE = WorkloadShape(
+    num_requests=64, num_prompt_tokens=(16, 16), num_output_tokens=(512, 512)
+)
+
+
+@bench.callback()
+def main() -> None:
+    """Measure this machine."""
+
+
+@bench.command()
+def split(
+    sim: Annotated[
+        bool, typer.Option("--sim", help="Steps of 2 ms and no model, so nothing hides the cost.")
+    ] = False,
+    rounds: Annotated[int, typer.Option(min=1, help="Pairs to measure.")] = 5,
+    model: Annotated[str, typer.Option(help="Name, folder or Hugging Face id.")] = "",
+    dtype: Annotated[str, typer.Option(help="Type of weights.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Compare three processes with the same code in one process, interleaved.
+
+    Prints the ratio of output tokens per second and the processor time of each service per token.
+    """
+    flags: dict[str, object] = {"grpc": "127.0.0.1:0", "dtype": dtype, "model": model or None}
+    if sim:
+        flags |= {"runner": "sim", "sim-step": "2ms"}
+    settings = load_settings(flags, os.environ)
+    with tempfile.TemporaryDirectory(prefix="pageframe-bench-") as folder:
+        state_dir = Path(folder)
+        settings = settings.model_copy(update={"state_dir": state_dir})
+        report = asyncio.run(_measure(settings, rounds, state_dir))
+    if as_json:
+        print(json.dumps(report.to_json()))
+    else:
+        _print_report(report)
+
+
+async def _measure(settings: Settings, num_rounds: int, state_dir: Path) -> SplitReport:
+    is_sim = settings.runner is RunnerName.SIM
+    console = open_console()
+    with console:
+        folder = prepare_model(settings.model, console, needs_weights=not is_sim)
+    launch = Launch(
+        settings=settings,
+        model_path=folder,
+        run_dir=state_dir,
+        num_threads=count_threads(settings, os.environ),
+        supervisor_pid=os.getpid(),
+    )
+    with _three_processes(settings) as (address, supervisor):
+        async with (
+            AsyncPageframeClient(address) as client,
+            in_process_system(launch, NullTraceSink()) as service,
+        ):
+            return await measure_split(
+                through_client(client),
+                through_service(service),
+                shape=_SIM_SHAPE if is_sim else _MODEL_SHAPE,
+                vocab_size=service.facts.vocab_size,
+                num_rounds=num_rounds,
+                cpu_seconds=lambda: _cpu_seconds(supervisor),
+                on_round=_report_round,
+            )
+
+
+@contextmanager
+def _three_processes(settings: Settings) -> Iterator[tuple[str, psutil.Process]]:
+    """Serve in processes of their own while the block runs; yields address and supervisor."""
+    overrides = settings.model_dump(mode="json", by_alias=True, exclude_none=True)
+    arguments = []
+    for option, value in overrides.items():
+        if isinstance(value, bool):
+            arguments.append(f"--{option}" if value else f"--no-{option}")
+        else:
+            arguments.append(f"--{option}={value}")
+    command = [sys.executable, "-m", "pageframe.cli", "up", *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None, "a pipe was asked for"
+        found = _READY_LINE.match(process.stdout.readline())
+        if found is None:
+            raise UnavailableError("NOT_READY", "the server did not start; its own words say why")
+        yield found.group(1), psutil.Process(process.pid)
+    finally:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(_STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _cpu_seconds(supervisor: psutil.Process) -> Mapping[str, float]:
+    """Processor time so far of each service, and of this process, which is the client."""
+    own = psutil.Process().cpu_times()
+    seconds = {"client": own.user + own.system}
+    for child in supervisor.children():
+        for part in child.cmdline():
+            if found := _SERVICE_OF_MODULE.match(part):
+                times = child.cpu_times()
+                seconds[found.group(1)] = times.user + times.system
+    return seconds
+
+
+def _report_round(index: int, entry: Round) -> None:
+    figures = dataclasses.astuple(entry)
+    print(
+        f"round {index}: {figures[0]:.0f} tokens/s in three processes, "
+        f"{figures[1]:.0f} in one, ratio {entry.ratio:.3f}",
+        file=sys.stderr,
+    )
+
+
+def _print_report(report: SplitReport) -> None:
+    print(f"ratio {report.ratio:.3f}")
+    for service, cpu_us in report.cpu_us_per_token.items():
+        print(f"{service:<10} {cpu_us:8.1f} us of processor time per token")
