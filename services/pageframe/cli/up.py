@@ -29,6 +29,7 @@ from pageframe.cli.supervisor import Supervisor
 from pageframe.config import machine
 from pageframe.config.launch import Launch
 from pageframe.config.settings import DtypeName, RunnerName, Settings
+from pageframe.core.errors import UnimplementedError
 
 LAUNCH_FILE_NAME = "launch.json"
 
@@ -96,7 +97,10 @@ def _check_machine(settings: Settings, console: Console) -> None:
         raise problem
     check_port(settings.grpc, "grpc")
     if settings.http:
-        check_port(settings.http, "http")
+        raise UnimplementedError(
+            "HTTP_UNAVAILABLE",
+            f"http is {settings.http}, and this version has no HTTP door: leave --http off",
+        )
     check_writable(settings.state_dir)
     if notice := find_gpu_notice(facts, settings):
         console.say(notice)

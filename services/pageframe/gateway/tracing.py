@@ -3,14 +3,19 @@
 import contextlib
 from collections.abc import Iterator
 
+import structlog
+
 from pageframe.core.clock import Clock
 from pageframe.core.errors import PageframeError
 from pageframe.core.sampling import SamplingParams
 from pageframe.core.trace import AttributeValue, NullTraceSink, TraceSink
+from pageframe.core.units import NANOSECONDS_PER_MILLISECOND
 from pageframe.gateway.output import SampleEnd
 from pageframe.gateway.request import GenerateInput
 from pageframe.telemetry import spans
 from pageframe.telemetry.context import TraceContext, new_span_id, new_trace_id
+
+_log = structlog.get_logger(__name__)
 
 
 class GenerateTrace:
@@ -77,12 +82,23 @@ class GenerateTrace:
     def end(
         self, num_prompt_tokens: int, ends: list[SampleEnd], error: BaseException | None
     ) -> None:
-        """Record the span, with what the samples cost and how the request ended."""
-        if not self._is_traced:
-            return
+        """Record the span and a log line: what the samples cost and how the request ended."""
         completions = [end.completion for end in ends]
         num_cached_tokens = max((item.num_cached_tokens for item in completions), default=0)
         num_output_tokens = sum(item.num_output_tokens for item in completions)
+        end_ns = self._clock.now_ns()
+        _log.info(
+            "generate",
+            trace_id=self.trace_id.hex(),
+            span_id=f"{self.span_id:016x}",
+            request_id=self._attributes.get(spans.REQUEST_ID, ""),
+            num_prompt_tokens=num_prompt_tokens,
+            num_output_tokens=num_output_tokens,
+            duration_ms=(end_ns - self.start_ns) / NANOSECONDS_PER_MILLISECOND,
+            error=_error_text(error),
+        )
+        if not self._is_traced:
+            return
         self._attributes |= {
             spans.GEN_AI_USAGE_INPUT_TOKENS: num_prompt_tokens,
             spans.GEN_AI_USAGE_OUTPUT_TOKENS: num_output_tokens,
@@ -95,7 +111,7 @@ class GenerateTrace:
             span_id=self.span_id,
             parent_span_id=self._parent_span_id,
             start_ns=self.start_ns,
-            end_ns=self._clock.now_ns(),
+            end_ns=end_ns,
             attributes=self._attributes,
             error=_error_text(error),
         )

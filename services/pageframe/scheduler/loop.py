@@ -183,7 +183,8 @@ class SchedulerLoop:
             except PageframeError as error:
                 if error.reason == "SCHEDULER_CONNECTED" and self._scheduler is None:
                     raise
-                _log.warning("executor_refused", reason=error.reason, message=error.message)
+                log = _log.info if error.reason == "STARTING" else _log.warning
+                log("executor_refused", reason=error.reason, message=error.message)
                 await asyncio.sleep(delay_s)
                 delay_s = min(2 * delay_s, _RECONNECT_DELAY_MAX_S)
                 continue

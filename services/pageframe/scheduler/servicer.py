@@ -129,6 +129,12 @@ class SchedulerServicer(scheduler_service_pb2_grpc.SchedulerServiceServicer):
             try:
                 self._loop.submit(gateway.number, submission_from_proto(request.submit))
             except PageframeError as error:
+                _log.info(
+                    "refused",
+                    request_id=request.submit.request_id,
+                    trace_id=request.submit.trace_id.hex(),
+                    reason=error.reason,
+                )
                 gateway.deliver(_refusal(request.submit, error))
         elif kind == "cancel":
             cancel = request.cancel

@@ -1,5 +1,6 @@
 """Which device to run on; never a silent fall back to the CPU."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -7,11 +8,11 @@ import torch
 
 from pageframe.core.errors import InvalidRequestError, PreconditionError
 
-DEVICES = ("auto", "cpu", "cuda")
+_DEVICE = re.compile(r"auto|cpu|cuda(:(?P<index>\d+))?")
 
 
 def choose_device(wanted: str, root: Path = Path("/")) -> torch.device:
-    """Turn ``auto``, ``cpu`` or ``cuda`` into a device.
+    """Turn ``auto``, ``cpu``, ``cuda`` or ``cuda:INDEX`` into a device.
 
     Args:
         wanted: ``auto`` takes the GPU of a machine that has one, and the CPU of one that has not.
@@ -22,13 +23,17 @@ def choose_device(wanted: str, root: Path = Path("/")) -> torch.device:
             ``auto``, and PyTorch cannot use it. The message holds the driver's own words.
         InvalidRequestError: reason DEVICE_UNKNOWN.
     """
-    if wanted not in DEVICES:
+    known = _DEVICE.fullmatch(wanted)
+    if known is None:
         raise InvalidRequestError(
-            "DEVICE_UNKNOWN", f"device {wanted!r} is none of {', '.join(DEVICES)}", device=wanted
+            "DEVICE_UNKNOWN",
+            f"device {wanted!r} is none of auto, cpu, cuda and cuda:INDEX",
+            device=wanted,
         )
     if wanted == "cpu" or (wanted == "auto" and not has_nvidia_device(root)):
         return torch.device("cpu")
-    problem = cuda_problem()
+    index = int(known["index"] or 0)
+    problem = cuda_problem(index)
     if problem:
         raise PreconditionError(
             "DEVICE_UNAVAILABLE",
@@ -36,7 +41,7 @@ def choose_device(wanted: str, root: Path = Path("/")) -> torch.device:
             device=wanted,
             torch_version=torch.__version__,
         )
-    return torch.device("cuda", 0)
+    return torch.device("cuda", index)
 
 
 def has_nvidia_device(root: Path = Path("/")) -> bool:
@@ -45,11 +50,11 @@ def has_nvidia_device(root: Path = Path("/")) -> bool:
     return has_node or (root == Path("/") and shutil.which("nvidia-smi") is not None)
 
 
-def cuda_problem() -> str:
-    """Why PyTorch cannot use CUDA, in its or the driver's words; empty when it can."""
+def cuda_problem(index: int = 0) -> str:
+    """Why PyTorch cannot use the GPU of this index, in the driver's words; else empty."""
     try:
         torch.cuda.init()
-        torch.zeros(1, device="cuda")
+        torch.zeros(1, device=f"cuda:{index}")
     except (AssertionError, RuntimeError) as error:
         return str(error).strip().partition("\n")[0]
     return ""
