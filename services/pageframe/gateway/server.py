@@ -12,7 +12,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from pageframe.config.launch import Launch
 from pageframe.core.clock import SystemClock
-from pageframe.gateway.auth import Authenticator
+from pageframe.gateway.auth import Authenticator, read_api_keys
 from pageframe.gateway.client import SchedulerLink
 from pageframe.gateway.codec_store import CodecStore
 from pageframe.gateway.generation import GenerationService
@@ -26,12 +26,17 @@ SERVICE_NAMES = ("pageframe.v1.GatewayService",)
 
 
 async def serve_gateway(launch: Launch) -> None:
-    """Serve until told to stop."""
+    """Serve until told to stop.
+
+    Raises:
+        PageframeError: whatever stands in the way of serving.
+    """
     settings = launch.settings
     clock = SystemClock()
     sink = RingTraceSink.create(launch.ring_path("gateway"), SERVICE_GATEWAY, settings.trace)
     link = SchedulerLink(launch.scheduler_address, gateway_id=_gateway_id())
-    authenticator = Authenticator({})
+    keys_path = settings.api_keys
+    authenticator = Authenticator({} if keys_path is None else read_api_keys(keys_path))
     service = GenerationService(link, CodecStore(), authenticator, clock, sink)
     servicer = GatewayServicer(service, authenticator, clock)
     linked: list[asyncio.Task[None]] = []

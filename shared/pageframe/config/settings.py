@@ -196,6 +196,9 @@ class Settings(BaseModel):
     state_dir: Annotated[Path, BeforeValidator(_path)] = Field(
         default_factory=_default_state_dir, description="Folder for logs, traces and sockets."
     )
+    api_keys: Annotated[Path | None, BeforeValidator(_path)] = Field(
+        None, description="File of lines KEY TENANT; without it everybody is one tenant."
+    )
     log_level: LogLevel = Field(LogLevel.INFO, description="Least severe log line written.")
     threads: Count = Field(
         0, ge=0, le=4096, description="CPU threads for computing; 0 is what the machine grants."
