@@ -25,6 +25,7 @@ _DEFAULT_WORDS = {
     "kv-memory": "auto",
     "http": "off",
     "lookahead": "on",
+    "api-keys": "off",
     "state-dir": "~/.pageframe or $XDG_STATE_HOME/pageframe",
     "drain-timeout": "30s",
 }

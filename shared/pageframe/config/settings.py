@@ -114,6 +114,12 @@ def _path(value: object) -> object:
     return Path(os.path.expanduser(value)).absolute() if isinstance(value, str) else value
 
 
+def _api_keys(value: object) -> object:
+    if value == "":
+        raise ValueError('must be a file or "off"')
+    return None if value == "off" else _path(value)
+
+
 def _number(value: object) -> object:
     # Python counts True as 1; nobody who writes `block-size = true` means 1.
     if isinstance(value, bool):
@@ -196,8 +202,8 @@ class Settings(BaseModel):
     state_dir: Annotated[Path, BeforeValidator(_path)] = Field(
         default_factory=_default_state_dir, description="Folder for logs, traces and sockets."
     )
-    api_keys: Annotated[Path | None, BeforeValidator(_path)] = Field(
-        None, description="File of lines KEY TENANT; without it everybody is one tenant."
+    api_keys: Annotated[Path | None, BeforeValidator(_api_keys)] = Field(
+        None, description='File of lines KEY TENANT, or "off": then everybody is one tenant.'
     )
     log_level: LogLevel = Field(LogLevel.INFO, description="Least severe log line written.")
     threads: Count = Field(

@@ -65,18 +65,34 @@ async def serve(service: Service) -> None:
         PreconditionError: ADDRESS_IN_USE, or whatever ``start`` or a background task raises.
     """
     stop = asyncio.Event()
+    main = asyncio.current_task()
+    assert main is not None, "a coroutine runs in a task"
+
+    def on_signal() -> None:
+        # While it starts nobody waits for the event: what it waits for may never come.
+        stop.set()
+        if not is_up:
+            main.cancel()
+
+    is_up = False
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    async with running(service) as (address, failed):
-        announce_ready(address)
-        _log.info("serving", service=service.name, address=address)
-        stopped = asyncio.create_task(stop.wait())
-        waits: tuple[asyncio.Future[Any], ...] = (stopped, failed)
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        stopped.cancel()
-        if failed.done():
-            failed.result()
+        loop.add_signal_handler(number, on_signal)
+    try:
+        async with running(service) as (address, failed):
+            is_up = True
+            announce_ready(address)
+            _log.info("serving", service=service.name, address=address)
+            stopped = asyncio.create_task(stop.wait())
+            waits: tuple[asyncio.Future[Any], ...] = (stopped, failed)
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            stopped.cancel()
+            if failed.done():
+                failed.result()
+    except asyncio.CancelledError:
+        if is_up or not stop.is_set():
+            raise
+        _log.info("stopped_while_starting", service=service.name)
 
 
 @contextlib.asynccontextmanager
