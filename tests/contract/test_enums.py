@@ -28,5 +28,5 @@ def test_values_agree(domain, wire, prefix):
 
 
 def test_every_block_state_has_a_name_on_the_wire():
-    wire = {name.removeprefix("BLOCK_STATE_") for name in kv_block_pb2.BlockState}
+    wire = {name.removeprefix("BLOCK_STATE_") for name in dict(kv_block_pb2.BlockState.items())}
     assert {member.name for member in BlockState} <= wire

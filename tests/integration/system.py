@@ -240,12 +240,8 @@ class System:
 
     def errors(self) -> list[str]:
         """Lines of the services' logs that speak of a failure."""
-        return [
-            f"{file.name}: {line}"
-            for file in sorted((self.state_dir / "logs").glob("*.log"))
-            for line in file.read_text().splitlines()
-            if _is_failure(line)
-        ]
+        files = sorted((self.state_dir / "logs").glob("*.log"))
+        return [line for file in files for line in log_failures(file)]
 
     def spans(self) -> list[Span]:
         """What was traced; all of it once the system has ended."""
@@ -306,6 +302,12 @@ for message in gateway_service_pb2_grpc.GatewayServiceStub(channel).Generate(req
         self.kill()
         assert self._process.stdout is not None
         self._process.stdout.close()
+
+
+def log_failures(file: Path) -> list[str]:
+    """Lines of a log that speak of a failure."""
+    lines = file.read_text().splitlines()
+    return [f"{file.name}: {line}" for line in lines if _is_failure(line)]
 
 
 def _is_failure(line: str) -> bool:

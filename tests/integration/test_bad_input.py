@@ -187,22 +187,17 @@ def test_bytes_that_are_no_request_are_refused(slow_system: System, name: str) -
     assert (code, reason) == (INVALID, "MALFORMED_MESSAGE")
 
 
-@pytest.mark.parametrize(
-    "call",
-    [
-        lambda system: system.gateway.Tokenize(TokenizeRequest(), timeout=ANSWER_S),
-        lambda system: system.gateway.Tokenize(
-            TokenizeRequest(chat=Chat(messages=[ChatMessage()] * 5000)), timeout=ANSWER_S
-        ),
-        lambda system: system.gateway.Detokenize(
-            DetokenizeRequest(token_ids=[401]), timeout=ANSWER_S
-        ),
-    ],
-)
-def test_the_tokenizer_refuses_what_it_cannot_take(slow_system: System, call) -> None:
-    code, _, limits = refusal(lambda: call(slow_system))
-    assert code is INVALID
-    assert limits, "the numbers"
+def test_the_tokenizer_refuses_what_it_cannot_take(slow_system: System) -> None:
+    gateway = slow_system.gateway
+    long_chat = Chat(messages=[ChatMessage(role="user", content="hello")] * 4000)
+    for call, request, code, reason in (
+        (gateway.Tokenize, TokenizeRequest(), INVALID, "EMPTY_PROMPT"),
+        (gateway.Tokenize, TokenizeRequest(chat=long_chat), OUT_OF_RANGE, "CONTEXT_TOO_LONG"),
+        (gateway.Detokenize, DetokenizeRequest(token_ids=[401]), INVALID, "TOKEN_ID_OUT_OF_RANGE"),
+    ):
+        found = refusal(lambda call=call, request=request: call(request, timeout=ANSWER_S))
+        assert found[:2] == (code, reason)
+        assert found[2], "the numbers"
 
 
 def test_a_name_that_lives_is_not_given_twice(slow_system: System) -> None:

@@ -8,26 +8,22 @@ with the tokens they have. Only when no stream comes up for ``lost_after_s`` do 
 """
 
 import asyncio
-import itertools
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
 
 import grpc
 import structlog
 
 from pageframe.core.errors import (
-    CancelledError,
-    DeadlineError,
     PageframeError,
     PreconditionError,
     UnavailableError,
 )
-from pageframe.core.request import Completion, Submission, TokenEvents
-from pageframe.core.step import FinishReason, ReplicaFacts, TokenLogprobs
+from pageframe.core.request import Submission, TokenEvents
+from pageframe.core.step import ReplicaFacts
+from pageframe.gateway.living import LivingRequests
 from pageframe.gateway.mailbox import Mailbox
 from pageframe.rpc.channel import open_inner_channel
-from pageframe.rpc.status import from_rpc_error, make_error
+from pageframe.rpc.status import from_rpc_error, stream_error
 from pageframe.v1 import scheduler_service_pb2 as pb
 from pageframe.v1 import scheduler_service_pb2_grpc
 from pageframe.wire.replica import replica_from_proto
@@ -37,30 +33,8 @@ _log = structlog.get_logger(__name__)
 
 _RECONNECT_DELAY_S = 0.05
 _RECONNECT_DELAY_MAX_S = 1.0
-_HANDLE_MAX = 2**32 - 1
 
 _ConnectCall = grpc.aio.StreamStreamCall[pb.ConnectRequest, pb.ConnectResponse]
-
-
-@dataclass(slots=True)
-class _Living:
-    """A request that has not ended.
-
-    ``token_ids[sample]`` is its output so far; ``open_samples`` have not ended; of those,
-    ``ending_samples`` were taken back by us and only wait for their account.
-    """
-
-    submission: Submission
-    mailbox: Mailbox
-    token_ids: list[list[int]]
-    open_samples: set[int]
-    ending_samples: set[int] = field(default_factory=set)
-
-    def resubmission(self) -> Submission:
-        """The request as it stands, with the output so far."""
-        if not any(self.token_ids):
-            return self.submission
-        return replace(self.submission, resume_token_ids=[list(ids) for ids in self.token_ids])
 
 
 class SchedulerLink:
@@ -78,8 +52,7 @@ class SchedulerLink:
         self._lost_after_s = lost_after_s
         self._facts: ReplicaFacts | None = None
         self._ready = asyncio.Event()
-        self._handles = itertools.cycle(range(1, _HANDLE_MAX + 1))
-        self._living: dict[int, _Living] = {}
+        self._living = LivingRequests()
         self._outbox: deque[pb.ConnectRequest] = deque()
         self._outbox_filled = asyncio.Event()
         self._is_connected = False
@@ -114,16 +87,7 @@ class SchedulerLink:
         """
         if self._is_lost:
             raise self._lost_error()
-        handle = next(handle for handle in self._handles if handle not in self._living)
-        submission.handle = handle
-        living = _Living(
-            submission,
-            mailbox,
-            [list(ids) for ids in submission.resume_token_ids]
-            or [[] for _ in range(submission.num_samples)],
-            set(range(submission.num_samples)),
-        )
-        self._living[handle] = living
+        handle = self._living.add(submission, mailbox)
         if self._is_connected:
             self._send(pb.ConnectRequest(submit=submission_to_proto(submission)))
         return handle
@@ -133,17 +97,12 @@ class SchedulerLink:
 
         Nothing happens for a request that has ended.
         """
-        living = self._living.get(handle)
-        if living is None:
+        if not self._living.take_back(handle, sample_index):
             return
-        if sample_index is None:
-            del self._living[handle]
-        else:
-            living.ending_samples.add(sample_index)
         if self._is_connected:
             self._send_cancel(handle, sample_index)
         elif sample_index is not None:
-            self._settle_ending(living)
+            self._living.settle_endings()
 
     async def run(self) -> None:
         """Stay connected until cancelled."""
@@ -171,7 +130,7 @@ class SchedulerLink:
         except grpc.RpcError as error:
             raise from_rpc_error(error) from error
         if not isinstance(response, pb.ConnectResponse):
-            raise await _stream_error(call)
+            raise await stream_error(call)
         if not response.HasField("hello"):
             raise PreconditionError("HELLO_EXPECTED", "the scheduler did not begin with a hello")
         self._set_facts(response.hello)
@@ -206,7 +165,7 @@ class SchedulerLink:
                     raise from_rpc_error(error) from error
                 except asyncio.InvalidStateError as error:
                     # This is how grpc.aio reports a write on a call that has ended.
-                    raise await _stream_error(call) from error
+                    raise await stream_error(call) from error
 
     async def _read_all(self, call: _ConnectCall) -> None:
         while True:
@@ -215,7 +174,7 @@ class SchedulerLink:
             except grpc.RpcError as error:
                 raise from_rpc_error(error) from error
             if not isinstance(response, pb.ConnectResponse):
-                raise await _stream_error(call)
+                raise await stream_error(call)
             if response.HasField("events"):
                 self._on_events(events_from_proto(response.events))
             else:
@@ -232,18 +191,17 @@ class SchedulerLink:
             self._give_up_timer = None
         self._is_connected, self._is_lost = True, False
         self._outbox.clear()
-        for handle, living in self._living.items():
+        for living in self._living:
             self._send(pb.ConnectRequest(submit=submission_to_proto(living.resubmission())))
-            for sample_index in set(range(living.submission.num_samples)) - living.open_samples:
-                self._send_cancel(handle, sample_index)
+            for sample_index in living.ended_samples:
+                self._send_cancel(living.submission.handle, sample_index)
         _log.info("scheduler_connected", num_requests=len(self._living))
 
     def _disconnected(self) -> None:
         if self._is_connected:
             self._is_connected = False
             self._start_give_up_timer()
-        for living in list(self._living.values()):
-            self._settle_ending(living)
+        self._living.settle_endings()
 
     def _start_give_up_timer(self) -> None:
         loop = asyncio.get_running_loop()
@@ -251,9 +209,7 @@ class SchedulerLink:
 
     def _give_up(self) -> None:
         self._is_lost = True
-        living, self._living = self._living, {}
-        for entry in living.values():
-            entry.mailbox.fail(self._lost_error())
+        self._living.fail_all(self._lost_error())
 
     def _lost_error(self) -> UnavailableError:
         return UnavailableError(
@@ -261,19 +217,6 @@ class SchedulerLink:
             f"the scheduler has been away for {self._lost_after_s:g} s; try again",
             lost_after_s=self._lost_after_s,
         )
-
-    def _settle_ending(self, living: _Living) -> None:
-        """End samples that only waited for their account: nobody will send it any more."""
-        for sample_index in sorted(living.ending_samples):
-            self._end_sample(
-                living,
-                Completion(
-                    handle=living.submission.handle,
-                    sample_index=sample_index,
-                    finish_reason=FinishReason.CANCELLED,
-                    num_prompt_tokens=len(living.submission.prompt_token_ids),
-                ),
-            )
 
     def _send(self, request: pb.ConnectRequest) -> None:
         self._outbox.append(request)
@@ -284,87 +227,5 @@ class SchedulerLink:
         self._send(pb.ConnectRequest(cancel=cancel))
 
     def _on_events(self, events: TokenEvents) -> None:
-        start = 0
-        for handle, sample_index, num_tokens in zip(
-            events.handles, events.sample_indices, events.num_tokens, strict=True
-        ):
-            end = start + num_tokens
-            living = self._living.get(handle)
-            if living is not None and sample_index in living.open_samples:
-                self._take_tokens(living, sample_index, events, start, end)
-            start = end
-        for handle, logprobs in events.prompt_logprobs.items():
-            living = self._living.get(handle)
-            if living is not None:
-                living.mailbox.put_prompt_logprobs(logprobs)
-        for completion in events.completions:
-            self._on_completion(completion)
-
-    def _take_tokens(
-        self, living: _Living, sample_index: int, events: TokenEvents, start: int, end: int
-    ) -> None:
-        token_ids = events.token_ids[start:end]
-        living.token_ids[sample_index] += token_ids
-        logprobs: Sequence[TokenLogprobs] = ()
-        if events.logprobs:
-            found = (events.logprobs.get(position) for position in range(start, end))
-            logprobs = [entry for entry in found if entry is not None]
-        living.mailbox.put_tokens(sample_index, token_ids, logprobs)
-
-    def _on_completion(self, completion: Completion) -> None:
-        living = self._living.get(completion.handle)
-        if living is None or completion.sample_index not in living.open_samples:
-            return
-        is_ours = completion.sample_index in living.ending_samples
-        error = None if is_ours else _error_of(completion)
-        if error is None:
-            self._end_sample(living, completion)
-            return
-        living.mailbox.fail(error)
-        living.open_samples.discard(completion.sample_index)
-        if living.open_samples:
-            self.cancel(completion.handle)
-        else:
-            del self._living[completion.handle]
-
-    def _end_sample(self, living: _Living, completion: Completion) -> None:
-        living.open_samples.discard(completion.sample_index)
-        living.ending_samples.discard(completion.sample_index)
-        if not living.open_samples:
-            self._living.pop(living.submission.handle, None)
-        living.mailbox.put_completion(completion)
-
-
-def _error_of(completion: Completion) -> PageframeError | None:
-    """The error that a completion stands for; None when the sample ended well."""
-    if completion.finish_reason in (FinishReason.STOP, FinishReason.LENGTH):
-        return None
-    if completion.error_status:
-        return make_error(
-            completion.error_status,
-            completion.error_reason,
-            completion.error_message,
-            completion.error_limits,
-        )
-    if completion.finish_reason is FinishReason.DEADLINE:
-        return DeadlineError("DEADLINE_PASSED", "the deadline passed while the request ran")
-    if completion.finish_reason is FinishReason.CANCELLED:
-        return CancelledError("CANCELLED", "the scheduler took the request back")
-    return make_error(
-        "INTERNAL",
-        completion.error_reason or "SEQUENCE_FAILED",
-        completion.error_message or "the request failed",
-        completion.error_limits,
-    )
-
-
-async def _stream_error(call: _ConnectCall) -> PageframeError:
-    error = grpc.aio.AioRpcError(
-        await call.code(),
-        await call.initial_metadata(),
-        await call.trailing_metadata(),
-        details=await call.details(),
-    )
-    if error.code() is grpc.StatusCode.OK:
-        return UnavailableError("STREAM_ENDED", "the scheduler ended the stream")
-    return from_rpc_error(error)
+        for handle in self._living.take_events(events):
+            self.cancel(handle)

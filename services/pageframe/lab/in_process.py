@@ -8,11 +8,11 @@ What three processes cost beside this is what the split costs.
 
 import asyncio
 import contextlib
-import itertools
 from collections.abc import AsyncIterator
 
 from pageframe.config.launch import Launch
 from pageframe.core.clock import SystemClock
+from pageframe.core.errors import PageframeError
 from pageframe.core.request import Submission, TokenEvents
 from pageframe.core.step import PoolAccount, ReplicaFacts, StepPlan, StepResult
 from pageframe.core.trace import TraceSink
@@ -22,8 +22,8 @@ from pageframe.executor.step_thread import Session, StepThread
 from pageframe.gateway.auth import Authenticator
 from pageframe.gateway.codec_store import CodecStore
 from pageframe.gateway.generation import GenerationService
+from pageframe.gateway.living import LivingRequests
 from pageframe.gateway.mailbox import Mailbox
-from pageframe.rpc.status import make_error
 from pageframe.scheduler.core import Scheduler
 from pageframe.scheduler.loop import SchedulerLoop
 from pageframe.scheduler.server import make_scheduler
@@ -68,8 +68,7 @@ class LocalLink:
 
     def __init__(self, loop: SchedulerLoop) -> None:
         self._loop = loop
-        self._handles = itertools.count(1)
-        self._mailboxes: dict[int, Mailbox] = {}
+        self._living = LivingRequests()
         loop.attach(_GATEWAY, self._on_events)
 
     @property
@@ -78,41 +77,27 @@ class LocalLink:
         return self._loop.facts
 
     def submit(self, submission: Submission, mailbox: Mailbox) -> int:
-        """Hand in a request; returns its handle."""
-        submission.handle = next(self._handles)
-        self._loop.submit(_GATEWAY, submission)
-        self._mailboxes[submission.handle] = mailbox
-        return submission.handle
+        """Hand in a request; returns its handle.
+
+        Raises:
+            PageframeError: refused, with the numbers.
+        """
+        handle = self._living.add(submission, mailbox)
+        try:
+            self._loop.submit(_GATEWAY, submission)
+        except PageframeError:
+            self._living.take_back(handle, None)
+            raise
+        return handle
 
     def cancel(self, handle: int, sample_index: int | None = None) -> None:
-        """Take back a request or one of its samples."""
-        if sample_index is None and self._mailboxes.pop(handle, None) is None:
-            return
-        self._loop.cancel(_GATEWAY, handle, sample_index)
+        """Take back a request or one of its samples; nothing happens if it has ended."""
+        if self._living.take_back(handle, sample_index):
+            self._loop.cancel(_GATEWAY, handle, sample_index)
 
     def _on_events(self, events: TokenEvents) -> None:
-        start = 0
-        for handle, sample_index, num_tokens in zip(
-            events.handles, events.sample_indices, events.num_tokens, strict=True
-        ):
-            end = start + num_tokens
-            if mailbox := self._mailboxes.get(handle):
-                mailbox.put_tokens(sample_index, events.token_ids[start:end])
-            start = end
-        for completion in events.completions:
-            mailbox = self._mailboxes.get(completion.handle)
-            if mailbox is None:
-                continue
-            if completion.error_status:
-                error = make_error(
-                    completion.error_status,
-                    completion.error_reason,
-                    completion.error_message,
-                    completion.error_limits,
-                )
-                mailbox.fail(error)
-            else:
-                mailbox.put_completion(completion)
+        for handle in self._living.take_events(events):
+            self.cancel(handle)
 
 
 @contextlib.asynccontextmanager

@@ -15,6 +15,7 @@ from pageframe.wire.sampling import (
     sampling_from_proto,
     sampling_to_proto,
 )
+from pageframe.wire.trace import is_trace_context
 
 
 def submission_to_proto(submission: Submission) -> pb.Submission:
@@ -42,7 +43,8 @@ def submission_from_proto(message: pb.Submission) -> Submission:
     """Decode a request; ranges are checked by the scheduler.
 
     Raises:
-        InvalidRequestError: UNSPECIFIED_FIELD for a delivery, seed or max_tokens left open.
+        InvalidRequestError: UNSPECIFIED_FIELD for a delivery, seed or max_tokens left open, or
+            MALFORMED_TRACE_CONTEXT.
     """
     sampling = message.sampling
     if not (sampling.HasField("seed") and sampling.HasField("max_tokens")):
@@ -51,6 +53,14 @@ def submission_from_proto(message: pb.Submission) -> Submission:
         delivery = Delivery(message.delivery)
     except ValueError:
         raise _unspecified("delivery") from None
+    if not is_trace_context(message.trace_id, message.span_id):
+        raise InvalidRequestError(
+            "MALFORMED_TRACE_CONTEXT",
+            f"trace id and span id have {len(message.trace_id)} and {len(message.span_id)} bytes; "
+            "they must have 16 and 8, or none",
+            trace_id_bytes=len(message.trace_id),
+            span_id_bytes=len(message.span_id),
+        )
     return Submission(
         handle=message.handle,
         request_id=message.request_id,

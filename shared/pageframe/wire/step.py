@@ -31,6 +31,10 @@ from pageframe.wire.sampling import (
     sampling_from_proto,
     sampling_to_proto,
 )
+from pageframe.wire.trace import is_trace_context
+
+# Ids are kept in arrays of signed words.
+_SEQUENCE_ID_MAX = 2**63 - 1
 
 
 def plan_to_proto(plan: StepPlan) -> pb.StepPlan:
@@ -92,8 +96,8 @@ def announcement_from_proto(message: pb.Announcement) -> Announcement:
     Raises:
         PreconditionError: MALFORMED_STEP.
     """
-    if message.sequence_id == 0:
-        raise _malformed("an announcement has sequence id 0")
+    if not 1 <= message.sequence_id <= _SEQUENCE_ID_MAX:
+        raise _malformed(f"an announcement has sequence id {message.sequence_id}")
     if not 1 <= message.num_prompt_tokens <= len(message.token_ids):
         raise _malformed(
             f"sequence {message.sequence_id} announces {message.num_prompt_tokens} prompt tokens "
@@ -101,6 +105,8 @@ def announcement_from_proto(message: pb.Announcement) -> Announcement:
         )
     if not (message.sampling.HasField("seed") and message.sampling.HasField("max_tokens")):
         raise _malformed(f"sequence {message.sequence_id} comes without seed or max_tokens")
+    if not is_trace_context(message.trace_id, message.span_id):
+        raise _malformed(f"sequence {message.sequence_id} has a malformed trace context")
     return Announcement(
         sequence_id=message.sequence_id,
         generation=message.generation,

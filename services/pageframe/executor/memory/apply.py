@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from pageframe.core.errors import InvalidRequestError
 from pageframe.core.step import (
     Announcement,
     Entries,
@@ -258,11 +259,15 @@ def _announce(
 
 
 def _can_ever_run(announcement: Announcement, bounds: StepBounds) -> bool:
-    """Whether the tokens are sound and at least one more may follow them."""
+    """Whether tokens and sampling are sound, and at least one more token may follow."""
     num_tokens, num_prompt_tokens = len(announcement.token_ids), announcement.num_prompt_tokens
     if not 1 <= num_prompt_tokens <= num_tokens or num_tokens >= bounds.max_model_len:
         return False
     if num_tokens - num_prompt_tokens >= announcement.sampling.max_tokens:
+        return False
+    try:
+        announcement.sampling.validate(bounds.vocab_size)
+    except InvalidRequestError:
         return False
     token_ids = np.asarray(announcement.token_ids, dtype=np.int64)
     return bool(token_ids.min() >= 0 and token_ids.max() < bounds.vocab_size)
