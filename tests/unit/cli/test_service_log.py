@@ -76,12 +76,13 @@ def test_rows_on_a_terminal_leave_standard_output_alone(
 ) -> None:
     """The ready line must reach a pipe, even when progress is drawn on a terminal."""
     stream = io.StringIO()
+    others = set(threading.enumerate())
     with TerminalConsole(stream) as console:
         console.progress("executor", "loading", 0.5)
         sys.stdout.write("pageframe ready\n")
         console.say("a line that stays")
         console.progress("executor", "ready", 1.0)
-        drawing = set(threading.enumerate()) - {threading.main_thread()}
+        drawing = set(threading.enumerate()) - others
         for thread in drawing:
             thread.join(timeout=10.0)
             assert not thread.is_alive(), "nothing is drawn when there is nothing to draw"
