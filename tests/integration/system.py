@@ -234,9 +234,13 @@ class System:
     def wait_ended(self) -> None:
         """Wait for a stopping system; fails unless it ends well and leaves nothing behind."""
         assert self.process.wait(PATIENCE_S) == 0, self._stderr.read_text()
+        self.wait_gone()
+        assert self.errors() == []
+
+    def wait_gone(self) -> None:
+        """Wait until no service is left."""
         _, alive = psutil.wait_procs(self._started, timeout=PATIENCE_S)
         assert not alive, f"left behind: {alive}"
-        assert self.errors() == []
 
     def errors(self) -> list[str]:
         """Lines of the services' logs that speak of a failure."""

@@ -248,30 +248,42 @@ def test_a_second_scheduler_is_refused_and_disturbs_nobody(slow_system: System) 
     assert messages[-1].completion.account.num_preemptions == 0
 
 
-OPEN_FIELDS = {
-    "delivery": {"delivery": DELIVERY_UNSPECIFIED},
-    "unknown delivery": {"delivery": 17},
-    "seed": {"sampling": SamplingParameters(max_tokens=3)},
-    "max_tokens": {"sampling": SamplingParameters(seed=3)},
-    "sampling": {"sampling": None},
+MALFORMED_INSIDE = {
+    "delivery left open": ({"delivery": DELIVERY_UNSPECIFIED}, "UNSPECIFIED_FIELD"),
+    "unknown delivery": ({"delivery": 17}, "UNSPECIFIED_FIELD"),
+    "seed left open": ({"sampling": SamplingParameters(max_tokens=3)}, "UNSPECIFIED_FIELD"),
+    "max_tokens left open": ({"sampling": SamplingParameters(seed=3)}, "UNSPECIFIED_FIELD"),
+    "sampling left open": ({"sampling": None}, "UNSPECIFIED_FIELD"),
+    "no samples": ({"num_samples": 0}, "NUM_SAMPLES_OUT_OF_RANGE"),
+    "no prompt": ({"prompt_token_ids": []}, "PROMPT_EMPTY"),
+    "temperature that is no number": (
+        {"sampling": SamplingParameters(seed=3, max_tokens=3, temperature=NAN)},
+        "SAMPLING_PARAMETER_OUT_OF_RANGE",
+    ),
+    "span id of nine bytes": (
+        {"trace_id": b"t" * 16, "span_id": b"s" * 9},
+        "MALFORMED_TRACE_CONTEXT",
+    ),
+    "span id without a trace": ({"span_id": b"s" * 8}, "MALFORMED_TRACE_CONTEXT"),
 }
 
 
-@pytest.mark.parametrize("name", OPEN_FIELDS)
-def test_a_field_left_open_is_refused_inside_the_system(slow_system: System, name: str) -> None:
-    """Only the door has defaults; what a gateway leaves open is a mistake."""
+@pytest.mark.parametrize("name", MALFORMED_INSIDE)
+def test_a_gateway_that_is_mistaken_is_told(slow_system: System, name: str) -> None:
+    """Only the door has defaults; the scheduler checks again what it acts on."""
     whole = {
         "handle": 7,
-        "request_id": "open",
+        "request_id": "direct",
         "prompt_token_ids": [3],
         "num_samples": 1,
         "sampling": SamplingParameters(seed=3, max_tokens=3),
         "delivery": DELIVERY_FINAL,
     }
-    submission = scheduler_service_pb2.Submission(**whole | OPEN_FIELDS[name])
+    fields, reason = MALFORMED_INSIDE[name]
+    submission = scheduler_service_pb2.Submission(**whole | fields)
     completion = submit_directly(slow_system, submission)
     assert completion.error_status == "INVALID_ARGUMENT"
-    assert completion.error_reason == "UNSPECIFIED_FIELD"
+    assert completion.error_reason == reason
     # The whole one, so that it is known what was refused.
     completion = submit_directly(slow_system, scheduler_service_pb2.Submission(**whole))
     assert completion.finish_reason == FINISH_REASON_LENGTH

@@ -177,10 +177,7 @@ MALFORMED = {
     "an unknown recovery": {"victims": victims(1, 99)},
     "sequence id 0": {"announce": [announcement(0)]},
     "a sequence id past 63 bits": {"announce": [announcement(2**63)]},
-    "PROBE generation": {"announce": [announcement(2, generation=2**31)], "may":entries((2,2**31,3))},
-    "PROBE sample": {"announce": [announcement(2, sample_index=2**32-1)], "may":entries((2,0,3))},
-    "PROBE max tokens": {"announce": [announcement(2, sampling=SamplingParameters(seed=2,max_tokens=2**32-1))], "may":entries((2,0,3))},
-    "PROBE tenant": {"announce": [announcement(2, tenant="x"*100000,request_id="y"*100000,trace_id=b"t"*16,span_id=b"s"*8)], "may":entries((2,0,3))},
+    "a generation past 31 bits": {"announce": [announcement(2, generation=2**31)]},
     "no tokens": {"announce": [announcement(2, token_ids=[])]},
     "more prompt than tokens": {"announce": [announcement(2, num_prompt_tokens=4)]},
     "sampling left open": {"announce": [announcement(2, sampling=None)]},
@@ -270,6 +267,9 @@ HOPELESS = {
     "a temperature that is no number": {
         "sampling": SamplingParameters(seed=1, max_tokens=9, temperature=float("nan"))
     },
+    "more output than can be counted": {
+        "sampling": SamplingParameters(seed=1, max_tokens=2**32 - 1)
+    },
     "no tokens wanted": {"sampling": SamplingParameters(seed=1, max_tokens=0)},
     "a stop token out of range": {
         "sampling": SamplingParameters(seed=1, max_tokens=9, stop_token_ids=[2**32 - 1])
@@ -290,6 +290,21 @@ def test_a_sequence_that_can_never_run_ends_alone(executor: Executor, name: str)
         assert ends.pop(2) == FINISH_REASON_ERROR
         assert list(ends) == [1], "the others run"
         assert list(stream.plan(3).result.sampled_ids) == [1]
+
+
+def test_long_names_are_carried(executor: Executor) -> None:
+    named = announcement(
+        2**63 - 1,
+        generation=2**31 - 1,
+        sample_index=2**32 - 1,
+        tenant="t" * 100_000,
+        request_id="r" * 100_000,
+        trace_id=b"t" * 16,
+        span_id=b"s" * 8,
+    )
+    with Stream(executor) as stream:
+        result = stream.plan(1, announce=[named], may=entries((2**63 - 1, 2**31 - 1, 3))).result
+        assert list(result.sampled_ids) == [2**63 - 1]
 
 
 def test_finishing_and_cancelling_strangers_changes_nothing(executor: Executor) -> None:

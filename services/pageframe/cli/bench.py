@@ -22,7 +22,7 @@ from pageframe.cli.model_prepare import prepare_model
 from pageframe.cli.services import count_threads
 from pageframe.client import AsyncPageframeClient
 from pageframe.config.launch import Launch
-from pageframe.config.settings import RunnerName, Settings, load_settings
+from pageframe.config.settings import LogLevel, RunnerName, Settings, load_settings
 from pageframe.core.errors import UnavailableError
 from pageframe.core.trace import NullTraceSink
 from pageframe.lab.bench_split import (
@@ -34,6 +34,7 @@ from pageframe.lab.bench_split import (
 )
 from pageframe.lab.in_process import in_process_system
 from pageframe.lab.workload import WorkloadShape
+from pageframe.telemetry.logs import configure
 
 bench = typer.Typer(no_args_is_help=True, help="Measure this machine.")
 
@@ -70,6 +71,8 @@ def split(
     if sim:
         flags |= {"runner": "sim", "sim-step": "2ms"}
     settings = load_settings(flags, os.environ)
+    # The system in this process logs as a service would; here only trouble is of interest.
+    configure("pageframe-bench", LogLevel.WARNING.value)
     with tempfile.TemporaryDirectory(prefix="pageframe-bench-") as folder:
         state_dir = Path(folder)
         settings = settings.model_copy(update={"state_dir": state_dir})

@@ -178,13 +178,17 @@ class StepThread:
         self._cancel(session)
         result = self._engine.step(plan)
         self._is_unchecked = True
-        session.deliver(result, self._engine.last_applied_step)
+        self._deliver(session, result)
 
     def _cancel(self, session: Session) -> None:
         sequence_ids = list(session.cancels)
         session.cancels.clear()
         if sequence_ids and session.is_open:
-            result = self._engine.cancel(sequence_ids)
+            self._deliver(session, self._engine.cancel(sequence_ids))
+
+    def _deliver(self, session: Session, result: StepResult) -> None:
+        # It may have been closed while the step ran.
+        if session.is_open:
             session.deliver(result, self._engine.last_applied_step)
 
     def _post(self, function: Callable[..., None], *arguments: object) -> None:

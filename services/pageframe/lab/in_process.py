@@ -24,6 +24,7 @@ from pageframe.gateway.codec_store import CodecStore
 from pageframe.gateway.generation import GenerationService
 from pageframe.gateway.living import LivingRequests
 from pageframe.gateway.mailbox import Mailbox
+from pageframe.rpc.lifecycle import use_short_switch_interval
 from pageframe.scheduler.core import Scheduler
 from pageframe.scheduler.loop import SchedulerLoop
 from pageframe.scheduler.server import make_scheduler
@@ -103,6 +104,7 @@ class LocalLink:
 @contextlib.asynccontextmanager
 async def in_process_system(launch: Launch, trace: TraceSink) -> AsyncIterator[GenerationService]:
     """Serve in this process while the block runs."""
+    use_short_switch_interval()
     clock = SystemClock()
     steps = StepThread(asyncio.get_running_loop())
     engines: list[StepEngine] = []

@@ -25,6 +25,8 @@ from pageframe.rpc.ready import announce_failure, announce_ready
 
 _log = structlog.get_logger(__name__)
 
+_SWITCH_INTERVAL_S = 0.0005
+
 
 async def _nothing() -> None:
     return None
@@ -129,13 +131,21 @@ async def running(
             failed.cancel()
 
 
+def use_short_switch_interval() -> None:
+    """Keep a step thread from waiting long for the event loop's thread, or the other way round.
+
+    A thread that comes back from a call that released the interpreter lock waits up to one switch
+    interval for a thread that is busy; at the usual 5 ms a few dozen calls cost more than a step.
+    """
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
+
+
 def run_service(name: str, main: Callable[[], Awaitable[None]]) -> None:
     """Entry point of a service process: run ``main``, report failure in one line, set exit code.
 
     Exit code 2 for what a person can mend (a ``PageframeError``), 1 for anything else.
     """
-    # Law 10: short switches keep a step thread from waiting for the event loop's thread.
-    sys.setswitchinterval(0.0005)
+    use_short_switch_interval()
     try:
         asyncio.run(_as_coroutine(main))
     except PageframeError as error:

@@ -33,8 +33,9 @@ from pageframe.wire.sampling import (
 )
 from pageframe.wire.trace import is_trace_context
 
-# Ids are kept in arrays of signed words.
+# The executor keeps both in arrays of signed words.
 _SEQUENCE_ID_MAX = 2**63 - 1
+_GENERATION_MAX = 2**31 - 1
 
 
 def plan_to_proto(plan: StepPlan) -> pb.StepPlan:
@@ -98,6 +99,8 @@ def announcement_from_proto(message: pb.Announcement) -> Announcement:
     """
     if not 1 <= message.sequence_id <= _SEQUENCE_ID_MAX:
         raise _malformed(f"an announcement has sequence id {message.sequence_id}")
+    if message.generation > _GENERATION_MAX:
+        raise _malformed(f"sequence {message.sequence_id} has generation {message.generation}")
     if not 1 <= message.num_prompt_tokens <= len(message.token_ids):
         raise _malformed(
             f"sequence {message.sequence_id} announces {message.num_prompt_tokens} prompt tokens "

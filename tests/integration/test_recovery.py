@@ -1,0 +1,141 @@
+"""Any process may die at any time: a stall, and then the very tokens that were due anyway."""
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import grpc
+import pytest
+
+from integration.system import PATIENCE_S, System, eventually
+from pageframe.client import Delta, GenerationRequest, Started
+from pageframe.core.request import StallCause
+from pageframe.v1.gateway_service_pb2 import GenerateRequest, TokenIds
+from pageframe.v1.sequence_pb2 import SamplingParameters
+
+REQUESTS = [
+    GenerationRequest(token_ids=[7, 8, 9], max_tokens=150, seed=1, request_id="first"),
+    GenerationRequest(token_ids=[4] * 33, max_tokens=90, temperature=0.0),
+    GenerationRequest(token_ids=[5] * 20, max_tokens=60, seed=3, num_samples=3),
+    # Still in its prefill when the others decode.
+    GenerationRequest(token_ids=[6] * 700, max_tokens=20, seed=4),
+]
+NUM_TOKENS_BEFORE = 20
+
+Outputs = list[list[list[int]]]
+"""Token ids, by request and sample."""
+
+
+@pytest.fixture(scope="module")
+def system(start: Callable[..., System], sim_model: Path) -> Iterator[System]:
+    """Six sequences, of which four run at once: some wait when a process dies."""
+    system = start(
+        sim_model,
+        *("--sim-step", "5ms", "--prefill-chunk-tokens", "16", "--max-num-sequences", "4"),
+        *("--block-size", "16", "--num-blocks", "64", "--max-model-len", "1024"),
+    )
+    yield system
+    system.settle()
+    system.stop()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(system: System) -> Outputs:
+    """What the requests give when nobody dies."""
+    outputs = run_all(system, lambda: None)
+    lengths = [len(token_ids) for samples in outputs for token_ids in samples]
+    assert lengths == [150, 90, 60, 60, 60, 20]
+    return outputs
+
+
+@pytest.fixture(autouse=True)
+def _everything_comes_back(system: System) -> Iterator[None]:
+    yield
+    eventually(lambda: is_connected(system), "all services are connected again")
+    system.settle()
+
+
+def is_connected(system: System) -> bool:
+    with contextlib.suppress(grpc.RpcError):
+        return system.snapshot().executor_connected
+    return False
+
+
+def run_all(system: System, when_under_way: Callable[[], None]) -> Outputs:
+    """Run all requests at once, and do something when the first of them is well under way."""
+    is_under_way = threading.Event()
+
+    def run(request: GenerationRequest) -> list[list[int]]:
+        with system.client(retry_for_s=PATIENCE_S) as client:
+            token_ids: list[list[int]] = [[] for _ in range(request.num_samples)]
+            for event in client.generate(request, timeout_s=PATIENCE_S):
+                if isinstance(event, Delta):
+                    token_ids[event.sample_index] += event.token_ids
+                if len(token_ids[0]) >= NUM_TOKENS_BEFORE and request is REQUESTS[0]:
+                    is_under_way.set()
+        return token_ids
+
+    with ThreadPoolExecutor(len(REQUESTS)) as threads:
+        running = [threads.submit(run, request) for request in REQUESTS]
+        assert is_under_way.wait(PATIENCE_S)
+        when_under_way()
+        return [future.result() for future in running]
+
+
+@pytest.mark.parametrize(
+    "victims", [["executor"], ["scheduler"], ["executor", "scheduler"]], ids="+".join
+)
+def test_a_death_is_a_stall_and_changes_no_token(
+    system: System, undisturbed: Outputs, victims: Sequence[str]
+) -> None:
+    def kill() -> None:
+        assert system.snapshot().sequences, "there is something to lose"
+        for name in victims:
+            system.kill_service(name)
+
+    assert run_all(system, kill) == undisturbed
+    for name in victims:
+        system.wait_restarted(name)
+
+
+def test_the_wait_for_an_executor_is_in_the_account(system: System) -> None:
+    with system.client() as client:
+        events = client.generate(REQUESTS[0], timeout_s=PATIENCE_S)
+        assert isinstance(next(events), Started)
+        next(events)
+        system.kill_service("executor")
+        finished = list(events)[-1]
+    system.wait_restarted("executor")
+    assert finished.account.num_completion_tokens == REQUESTS[0].max_tokens
+    assert finished.account.stall_ns[StallCause.EXECUTOR_LOST] > 0
+
+
+def test_a_gateway_that_dies_ends_its_streams(system: System) -> None:
+    request = GenerateRequest(
+        token_ids=TokenIds(ids=[3]), sampling=SamplingParameters(max_tokens=500)
+    )
+    with system.stream(request) as stream:
+        next(stream)
+        next(stream)
+        system.kill_service("gateway")
+        with pytest.raises(grpc.RpcError) as ended:
+            list(stream)
+    assert ended.value.code() is grpc.StatusCode.UNAVAILABLE
+    system.wait_restarted("gateway")
+
+
+def test_our_client_goes_on_at_the_gateway_that_comes_next(
+    system: System, undisturbed: Outputs
+) -> None:
+    with system.client(retry_for_s=PATIENCE_S) as client:
+        events = []
+        for event in client.generate(REQUESTS[0], timeout_s=PATIENCE_S):
+            events.append(event)
+            if len(events) == NUM_TOKENS_BEFORE:
+                system.kill_service("gateway")
+    system.wait_restarted("gateway")
+    token_ids = [it for event in events if isinstance(event, Delta) for it in event.token_ids]
+    assert [token_ids] == undisturbed[0]
+    assert sum(isinstance(event, Started) for event in events) == 1, "the caller noticed nothing"

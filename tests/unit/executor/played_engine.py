@@ -1,0 +1,83 @@
+"""An engine that computes nothing, notes what it is asked for, and can be held inside a step."""
+
+import asyncio
+import threading
+
+from pageframe.core.step import PoolAccount, StepPlan, StepResult
+
+PATIENCE_S = 30
+
+
+class PlayedEngine:
+    """See the module text.
+
+    Attributes:
+        calls: What was asked for, in order.
+        threads: Names of the threads that asked.
+        failure: What the next step raises.
+        violations: What integrity checks find.
+        num_checks: How many there were.
+        last_applied_step: As in the engine.
+    """
+
+    def __init__(self) -> None:
+        self.calls: list[object] = []
+        self.threads: set[str] = set()
+        self.failure: BaseException | None = None
+        self.violations: list[str] = []
+        self.num_checks = 0
+        self.last_applied_step = 0
+        self.is_idle = True
+        self._entered = threading.Event()
+        self._checked = threading.Event()
+        self._gate = threading.Event()
+        self._gate.set()
+
+    def hold(self) -> None:
+        """Keep the next step from ending."""
+        self._entered.clear()
+        self._gate.clear()
+
+    def release(self) -> None:
+        """Let the step end."""
+        self._gate.set()
+
+    async def wait_held(self) -> None:
+        """Wait until a step has begun."""
+        assert await asyncio.to_thread(self._entered.wait, PATIENCE_S)
+
+    async def wait_checked(self) -> None:
+        """Wait for an integrity check since the last call of this."""
+        assert await asyncio.to_thread(self._checked.wait, PATIENCE_S)
+        self._checked.clear()
+
+    def step(self, plan: StepPlan) -> StepResult:
+        self._note(("step", plan.step))
+        self._entered.set()
+        assert self._gate.wait(PATIENCE_S)
+        if self.failure is not None:
+            raise self.failure
+        self.last_applied_step = plan.step
+        return StepResult(step=plan.step)
+
+    def cancel(self, sequence_ids: list[int]) -> StepResult:
+        self._note(("cancel", sequence_ids))
+        return StepResult(step=0, released=sequence_ids)
+
+    def reset(self) -> None:
+        self._note("reset")
+        self.last_applied_step = 0
+
+    def account(self) -> PoolAccount:
+        self.threads.add(threading.current_thread().name)
+        return PoolAccount(total=4, free=4)
+
+    def check_integrity(self) -> list[str]:
+        self.threads.add(threading.current_thread().name)
+        self.num_checks += 1
+        self._checked.set()
+        return self.violations
+
+    def _note(self, call: object) -> None:
+        self.threads.add(threading.current_thread().name)
+        self.calls.append(call)
