@@ -8,7 +8,6 @@ import structlog
 
 from pageframe.core.errors import (
     AbortedError,
-    PageframeError,
     PreconditionError,
     UnavailableError,
 )
@@ -71,9 +70,7 @@ class ExecutorServicer(executor_service_pb2_grpc.ExecutorServiceServicer):
                     yield response
             finally:
                 reader.cancel()
-                connection.session.close()
-                if self._connected is connection:
-                    self._connected = None
+                self._part(connection)
 
     async def _connect(self, requests: AsyncIterator[pb.RunRequest]) -> "_Connection":
         first = await anext(requests, None)
@@ -82,14 +79,19 @@ class ExecutorServicer(executor_service_pb2_grpc.ExecutorServiceServicer):
         hello = first.hello
         replica = replica_to_proto(self._facts)
         self._check_epoch(hello)
-        replaced, self._connected = self._connected, _Connection(hello.scheduler_id)
-        connection = self._connected
+        connection = _Connection(hello.scheduler_id)
+        replaced, self._connected = self._connected, connection
         self._epochs[hello.scheduler_id] = hello.epoch
         if replaced is not None:
             replaced.end(
                 AbortedError("TAKEN_OVER", "the same scheduler connected again with a higher epoch")
             )
-        pool = await self._steps.take_over()
+        try:
+            pool = await self._steps.take_over()
+        except BaseException:
+            # It was lost while it waited for the running step.
+            self._part(connection)
+            raise
         _log.info("scheduler_connected", scheduler=hello.scheduler_id, epoch=hello.epoch)
         connection.outbox.put_nowait(
             pb.RunResponse(
@@ -101,6 +103,11 @@ class ExecutorServicer(executor_service_pb2_grpc.ExecutorServiceServicer):
             )
         )
         return connection
+
+    def _part(self, connection: "_Connection") -> None:
+        connection.session.close()
+        if self._connected is connection:
+            self._connected = None
 
     def _check_epoch(self, hello: pb.SchedulerHello) -> None:
         if not hello.scheduler_id:
@@ -128,7 +135,8 @@ class ExecutorServicer(executor_service_pb2_grpc.ExecutorServiceServicer):
         try:
             async for request in requests:
                 self._dispatch(request, connection)
-        except PageframeError as error:
+        except Exception as error:
+            # Our bugs too: a stream that nobody reads any more must not stay open.
             connection.end(error)
         else:
             connection.end(None)
@@ -153,9 +161,9 @@ class _Connection:
         self.outbox: _Outbox = asyncio.Queue()
         self.session = Session(self._deliver)
         self._loop = asyncio.get_running_loop()
-        self._end: PageframeError | None = None
+        self._end: Exception | None = None
 
-    def end(self, error: PageframeError | None) -> None:
+    def end(self, error: Exception | None) -> None:
         """Close the stream, with an error or without."""
         self.session.close()
         self._end = error

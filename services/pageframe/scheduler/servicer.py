@@ -118,7 +118,8 @@ class SchedulerServicer(scheduler_service_pb2_grpc.SchedulerServiceServicer):
         try:
             async for request in requests:
                 self._dispatch(request, gateway)
-        except PageframeError as error:
+        except Exception as error:
+            # Our bugs too: a stream that nobody reads any more must not stay open.
             gateway.end(error)
         else:
             gateway.end(None)
@@ -170,7 +171,7 @@ class _Gateway:
         self._pending: list[TokenEvents] = []
         self._wake = asyncio.Event()
         self._ended = False
-        self._error: PageframeError | None = None
+        self._error: Exception | None = None
 
     def say_hello(self, facts: ReplicaFacts) -> None:
         """Tell what is served, ahead of any events."""
@@ -182,7 +183,7 @@ class _Gateway:
         self._pending.append(events)
         self._wake.set()
 
-    def end(self, error: PageframeError | None) -> None:
+    def end(self, error: Exception | None) -> None:
         """Close the stream, with an error or without."""
         self._ended = True
         self._error = error

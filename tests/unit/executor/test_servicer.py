@@ -185,6 +185,9 @@ def test_a_connection_that_is_lost_while_it_takes_over_leaves_no_trace(run):
         lost = await house.greet("a", epoch=2)
         assert _is(await before.end(), "ABORTED", "TAKEN_OVER")
         lost.call.cancel()
+        # An answer over the same connection, so that the executor has heard of the cancel.
+        error = await (await house.greet("a", epoch=2)).end()
+        assert _is(error, "FAILED_PRECONDITION", "EPOCH_TOO_OLD")
         house.engine.release()
         await house.connect_when_free("b")
 
