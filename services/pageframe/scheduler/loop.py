@@ -133,9 +133,9 @@ class SchedulerLoop:
             PageframeError: refused, with the numbers.
         """
         self.scheduler.submit(submission, gateway)
-        if submission.deadline_ns:
-            self._expire()
-        self.kick()
+        # Sets the timer of its deadline, and hands out what has ended already: a resumed sample
+        # may have all its tokens.
+        self._expire()
 
     def cancel(self, gateway: int, handle: int, sample_index: int | None) -> None:
         """Take back a request, or one of its samples."""

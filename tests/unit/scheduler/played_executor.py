@@ -100,10 +100,12 @@ class PlayedExecutor:
 
     def __post_init__(self) -> None:
         self._opened: asyncio.Queue[PlayedStream] = asyncio.Queue()
+        self._asked: asyncio.Queue[int] = asyncio.Queue()
         self._back = asyncio.Event()
 
     async def open(self, epoch: int) -> PlayedStream:
         self.epochs.append(epoch)
+        self._asked.put_nowait(epoch)
         if self.refusals:
             raise self.refusals.popleft()
         if self.is_away:
@@ -116,6 +118,10 @@ class PlayedExecutor:
         """Let in who waits."""
         self.is_away = False
         self._back.set()
+
+    async def asked(self) -> int:
+        """The epoch of the next attempt to connect, whatever became of it."""
+        return await asyncio.wait_for(self._asked.get(), PATIENCE_S)
 
     async def opened(self) -> PlayedStream:
         """The next stream that was opened."""

@@ -6,7 +6,7 @@ import pytest
 
 from pageframe.core.clock import ManualClock
 from pageframe.core.errors import InternalError, PreconditionError, UnavailableError
-from pageframe.core.step import FinishReason, StepPlan, StepResult
+from pageframe.core.step import FinishReason, StepResult
 from pageframe.core.trace import NullTraceSink
 from pageframe.scheduler.core import Scheduler
 from pageframe.scheduler.loop import SchedulerLoop
@@ -60,6 +60,7 @@ class House:
     async def start(self):
         """Connect; the stream is the executor's end."""
         await self.loop.start()
+        await self.executor.asked()
         return await self.executor.opened()
 
 
@@ -210,8 +211,7 @@ def test_while_the_executor_is_away_the_loop_says_so_and_takes_requests():
         assert house.loop.is_connected
         house.executor.is_away = True
         stream.tell(LOST)
-        while len(house.executor.epochs) < 2:
-            await asyncio.sleep(0)
+        await house.executor.asked()
         assert not house.loop.is_connected
         house.loop.submit(GATEWAY, make_submission(1))
         house.executor.come_back()
@@ -293,8 +293,7 @@ def test_deadlines_pass_also_while_the_executor_is_away():
         house.loop.submit(GATEWAY, make_submission(2, max_tokens=50, deadline_ns=deadline_ns + 1))
         stream.answer(await stream.take_plan())
         stream.tell(LOST)
-        while len(house.executor.epochs) < 2:
-            await asyncio.sleep(0)
+        await house.executor.asked()
         assert house.nothing_ended
         for handle in (1, 2):
             house.clock.advance_ns(1_000 if handle == 1 else 1)
@@ -369,11 +368,10 @@ def test_stop_lets_go_of_the_executor_and_sends_nothing_more():
     async def scenario(house):
         stream = await house.start()
         house.loop.submit(GATEWAY, make_submission(1, max_tokens=50))
-        plan = await stream.take_plan()
-        assert isinstance(plan, StepPlan)
+        await stream.take_plan()
         await house.loop.stop()
         assert stream.is_closed
         assert not house.loop.is_connected
-        assert house.executor.epochs == house.executor.epochs[:1]
+        assert len(house.executor.epochs) == 1
 
     run(scenario)
