@@ -12,6 +12,8 @@ INSTALL := $(PYTHON) shared/pageframe/config/install.py
 PROTO_FILES := $(sort $(wildcard protos/pageframe/v1/*.proto))
 SERVICE_PROTO_FILES := $(filter %_service.proto,$(PROTO_FILES))
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
+# Workers that spin while they wait slow everything down as soon as a core is shared.
+export OMP_WAIT_POLICY ?= passive
 
 .PHONY: help setup up test verify fix protos protos-check bench clean \
   verify-format verify-lint verify-types verify-imports verify-protos fix-format fix-lint

@@ -196,9 +196,9 @@ class System:
             for account in (snapshot.pool, self.pool())
         )
 
-    def settle(self) -> None:
+    def settle(self, timeout_s: float = PATIENCE_S) -> None:
         """Wait until the system is at rest."""
-        eventually(self.is_at_rest, f"at rest: {self.snapshot()}")
+        eventually(self.is_at_rest, "everything has ended and all blocks are back", timeout_s)
 
     def service(self, name: str) -> psutil.Process:
         """The process of a service that runs now."""

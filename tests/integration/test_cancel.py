@@ -17,7 +17,10 @@ from pageframe.v1.scheduler_service_pb2 import SequenceSnapshot
 from pageframe.v1.sequence_pb2 import SamplingParameters
 
 NUM_SLOTS = 8
-SHORT_PROMPT, LONG_PROMPT = [5] * 3, [5] * 1900
+POOL_NUM_TOKENS = 2400
+SETTLE_S = 3.0
+"""Less than what is stopped here would take to end by itself."""
+SHORT_PROMPT, LONG_PROMPT = [5] * 3, [5] * 1400
 
 
 def ask(request_id: str, prompt: list[int], max_tokens: int) -> GenerateRequest:
@@ -109,11 +112,13 @@ WAYS = {
 def test_a_request_ends_in_every_state(slow_system: System, way: str, state: str) -> None:
     is_there, prompt = STATES[state]
     with occupied(slow_system, NUM_SLOTS if state == "queued" else 0):
-        WAYS[way](slow_system, ask("victim", prompt, 450), is_there)
-        eventually(lambda: slow_system.sequence("victim") is None, "the victim is gone")
+        # As long as the pool allows: what is not stopped runs on past any wait of this test.
+        victim = ask("victim", prompt, POOL_NUM_TOKENS - len(prompt))
+        WAYS[way](slow_system, victim, is_there)
+        eventually(lambda: slow_system.sequence("victim") is None, "the victim is gone", SETTLE_S)
         if state == "queued":
             assert slow_system.snapshot().num_running == NUM_SLOTS, "nobody else was hurt"
-    slow_system.settle()
+    slow_system.settle(SETTLE_S)
 
 
 def test_a_stop_string_ends_the_sequence_and_not_only_its_text(slow_system: System) -> None:
@@ -141,7 +146,7 @@ def test_a_stop_string_ends_the_sequence_and_not_only_its_text(slow_system: Syst
     assert (sample.text, sample.stop) == (text[:end], stop)
     assert sample.finish_reason is FinishReason.STOP
     assert sample.account.num_completion_tokens < 50
-    slow_system.settle()
+    slow_system.settle(SETTLE_S)
 
 
 def test_cancelling_what_does_not_live_is_said(slow_system: System) -> None:
@@ -158,7 +163,7 @@ def test_two_hundred_requests_aborted_anywhere_leave_nothing(
     reference = GenerationRequest(token_ids=[9] * 40, max_tokens=30, seed=11)
     before = slow_system.complete(reference).samples[0].token_ids
     endings = asyncio.run(_abort_many(slow_system.address, 200, random.Random(seed)))
-    slow_system.settle()
+    slow_system.settle(SETTLE_S)
     assert slow_system.complete(reference).samples[0].token_ids == before
     # A run in which nothing was under way when it was aborted would show nothing.
     assert endings.count("aborted") > 100, endings
@@ -184,7 +189,8 @@ class _Plan:
 
     def __init__(self, request_id: str, rng: random.Random) -> None:
         prompt = [rng.randrange(2, 400) for _ in range(rng.choice((1, 3, 17, 120)))]
-        self._request = ask(request_id, prompt, rng.randrange(1, 60))
+        # Most would run for seconds if nobody stopped them, the others end by themselves.
+        self._request = ask(request_id, prompt, rng.choice((3, 500, 900)))
         self._request.num_samples = rng.choice((1, 1, 1, 3))
         self._num_messages = rng.randrange(12)
         self._way = rng.choice(("close", "cancel", "deadline"))

@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -76,15 +75,6 @@ class System:
         assert match, f"{self.ready_line!r}\n{self.stderr.read_text()}"
         return int(match[1])
 
-    def running(self, module: str) -> list[psutil.Process]:
-        """The processes that run a module now."""
-        found = []
-        for child in psutil.Process(self.process.pid).children():
-            with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
-                if module in child.cmdline():
-                    found.append(child)
-        return found
-
     def stop(self, number: signal.Signals) -> int:
         """Signal the supervisor and wait until all is gone; its exit code."""
         self.process.send_signal(number)
@@ -144,23 +134,6 @@ def test_killing_the_supervisor_leaves_nothing(tmp_path: Path, systems: list[Sys
     systems.append(system)
     assert system.port
     assert system.stop(signal.SIGKILL) == -signal.SIGKILL
-
-
-@pytest.mark.model
-def test_a_dead_scheduler_and_executor_come_back(tmp_path: Path, systems: list[System]) -> None:
-    system = System(tmp_path / "state")
-    systems.append(system)
-    port = system.port
-    for name in ("pageframe.scheduler", "pageframe.executor"):
-        (victim,) = system.running(name)
-        victim.kill()
-        victim.wait()
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while not system.running(name):
-            assert time.monotonic() < deadline, f"{name} was not restarted"
-    system.services += psutil.Process(system.process.pid).children(recursive=True)
-    assert accepts(port)
-    assert system.stop(signal.SIGTERM) == 0
 
 
 @pytest.mark.model

@@ -7,7 +7,7 @@ that merely go on are handled by array instructions, however many they are. A fa
 ends the sequences of its step and nothing else.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import structlog
@@ -59,6 +59,7 @@ class StepEngine:
         check_every_step: Recompute conservation after every step, not only when the pool is idle.
 
     Attributes:
+        on_launch: Called in each step that runs, just before the model does.
         memory: KV memory; read only for others.
         last_failure: What the runner last failed with, or None.
 
@@ -90,6 +91,7 @@ class StepEngine:
         )
         self._broken_ids: list[int] = []
         self._runner = runner
+        self.on_launch: Callable[[], None] = _do_nothing
         self._clock = clock
         self._check_every_step = check_every_step
         self._max_num_sequences = max_num_sequences
@@ -198,7 +200,6 @@ class StepEngine:
         """
         violations = check_integrity(self.memory)
         for violation in violations:
-            _log.error("integrity_violation", violation=violation)
             self._broken_ids += violation.sequence_ids
         return violations
 
@@ -232,6 +233,7 @@ class StepEngine:
     def _execute(self, batch: StepBatch) -> StepOutput | None:
         """Run the batch; None when the runner failed."""
         self.memory.pool.launch(batch.step)
+        self.on_launch()
         try:
             output = self._runner.execute(batch)
             num_tokens, num_samples = len(output.token_ids), len(batch.samples)
@@ -297,6 +299,10 @@ class StepEngine:
                 _report_error(result, sequence_id)
         self._broken_ids.clear()
         result.account = self.account()
+
+
+def _do_nothing() -> None:
+    """Nobody wants to know when a step is launched."""
 
 
 def _empty_output() -> StepOutput:

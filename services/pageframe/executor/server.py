@@ -119,8 +119,10 @@ async def serve_executor(launch: Launch) -> None:
 def build_engine(launch: Launch, trace: TraceSink) -> StepEngine:
     """Load the model and reserve the pool; runs on the step thread."""
     settings = launch.settings
-    # Read by OpenMP when torch first starts its workers, so before torch is imported.
+    # Read by OpenMP when torch is imported. Workers that wait must sleep: one that spins keeps a
+    # core from whatever the others wait for (docs/performance.md has the figures).
     os.environ.setdefault("OMP_NUM_THREADS", str(launch.num_threads))
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     runner = _load_runner(launch)
     size = size_pool(
         runner.facts,

@@ -3,6 +3,10 @@
 The event loop's thread only receives and sends. Everything that touches KV memory or tensors
 happens here, in the order in which commands were posted, cancels first: they must not wait behind
 plans that are already here, only behind the step that runs.
+
+When the next plan is here already, a result is handed over once that plan's step is launched: the
+loop's thread then encodes and sends it while the model runs without the interpreter lock, and does
+not compete for the lock with the work between two steps.
 """
 
 import asyncio
@@ -22,6 +26,9 @@ _log = structlog.get_logger(__name__)
 
 class Engine(Protocol):
     """The part of ``engine.StepEngine`` that this thread drives."""
+
+    on_launch: Callable[[], None]
+    """Called in each step that runs, just before the model does."""
 
     @property
     def is_idle(self) -> bool:
@@ -84,6 +91,7 @@ class StepThread:
         self._ended: asyncio.Future[None] = loop.create_future()
         self._engine: Engine
         self._is_unchecked = False
+        self._held: tuple[Session, StepResult, int] | None = None
 
     async def start(self, build: Callable[[], Engine]) -> None:
         """Start the thread and build the engine on it.
@@ -97,6 +105,7 @@ class StepThread:
 
         def set_engine() -> None:
             self._engine = build()
+            self._engine.on_launch = self._hand_over
 
         self._thread.start()
         await self.call(set_engine)
@@ -128,6 +137,7 @@ class StepThread:
         future: asyncio.Future[_Result] = self._loop.create_future()
 
         def command() -> None:
+            self._hand_over()
             try:
                 result = function()
             except Exception as error:
@@ -162,6 +172,7 @@ class StepThread:
         try:
             return self._inbox.get_nowait()
         except queue.Empty:
+            self._hand_over()
             self._check_at_rest()
             return self._inbox.get()
 
@@ -178,18 +189,29 @@ class StepThread:
         self._cancel(session)
         result = self._engine.step(plan)
         self._is_unchecked = True
-        self._deliver(session, result)
+        self._hold(session, result)
+        if self._inbox.empty():
+            self._hand_over()
 
     def _cancel(self, session: Session) -> None:
         sequence_ids = list(session.cancels)
         session.cancels.clear()
         if sequence_ids and session.is_open:
-            self._deliver(session, self._engine.cancel(sequence_ids))
+            self._hold(session, self._engine.cancel(sequence_ids))
+            self._hand_over()
 
-    def _deliver(self, session: Session, result: StepResult) -> None:
-        # It may have been closed while the step ran.
-        if session.is_open:
-            session.deliver(result, self._engine.last_applied_step)
+    def _hold(self, session: Session, result: StepResult) -> None:
+        """Keep a result to hand over, behind the one that may be kept already."""
+        self._hand_over()
+        self._held = (session, result, self._engine.last_applied_step)
+
+    def _hand_over(self) -> None:
+        """Deliver the result that is kept, unless its session was closed meanwhile."""
+        if self._held is not None:
+            session, result, last_applied_step = self._held
+            self._held = None
+            if session.is_open:
+                session.deliver(result, last_applied_step)
 
     def _post(self, function: Callable[..., None], *arguments: object) -> None:
         if not self._loop.is_closed():

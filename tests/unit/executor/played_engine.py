@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from collections.abc import Callable
 
 from pageframe.core.step import PoolAccount, StepPlan, StepResult
 
@@ -28,6 +29,7 @@ class PlayedEngine:
         self.num_checks = 0
         self.last_applied_step = 0
         self.is_idle = True
+        self.on_launch: Callable[[], None] = lambda: None
         self._entered = threading.Event()
         self._checked = threading.Event()
         self._gate = threading.Event()
@@ -53,6 +55,7 @@ class PlayedEngine:
 
     def step(self, plan: StepPlan) -> StepResult:
         self._note(("step", plan.step))
+        self.on_launch()
         self._entered.set()
         assert self._gate.wait(PATIENCE_S)
         if self.failure is not None:

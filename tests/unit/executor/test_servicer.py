@@ -126,6 +126,9 @@ def test_a_higher_epoch_takes_over_and_the_older_stream_is_aborted(run):
         assert house.engine.calls == ["reset", ("step", 1), "reset"]
         await newer.plan(1)
         assert (await newer.hear()).result.step == 1
+        # The end of the older stream has not made room for anybody else.
+        error = await (await house.greet("b")).end()
+        assert _is(error, "FAILED_PRECONDITION", "SCHEDULER_CONNECTED")
 
     run(scenario)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import threading
 
 import pytest
 import structlog
@@ -127,16 +128,25 @@ def test_a_take_over_waits_for_the_running_step():
     run(scenario)
 
 
-def test_everything_runs_on_one_thread_of_its_own():
-    async def scenario(house):
+def test_everything_runs_on_one_thread_of_its_own_from_the_building_on():
+    async def main():
+        house = House()
+
+        def build():
+            house.engine.threads.add(threading.current_thread().name)
+            return house.engine
+
+        await house.steps.start(build)
+        assert house.engine.threads == {"step"}
         house.post_plans(1)
         house.steps.post_cancel(house.session, [7])
         await house.steps.take_over()
         await house.steps.account()
         await house.engine.wait_checked()
+        await house.steps.stop()
         assert house.engine.threads == {"step"}
 
-    run(scenario)
+    asyncio.run(asyncio.wait_for(main(), PATIENCE_S))
 
 
 def test_an_error_of_building_comes_out_of_start_and_the_thread_can_be_stopped():

@@ -145,8 +145,11 @@ def test_a_request_that_comes_back_short_spoils_the_measurement():
 
 
 def test_nothing_is_left_behind(launch):
-    async def scenario(service):
-        assert "step" in {thread.name for thread in threading.enumerate()}
+    before = set(threading.enumerate())
 
-    run(launch, scenario)
-    assert "step" not in {thread.name for thread in threading.enumerate()}
+    async def scenario(service):
+        return {thread for thread in threading.enumerate() if thread.name == "step"} - before
+
+    started = run(launch, scenario)
+    assert len(started) == 1
+    assert not started & set(threading.enumerate())

@@ -183,6 +183,23 @@ def test_the_end_of_an_older_stream_does_not_touch_the_one_that_replaced_it(run)
     run(scenario, grace_s=0.0)
 
 
+def test_a_grace_that_runs_out_after_the_gateway_came_back_changes_nothing(run):
+    async def scenario(house, stream):
+        older = await house.connect("g")
+        lost = house.servicer._gateways["g"]
+        older.call.cancel()
+        newer = await house.connect("g")
+        await newer.submit(1, max_tokens=2)
+        stream.answer(await stream.take_plan())
+        house.servicer._forget(lost)
+        assert house.servicer._gateways["g"] is not lost
+        stream.answer(await stream.take_plan())
+        (completion,) = await newer.hear_completions(1)
+        assert completion.finish_reason is FinishReason.LENGTH
+
+    run(scenario)
+
+
 def test_a_refusal_comes_as_one_completion_for_each_sample(run):
     async def scenario(house, stream):
         peer = await house.connect()
