@@ -77,6 +77,7 @@ class SchedulerLoop:
         self._kicked = asyncio.Event()
         self._first_facts = asyncio.Event()
         self._idle = asyncio.Event()
+        self._num_results = 0
         self._runner: asyncio.Task[None] | None = None
         self._gateways: dict[int, Deliver] = {}
         self._deadline_timer: asyncio.TimerHandle | None = None
@@ -185,11 +186,15 @@ class SchedulerLoop:
                     raise
                 log = _log.info if error.reason == "STARTING" else _log.warning
                 log("executor_refused", reason=error.reason, message=error.message)
-                await asyncio.sleep(delay_s)
-                delay_s = min(2 * delay_s, _RECONNECT_DELAY_MAX_S)
-                continue
-            delay_s = _RECONNECT_DELAY_S
-            await self._use(stream)
+            else:
+                num_results = self._num_results
+                await self._use(stream)
+                if self._num_results > num_results:
+                    # It did work; one that greets and then fails is met with ever longer pauses.
+                    delay_s = _RECONNECT_DELAY_S
+                    continue
+            await asyncio.sleep(delay_s)
+            delay_s = min(2 * delay_s, _RECONNECT_DELAY_MAX_S)
 
     async def _use(self, stream: ExecutorStream) -> None:
         self._welcome(stream)
@@ -227,6 +232,7 @@ class SchedulerLoop:
     async def _receive(self, stream: ExecutorStream) -> None:
         scheduler = self.scheduler
         async for result in stream.results():
+            self._num_results += 1
             self._deliver(scheduler.on_result(result, self._clock.now_ns()))
             self.kick()
 

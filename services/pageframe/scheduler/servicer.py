@@ -22,6 +22,8 @@ from pageframe.wire.request import events_to_proto, submission_from_proto
 
 _log = structlog.get_logger(__name__)
 
+_ANSWER_S = 0.1
+
 _ConnectContext = grpc.aio.ServicerContext[pb.ConnectRequest, pb.ConnectResponse]
 
 
@@ -73,7 +75,7 @@ class SchedulerServicer(scheduler_service_pb2_grpc.SchedulerServiceServicer):
     ) -> pb.DrainResponse:
         """Refuse new requests and wait for the living ones, at most until the deadline."""
         async with aborting(context):
-            await self.drain(context.time_remaining())
+            await self.drain(_within(context.time_remaining()))
             return pb.DrainResponse(num_requests_left=self._loop.scheduler.snapshot().num_requests)
         raise AssertionError("aborting raises")
 
@@ -204,6 +206,11 @@ class _Gateway:
                 yield pb.ConnectResponse(events=events_to_proto(merged))
         if self._error is not None:
             raise self._error
+
+
+def _within(time_remaining_s: float | None) -> float | None:
+    """How long to work, so that the answer still arrives before the caller's deadline."""
+    return None if time_remaining_s is None else max(0.0, time_remaining_s - _ANSWER_S)
 
 
 def _sequence_to_proto(sequence: SequenceSnapshot, now_ns: int) -> pb.SequenceSnapshot:
