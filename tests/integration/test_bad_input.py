@@ -154,6 +154,12 @@ REFUSED = {
         {"field": "stop_token_ids", "token_id": "401"},
     ),
     "unknown delivery": (ask(delivery=99), INVALID, "UNKNOWN_DELIVERY", {"delivery": "99"}),
+    "delivery unspecified": (
+        ask(delivery=DELIVERY_UNSPECIFIED),
+        INVALID,
+        "UNSPECIFIED_FIELD",
+        {"field": "delivery"},
+    ),
     "resume without a seed": (ask(resume_token_ids=[3]), INVALID, "RESUME_NEEDS_SEED", {}),
     "request id too long": (
         ask(request_id="x" * 129),

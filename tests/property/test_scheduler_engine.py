@@ -105,7 +105,7 @@ def test_tokens_do_not_depend_on_pool_chunks_blocks_or_look_ahead(
 
 @pytest.mark.parametrize("seed", range(10))
 def test_cancels_and_refused_plans_disturb_nobody_else(seed):
-    print(f"seed={seed}")  # noqa: T201 - to run it again
+    print(f"seed={seed}")
     rng = random.Random(seed)
     driver = make_driver(rng.choice([8, 16, 40]), 8, token_budget=rng.choice([3, 16, 64]))
     requests = list(enumerate(REQUESTS, 1))

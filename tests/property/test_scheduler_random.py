@@ -167,7 +167,7 @@ class Life:
 @pytest.mark.parametrize("profile", PROFILES)
 @pytest.mark.parametrize("seed", range(30))
 def test_every_sample_ends_once_with_the_tokens_that_an_undisturbed_run_gives(seed, profile):
-    print(f"seed={seed} profile={profile!r}")  # noqa: T201 - to run it again
+    print(f"seed={seed} profile={profile!r}")
     life = Life(seed, profile)
     life.live(num_acts=400)
     driver = life.driver

@@ -123,7 +123,7 @@ class GenerateRequest(_message.Message):
     include_stop: _builtins.bool
     """Leaves the stop string in the text."""
     delivery: _sequence_pb2.Delivery.ValueType
-    """When to send tokens. UNSPECIFIED stands for DELIVERY_EVERY_TOKEN."""
+    """When to send tokens. Default when absent: DELIVERY_EVERY_TOKEN. UNSPECIFIED is refused."""
     request_id: _builtins.str
     """The caller's name for the request, at most 128 bytes; made up when empty. Two living requests
     of one name are refused with ALREADY_EXISTS.
@@ -169,7 +169,7 @@ class GenerateRequest(_message.Message):
         num_samples: _builtins.int | None = ...,
         stop: _abc.Iterable[_builtins.str] | None = ...,
         include_stop: _builtins.bool = ...,
-        delivery: _sequence_pb2.Delivery.ValueType = ...,
+        delivery: _sequence_pb2.Delivery.ValueType | None = ...,
         request_id: _builtins.str = ...,
         resume_token_ids: _abc.Iterable[_builtins.int] | None = ...,
         session_id: _builtins.str = ...,
@@ -177,14 +177,18 @@ class GenerateRequest(_message.Message):
         priority: _builtins.int = ...,
         keep_special_tokens: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_num_samples", b"_num_samples", "chat", b"chat", "input", b"input", "num_samples", b"num_samples", "sampling", b"sampling", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_delivery", b"_delivery", "_num_samples", b"_num_samples", "chat", b"chat", "delivery", b"delivery", "input", b"input", "num_samples", b"num_samples", "sampling", b"sampling", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_num_samples", b"_num_samples", "chat", b"chat", "delivery", b"delivery", "include_stop", b"include_stop", "input", b"input", "keep_special_tokens", b"keep_special_tokens", "model", b"model", "num_samples", b"num_samples", "prefix_handle", b"prefix_handle", "priority", b"priority", "request_id", b"request_id", "resume_token_ids", b"resume_token_ids", "sampling", b"sampling", "session_id", b"session_id", "stop", b"stop", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_delivery", b"_delivery", "_num_samples", b"_num_samples", "chat", b"chat", "delivery", b"delivery", "include_stop", b"include_stop", "input", b"input", "keep_special_tokens", b"keep_special_tokens", "model", b"model", "num_samples", b"num_samples", "prefix_handle", b"prefix_handle", "priority", b"priority", "request_id", b"request_id", "resume_token_ids", b"resume_token_ids", "sampling", b"sampling", "session_id", b"session_id", "stop", b"stop", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__delivery: _TypeAlias = _typing.Literal["delivery"]  # noqa: Y015
+    _WhichOneofArgType__delivery: _TypeAlias = _typing.Literal["_delivery", b"_delivery"]  # noqa: Y015
     _WhichOneofReturnType__num_samples: _TypeAlias = _typing.Literal["num_samples"]  # noqa: Y015
     _WhichOneofArgType__num_samples: _TypeAlias = _typing.Literal["_num_samples", b"_num_samples"]  # noqa: Y015
     _WhichOneofReturnType_input: _TypeAlias = _typing.Literal["text", "chat", "token_ids"]  # noqa: Y015
     _WhichOneofArgType_input: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__delivery) -> _WhichOneofReturnType__delivery | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__num_samples) -> _WhichOneofReturnType__num_samples | None: ...
     @_typing.overload

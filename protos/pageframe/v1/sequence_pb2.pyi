@@ -63,7 +63,7 @@ class _Delivery:
 class _DeliveryEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Delivery.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     DELIVERY_UNSPECIFIED: _Delivery.ValueType  # 0
-    """Refused inside the system; at the gateway it stands for DELIVERY_EVERY_TOKEN."""
+    """Refused."""
     DELIVERY_EVERY_TOKEN: _Delivery.ValueType  # 1
     """As soon as they are known. Tokens behind an unfinished write are merged into the next one."""
     DELIVERY_COALESCED: _Delivery.ValueType  # 2
@@ -75,7 +75,7 @@ class Delivery(_Delivery, metaclass=_DeliveryEnumTypeWrapper):
     """Says when tokens are sent."""
 
 DELIVERY_UNSPECIFIED: Delivery.ValueType  # 0
-"""Refused inside the system; at the gateway it stands for DELIVERY_EVERY_TOKEN."""
+"""Refused."""
 DELIVERY_EVERY_TOKEN: Delivery.ValueType  # 1
 """As soon as they are known. Tokens behind an unfinished write are merged into the next one."""
 DELIVERY_COALESCED: Delivery.ValueType  # 2

@@ -52,7 +52,7 @@ def input_from_proto(
         num_samples=message.num_samples if message.HasField("num_samples") else 1,
         stop=tuple(message.stop),
         include_stop=message.include_stop,
-        delivery=_delivery_from_proto(message.delivery),
+        delivery=_delivery_from_proto(message),
         request_id=message.request_id,
         resume_token_ids=list(message.resume_token_ids),
         session_id=message.session_id,
@@ -94,9 +94,14 @@ def model_to_proto(facts: ReplicaFacts) -> pb.Model:
     )
 
 
-def _delivery_from_proto(value: int) -> Delivery:
-    if value == sequence_pb2.DELIVERY_UNSPECIFIED:
+def _delivery_from_proto(message: pb.GenerateRequest) -> Delivery:
+    if not message.HasField("delivery"):
         return Delivery.EVERY_TOKEN
+    value = message.delivery
+    if value == sequence_pb2.DELIVERY_UNSPECIFIED:
+        raise InvalidRequestError(
+            "UNSPECIFIED_FIELD", "delivery is UNSPECIFIED; leave it out or choose", field="delivery"
+        )
     try:
         return Delivery(value)
     except ValueError:

@@ -184,8 +184,12 @@ class SchedulerLoop:
             except PageframeError as error:
                 if error.reason == "SCHEDULER_CONNECTED" and self._scheduler is None:
                     raise
-                log = _log.info if error.reason == "STARTING" else _log.warning
+                is_starting = error.reason == "STARTING"
+                log = _log.info if is_starting else _log.warning
                 log("executor_refused", reason=error.reason, message=error.message)
+                if is_starting:
+                    # It answers, and any moment it will serve: no reason to wait longer each time.
+                    delay_s = _RECONNECT_DELAY_S
             else:
                 num_results = self._num_results
                 await self._use(stream)

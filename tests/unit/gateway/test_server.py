@@ -202,6 +202,7 @@ def test_an_error_completion_is_a_status_with_its_numbers(folder):
         ({"text": "x" * (9 << 20)}, "INVALID_ARGUMENT", "REQUEST_TOO_LARGE"),
         ({"text": "the dog " * 100_000}, "OUT_OF_RANGE", "CONTEXT_TOO_LONG"),
         ({"delivery": 9}, "INVALID_ARGUMENT", "UNKNOWN_DELIVERY"),
+        ({"delivery": 0}, "INVALID_ARGUMENT", "UNSPECIFIED_FIELD"),
         ({"sampling": {"temperature": float("nan")}}, "INVALID_ARGUMENT",
          "SAMPLING_PARAMETER_OUT_OF_RANGE"),
         ({"sampling": {"max_tokens": 0}}, "INVALID_ARGUMENT", "SAMPLING_PARAMETER_OUT_OF_RANGE"),

@@ -106,7 +106,7 @@ def test_sixty_four_equal_decodes_share_calls():
 
 def test_random_batches_equal_the_reference():
     seed = int(np.random.SeedSequence().generate_state(1)[0])
-    print(f"seed={seed}")  # noqa: T201
+    print(f"seed={seed}")
     random = np.random.default_rng(seed)
     for _ in range(15):
         block_size = int(random.choice([1, 2, 8, 32]))

@@ -45,7 +45,7 @@ def test_joining_again_at_the_same_pace_changes_nothing_and_at_another_moves():
 
 @pytest.mark.parametrize("block_size", [1, 4, 16, 256])
 def test_counts_equal_a_walk_over_all_sequences(block_size):
-    print(f"seed={block_size}")  # noqa: T201 - to run it again
+    print(f"seed={block_size}")
     rng = random.Random(block_size)
     decodes = DecodeSet(block_size)
     positions = {}

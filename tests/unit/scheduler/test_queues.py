@@ -22,7 +22,7 @@ def make_request(serial: int, deadline_ns: int = 0) -> Request:
 
 
 def test_a_queue_keeps_priority_then_arrival_whatever_comes_and_goes():
-    print("seed=7")  # noqa: T201 - to run it again
+    print("seed=7")
     rng = random.Random(7)
     queue = SequenceQueue(by_arrival)
     inside = []
