@@ -200,7 +200,7 @@ def test_sampling(sampling):
         tenant=st.text(max_size=5),
         cache_salt=st.binary(max_size=4),
         trace_id=trace_ids,
-        span_id=st.binary(max_size=8),
+        span_id=st.binary(min_size=8, max_size=8),
         arrival_ns=ids,
     )
 )
