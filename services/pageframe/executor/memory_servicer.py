@@ -6,7 +6,6 @@ from typing import Any, NoReturn
 import grpc
 
 from pageframe.core.errors import UnimplementedError
-from pageframe.executor.step_thread import StepThread
 from pageframe.rpc.handlers import aborting
 from pageframe.v1 import kv_memory_service_pb2 as pb
 from pageframe.v1 import kv_memory_service_pb2_grpc
@@ -20,9 +19,6 @@ class KvMemoryServicer(kv_memory_service_pb2_grpc.KvMemoryServiceServicer):
     The contract is published so that clients can be written against it; this server does not
     offer any of its methods and says so with the reason KV_MEMORY_SERVICE_UNAVAILABLE.
     """
-
-    def __init__(self, steps: StepThread) -> None:
-        self._steps = steps
 
     async def Snapshot(  # noqa: N802 - the name is the contract's
         self, request: pb.KvMemoryServiceSnapshotRequest, context: _Context

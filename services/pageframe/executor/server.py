@@ -19,6 +19,7 @@ from pageframe.executor.step_thread import StepThread
 from pageframe.rpc.lifecycle import Service, serve
 from pageframe.rpc.ready import announce_progress
 from pageframe.telemetry.sink import RingTraceSink
+from pageframe.telemetry.spans import SERVICE_EXECUTOR
 from pageframe.v1 import executor_service_pb2_grpc, kv_memory_service_pb2_grpc
 
 SERVICE_NAMES = ("pageframe.v1.ExecutorService", "pageframe.v1.KvMemoryService")
@@ -75,13 +76,13 @@ async def serve_executor(launch: Launch) -> None:
     incarnation = SystemClock().now_ns()
     trace = RingTraceSink.create(
         launch.ring_path("executor"),
-        "pageframe-executor",
+        SERVICE_EXECUTOR,
         launch.settings.trace,
         incarnation=incarnation,
     )
     steps = StepThread(asyncio.get_running_loop())
     servicer = ExecutorServicer(steps, pool_incarnation=incarnation)
-    memory_servicer = KvMemoryServicer(steps)
+    memory_servicer = KvMemoryServicer()
     built: list[StepEngine] = []
 
     def register(server: grpc.aio.Server) -> None:
@@ -105,7 +106,7 @@ async def serve_executor(launch: Launch) -> None:
 
     await serve(
         Service(
-            name="pageframe-executor",
+            name=SERVICE_EXECUTOR,
             address=launch.executor_address,
             service_names=SERVICE_NAMES,
             register=register,

@@ -16,6 +16,7 @@ from pageframe.scheduler.core import Scheduler
 from pageframe.scheduler.loop import SchedulerLoop
 from pageframe.scheduler.servicer import SchedulerServicer
 from pageframe.telemetry.sink import RingTraceSink
+from pageframe.telemetry.spans import SERVICE_SCHEDULER
 from pageframe.v1 import scheduler_service_pb2_grpc
 
 SERVICE_NAMES = ("pageframe.v1.SchedulerService",)
@@ -28,9 +29,7 @@ async def serve_scheduler(launch: Launch) -> None:
     """Serve until told to stop."""
     settings = launch.settings
     clock = SystemClock()
-    trace = RingTraceSink.create(
-        launch.ring_path("scheduler"), "pageframe-scheduler", settings.trace
-    )
+    trace = RingTraceSink.create(launch.ring_path("scheduler"), SERVICE_SCHEDULER, settings.trace)
 
     def build(facts: ReplicaFacts) -> Scheduler:
         return make_scheduler(facts, settings, trace, clock)
@@ -52,7 +51,7 @@ async def serve_scheduler(launch: Launch) -> None:
 
     await serve(
         Service(
-            name="pageframe-scheduler",
+            name=SERVICE_SCHEDULER,
             address=launch.scheduler_address,
             service_names=SERVICE_NAMES,
             register=register,

@@ -102,9 +102,7 @@ async def executor_house(
     async with grpc.aio.insecure_channel(address) as channel:
         house = ExecutorHouse(channel, engine or PlayedEngine())
         executor_service_pb2_grpc.add_ExecutorServiceServicer_to_server(house.servicer, server)
-        kv_memory_service_pb2_grpc.add_KvMemoryServiceServicer_to_server(
-            KvMemoryServicer(house.steps), server
-        )
+        kv_memory_service_pb2_grpc.add_KvMemoryServiceServicer_to_server(KvMemoryServicer(), server)
         server.add_insecure_port(address)
         await server.start()
         await house.steps.start(lambda: house.engine)
