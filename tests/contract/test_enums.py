@@ -5,7 +5,7 @@ import pytest
 from pageframe.core.request import Delivery, StallCause
 from pageframe.core.step import FinishReason, Recovery, RefusedBecause
 from pageframe.core.trace import KvOperation
-from pageframe.executor.memory.block_pool import BlockState
+from pageframe.executor.memory.block_columns import BlockState
 from pageframe.v1 import executor_service_pb2, kv_block_pb2, sequence_pb2
 
 TWINS = [

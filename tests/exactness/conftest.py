@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from exactness import tiny_models
+from exactness import questions, tiny_models
+from exactness.questions import Exam
 from exactness.tiny_models import GreedyAnswer
 
 PROMPT_LENGTHS = (1, 5, 37, 2, 64, 23, 1, 90)
@@ -34,6 +35,19 @@ def tiny_model(
                 prompt_ids,
                 tiny_models.hf_greedy(folder, prompt_ids, MAX_NEW_TOKENS),
             )
+        return made[name]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def exam_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Exam]:
+    """Questions that begin alike and HF's answers to them, of a family, by name."""
+    made: dict[str, Exam] = {}
+
+    def get(name: str) -> Exam:
+        if name not in made:
+            made[name] = questions.prepare(name, tmp_path_factory.mktemp(f"exam-{name}"))
         return made[name]
 
     return get

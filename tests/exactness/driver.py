@@ -144,8 +144,7 @@ class Driver:
             context_lens=np.array(context_lens, np.int32),
             block_tables=tables,
             samples=np.array(samples, np.int32),
-            copy_sources=np.empty(0, np.int64),
-            copy_targets=np.empty(0, np.int64),
+            sample_rows=np.array([entries[index][0] for index in samples], np.int32),
         )
 
     def _absorb(

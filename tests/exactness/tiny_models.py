@@ -61,7 +61,8 @@ def _qwen2() -> PreTrainedConfig:
 
 
 def _qwen3() -> PreTrainedConfig:
-    return transformers.Qwen3Config(**_SIZES, head_dim=16)
+    # All query heads share one head of keys and values.
+    return transformers.Qwen3Config(**_SIZES | {"num_key_value_heads": 1}, head_dim=16)
 
 
 def _mixtral() -> PreTrainedConfig:

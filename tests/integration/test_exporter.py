@@ -32,7 +32,7 @@ from pageframe.telemetry.process import ProcessIdentity
 from pageframe.telemetry.reader import read_spans
 from pageframe.telemetry.render import render_trace
 from pageframe.telemetry.sink import RingTraceSink
-from pageframe.telemetry.supervise import ExporterProcess
+from pageframe.telemetry.supervise import EXPORTER_MODULE, exporter_arguments
 
 TIMEOUT_S = 60.0
 TRACE_ID = bytes(range(1, 17))
@@ -132,6 +132,36 @@ class Receiver(trace_service_pb2_grpc.TraceServiceServicer):
         ]
 
 
+class ExporterProcess:
+    """The exporter, as a supervisor would run it."""
+
+    def __init__(self, rings, state_dir, variables: dict[str, str]) -> None:
+        arguments = exporter_arguments(rings, state_dir, parent_pid=os.getpid())
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", EXPORTER_MODULE, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                env=variables,
+            )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        self.pid = self._process.pid
+
+    def is_running(self) -> bool:
+        return self._process.poll() is None
+
+    def stop(self) -> int:
+        """Ask it to drain and end; its exit code."""
+        self._process.terminate()
+        return self._process.wait(TIMEOUT_S)
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
 @pytest.fixture
 def receiver():
     receiver = Receiver()
@@ -146,15 +176,12 @@ def started():
     processes: list[ExporterProcess] = []
 
     def start(rings, state_dir, **variables: str) -> ExporterProcess:
-        processes.append(
-            ExporterProcess.start(rings, state_dir, environment=environment(**variables))
-        )
+        processes.append(ExporterProcess(rings, state_dir, environment(**variables)))
         return processes[-1]
 
     yield start
     for process in processes:
-        if process.is_running():
-            process.stop(timeout_s=5.0)
+        process.kill()
 
 
 def test_three_services_become_one_trace_in_a_file(tmp_path, started):
@@ -249,7 +276,7 @@ def test_a_collector_that_was_away_gets_everything_when_it_is_back(tmp_path, sta
         for _ in range(250):
             record_kv(sink)
         wait_until(lambda tail=tail: sink._ring.tail > tail)
-    wait_until(lambda: len(list(spool.glob("*.otlp"))) > 1)
+    wait_until(lambda: len(list(spool.iterdir())) > 1)
     assert receiver.requests == []
     receiver.start()
     wait_until(lambda: len(set(receiver.operations())) == 2000)
@@ -310,8 +337,8 @@ def test_the_death_of_the_parent_drains_the_rings_and_ends_the_exporter(tmp_path
         sys.path[:0] = {[str(Path(__file__).parent)]!r}
         from test_exporter import environment, make_sink, record_kv, ExporterProcess
         sink = make_sink(Path({str(ring)!r}), "pageframe-executor")
-        process = ExporterProcess.start(
-            [Path({str(ring)!r})], Path({str(state_dir)!r}), environment=environment()
+        process = ExporterProcess(
+            [Path({str(ring)!r})], Path({str(state_dir)!r}), environment()
         )
         print(process.pid, flush=True)
         sys.stdin.readline()

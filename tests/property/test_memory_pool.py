@@ -7,9 +7,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from pageframe.core.trace import KvCause
-from pageframe.executor.memory.block_pool import BlockNotHeldError, BlockPool, BlocksExhaustedError
+from pageframe.executor.memory.block_columns import BlockNotHeldError
+from pageframe.executor.memory.block_supply import BlocksExhaustedError
 from pageframe.executor.memory.purpose import Purpose
 from unit.memory.kv_records import RecordingSink, ReplayedPool
+from unit.memory.memories import new_pool
 
 NUM_BLOCKS = 9
 PREFILL = Purpose(KvCause.PREFILL, sequence_id=1)
@@ -22,7 +24,7 @@ class PoolMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.sink = RecordingSink()
-        self.pool = BlockPool(NUM_BLOCKS, self.sink)
+        self.pool = new_pool(NUM_BLOCKS, self.sink)
         self.replayed = ReplayedPool(NUM_BLOCKS)
         self.references: dict[int, int] = {}
         self.waiting: list[tuple[int, int]] = []  # Ticket and block.
@@ -95,7 +97,7 @@ class PoolMachine(RuleBasedStateMachine):
         assert (account.free, account.held) == (self.num_free, len(self.references))
         assert account.fenced == len(self.waiting)
         references = [self.references.get(block_id, 0) for block_id in range(NUM_BLOCKS)]
-        assert self.pool.ref_counts.tolist() == references
+        assert self.pool.columns.ref_counts.tolist() == references
 
     @invariant()
     def the_trace_rebuilds_the_pool(self) -> None:

@@ -65,6 +65,8 @@ class _RefusedBecauseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Refuse
     """No row is free, or its blocks are still on the way."""
     REFUSED_BECAUSE_BEHIND_REFUSED: _RefusedBecause.ValueType  # 4
     """An entry ahead of it was refused for lack of blocks."""
+    REFUSED_BECAUSE_PROMOTING: _RefusedBecause.ValueType  # 5
+    """Part of it is on the way from the host tier."""
 
 class RefusedBecause(_RefusedBecause, metaclass=_RefusedBecauseEnumTypeWrapper):
     """Says why a `may` entry was not taken."""
@@ -79,6 +81,8 @@ REFUSED_BECAUSE_NOT_READY: RefusedBecause.ValueType  # 3
 """No row is free, or its blocks are still on the way."""
 REFUSED_BECAUSE_BEHIND_REFUSED: RefusedBecause.ValueType  # 4
 """An entry ahead of it was refused for lack of blocks."""
+REFUSED_BECAUSE_PROMOTING: RefusedBecause.ValueType  # 5
+"""Part of it is on the way from the host tier."""
 Global___RefusedBecause: _TypeAlias = RefusedBecause  # noqa: Y015
 
 @_typing.final
@@ -149,6 +153,7 @@ class Replica(_message.Message):
     DTYPE_FIELD_NUMBER: _builtins.int
     KV_DTYPE_FIELD_NUMBER: _builtins.int
     RUNNER_FIELD_NUMBER: _builtins.int
+    NUM_HOST_BLOCKS_FIELD_NUMBER: _builtins.int
     replica_id: _builtins.str
     """Name of the replica; constant over restarts."""
     model: _builtins.str
@@ -177,6 +182,8 @@ class Replica(_message.Message):
     """Type of keys and values."""
     runner: _builtins.str
     """Which model runner computes: `native`, `transformers` or `sim`."""
+    num_host_blocks: _builtins.int
+    """Blocks that the host tier holds; 0 when there is none."""
     @_builtins.property
     def eos_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Tokens that end a sequence."""
@@ -199,10 +206,11 @@ class Replica(_message.Message):
         dtype: _builtins.str = ...,
         kv_dtype: _builtins.str = ...,
         runner: _builtins.str = ...,
+        num_host_blocks: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "device", b"device", "dtype", b"dtype", "eos_token_ids", b"eos_token_ids", "kv_bytes_per_token", b"kv_bytes_per_token", "kv_dtype", b"kv_dtype", "max_model_len", b"max_model_len", "max_num_sequences", b"max_num_sequences", "max_step_tokens", b"max_step_tokens", "model", b"model", "model_folder", b"model_folder", "num_blocks", b"num_blocks", "replica_id", b"replica_id", "runner", b"runner", "vocab_size", b"vocab_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "device", b"device", "dtype", b"dtype", "eos_token_ids", b"eos_token_ids", "kv_bytes_per_token", b"kv_bytes_per_token", "kv_dtype", b"kv_dtype", "max_model_len", b"max_model_len", "max_num_sequences", b"max_num_sequences", "max_step_tokens", b"max_step_tokens", "model", b"model", "model_folder", b"model_folder", "num_blocks", b"num_blocks", "num_host_blocks", b"num_host_blocks", "replica_id", b"replica_id", "runner", b"runner", "vocab_size", b"vocab_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -401,6 +409,8 @@ class Announcement(_message.Message):
     CACHE_SALT_FIELD_NUMBER: _builtins.int
     TRACE_ID_FIELD_NUMBER: _builtins.int
     SPAN_ID_FIELD_NUMBER: _builtins.int
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    PREFIX_HANDLE_FIELD_NUMBER: _builtins.int
     sequence_id: _builtins.int
     """Name of the sequence; never used twice in one epoch. At least 1."""
     generation: _builtins.int
@@ -419,6 +429,10 @@ class Announcement(_message.Message):
     """W3C trace id, 16 bytes; empty when not traced."""
     span_id: _builtins.bytes
     """Span id of the sequence span, 8 bytes; empty when not traced."""
+    session_id: _builtins.str
+    """Turns of one chat carry one id; empty for none."""
+    prefix_handle: _builtins.str
+    """A retained prefix with which the prompt begins; empty for none."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Prompt, then output as far as known."""
@@ -441,10 +455,12 @@ class Announcement(_message.Message):
         cache_salt: _builtins.bytes = ...,
         trace_id: _builtins.bytes = ...,
         span_id: _builtins.bytes = ...,
+        session_id: _builtins.str = ...,
+        prefix_handle: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_salt", b"cache_salt", "generation", b"generation", "num_prompt_tokens", b"num_prompt_tokens", "request_id", b"request_id", "sample_index", b"sample_index", "sampling", b"sampling", "sequence_id", b"sequence_id", "span_id", b"span_id", "tenant", b"tenant", "token_ids", b"token_ids", "trace_id", b"trace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_salt", b"cache_salt", "generation", b"generation", "num_prompt_tokens", b"num_prompt_tokens", "prefix_handle", b"prefix_handle", "request_id", b"request_id", "sample_index", b"sample_index", "sampling", b"sampling", "sequence_id", b"sequence_id", "session_id", b"session_id", "span_id", b"span_id", "tenant", b"tenant", "token_ids", b"token_ids", "trace_id", b"trace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -544,6 +560,7 @@ class PlanFork(_message.Message):
     GENERATION_FIELD_NUMBER: _builtins.int
     CHILD_IDS_FIELD_NUMBER: _builtins.int
     SAMPLE_INDICES_FIELD_NUMBER: _builtins.int
+    SPAN_IDS_FIELD_NUMBER: _builtins.int
     parent_id: _builtins.int
     """The sequence that is forked."""
     generation: _builtins.int
@@ -556,6 +573,10 @@ class PlanFork(_message.Message):
     def sample_indices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The sample index of each child."""
 
+    @_builtins.property
+    def span_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Span id of each child's sequence span; 0 when not traced."""
+
     def __init__(
         self,
         *,
@@ -563,10 +584,11 @@ class PlanFork(_message.Message):
         generation: _builtins.int = ...,
         child_ids: _abc.Iterable[_builtins.int] | None = ...,
         sample_indices: _abc.Iterable[_builtins.int] | None = ...,
+        span_ids: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["child_ids", b"child_ids", "generation", b"generation", "parent_id", b"parent_id", "sample_indices", b"sample_indices"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["child_ids", b"child_ids", "generation", b"generation", "parent_id", b"parent_id", "sample_indices", b"sample_indices", "span_ids", b"span_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -822,8 +844,16 @@ class StepResult(_message.Message):
     ACCOUNTS_FIELD_NUMBER: _builtins.int
     POOL_FIELD_NUMBER: _builtins.int
     TIMING_FIELD_NUMBER: _builtins.int
+    FIRST_POSITIONS_FIELD_NUMBER: _builtins.int
+    PREEMPTED_RECOVERIES_FIELD_NUMBER: _builtins.int
+    PREEMPTED_NUM_COMPUTED_FIELD_NUMBER: _builtins.int
+    FORKED_IDS_FIELD_NUMBER: _builtins.int
+    UNFORKED_IDS_FIELD_NUMBER: _builtins.int
+    LEADER_IDS_FIELD_NUMBER: _builtins.int
+    NUM_LEADER_TOKENS_FIELD_NUMBER: _builtins.int
+    ERRORS_FIELD_NUMBER: _builtins.int
     step: _builtins.int
-    """The plan's number; 0 for a report after a cancel at rest."""
+    """The plan's number; 0 for a report after a cancel at rest or a change of the pool."""
     @_builtins.property
     def sampled_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Sequences that got a token."""
@@ -900,6 +930,38 @@ class StepResult(_message.Message):
     def timing(self) -> Global___StepTiming:
         """Where the time went."""
 
+    @_builtins.property
+    def first_positions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Position of the first token that each of `computed_ids` computed in the step."""
+
+    @_builtins.property
+    def preempted_recoveries(self) -> _containers.RepeatedScalarFieldContainer[Global___Recovery.ValueType]:
+        """How each victim gave way."""
+
+    @_builtins.property
+    def preempted_num_computed(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Tokens that each victim keeps computed; it still runs if there are any."""
+
+    @_builtins.property
+    def forked_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Children of forks that run now."""
+
+    @_builtins.property
+    def unforked_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Children of forks that were refused, and are not known."""
+
+    @_builtins.property
+    def leader_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """For each of `announced_ids` the sequence that will compute more of the same prefix; 0 for none."""
+
+    @_builtins.property
+    def num_leader_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Tokens that they will share once the leader has computed them."""
+
+    @_builtins.property
+    def errors(self) -> _containers.RepeatedCompositeFieldContainer[Global___SequenceError]:
+        """Why sequences ended with FINISH_REASON_ERROR, where more is known than that."""
+
     def __init__(
         self,
         *,
@@ -923,14 +985,48 @@ class StepResult(_message.Message):
         accounts: _abc.Iterable[Global___SequenceAccount] | None = ...,
         pool: _kv_block_pb2.PoolAccount | None = ...,
         timing: Global___StepTiming | None = ...,
+        first_positions: _abc.Iterable[_builtins.int] | None = ...,
+        preempted_recoveries: _abc.Iterable[Global___Recovery.ValueType] | None = ...,
+        preempted_num_computed: _abc.Iterable[_builtins.int] | None = ...,
+        forked_ids: _abc.Iterable[_builtins.int] | None = ...,
+        unforked_ids: _abc.Iterable[_builtins.int] | None = ...,
+        leader_ids: _abc.Iterable[_builtins.int] | None = ...,
+        num_leader_tokens: _abc.Iterable[_builtins.int] | None = ...,
+        errors: _abc.Iterable[Global___SequenceError] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["pool", b"pool", "timing", b"timing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accounts", b"accounts", "announced_ids", b"announced_ids", "computed_ids", b"computed_ids", "finish_reasons", b"finish_reasons", "logprobs", b"logprobs", "num_cached_tokens", b"num_cached_tokens", "num_computed", b"num_computed", "pool", b"pool", "preempted_generations", b"preempted_generations", "preempted_ids", b"preempted_ids", "preempted_num_blocks", b"preempted_num_blocks", "prompt_logprobs", b"prompt_logprobs", "refused_because", b"refused_because", "refused_ids", b"refused_ids", "released_ids", b"released_ids", "sampled_ids", b"sampled_ids", "stale_ids", b"stale_ids", "step", b"step", "timing", b"timing", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accounts", b"accounts", "announced_ids", b"announced_ids", "computed_ids", b"computed_ids", "errors", b"errors", "finish_reasons", b"finish_reasons", "first_positions", b"first_positions", "forked_ids", b"forked_ids", "leader_ids", b"leader_ids", "logprobs", b"logprobs", "num_cached_tokens", b"num_cached_tokens", "num_computed", b"num_computed", "num_leader_tokens", b"num_leader_tokens", "pool", b"pool", "preempted_generations", b"preempted_generations", "preempted_ids", b"preempted_ids", "preempted_num_blocks", b"preempted_num_blocks", "preempted_num_computed", b"preempted_num_computed", "preempted_recoveries", b"preempted_recoveries", "prompt_logprobs", b"prompt_logprobs", "refused_because", b"refused_because", "refused_ids", b"refused_ids", "released_ids", b"released_ids", "sampled_ids", b"sampled_ids", "stale_ids", b"stale_ids", "step", b"step", "timing", b"timing", "token_ids", b"token_ids", "unforked_ids", b"unforked_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StepResult: _TypeAlias = StepResult  # noqa: Y015
+
+@_typing.final
+class SequenceError(_message.Message):
+    """Tells why one sequence ended with an error."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEQUENCE_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    sequence_id: _builtins.int
+    """Which sequence."""
+    reason: _builtins.str
+    """UPPER_SNAKE name of the cause, for example HANDLE_UNKNOWN."""
+    def __init__(
+        self,
+        *,
+        sequence_id: _builtins.int = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "sequence_id", b"sequence_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SequenceError: _TypeAlias = SequenceError  # noqa: Y015
 
 @_typing.final
 class PlanRefusal(_message.Message):

@@ -129,9 +129,14 @@ class GenerateRequest(_message.Message):
     of one name are refused with ALREADY_EXISTS.
     """
     session_id: _builtins.str
-    """Turns of one chat carry one session id, so that their blocks are kept for the next turn."""
+    """Turns of one chat carry one session id, so that their blocks are kept for the next turn. At
+    most 256 bytes; empty for none.
+    """
     prefix_handle: _builtins.str
-    """A prefix retained by KvMemoryService.Retain."""
+    """A prefix retained by KvMemoryService.Retain, with which the prompt begins. At most 256 bytes;
+    empty for none. NOT_FOUND if the tenant has no such prefix, INVALID_ARGUMENT if the prompt
+    begins otherwise.
+    """
     priority: _builtins.int
     """Higher runs earlier; 0 is normal."""
     keep_special_tokens: _builtins.bool

@@ -154,6 +154,8 @@ class PoolAccount(_message.Message):
     FENCED_FIELD_NUMBER: _builtins.int
     QUARANTINED_FIELD_NUMBER: _builtins.int
     PINNED_FIELD_NUMBER: _builtins.int
+    HOST_TOTAL_FIELD_NUMBER: _builtins.int
+    HOST_USED_FIELD_NUMBER: _builtins.int
     total: _builtins.int
     """Blocks of the pool."""
     free: _builtins.int
@@ -168,6 +170,10 @@ class PoolAccount(_message.Message):
     """Blocks out of use."""
     pinned: _builtins.int
     """Blocks that are pinned; part of `held`."""
+    host_total: _builtins.int
+    """Blocks that the host tier can hold."""
+    host_used: _builtins.int
+    """Blocks that the host tier holds."""
     def __init__(
         self,
         *,
@@ -178,10 +184,12 @@ class PoolAccount(_message.Message):
         fenced: _builtins.int = ...,
         quarantined: _builtins.int = ...,
         pinned: _builtins.int = ...,
+        host_total: _builtins.int = ...,
+        host_used: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached", b"cached", "fenced", b"fenced", "free", b"free", "held", b"held", "pinned", b"pinned", "quarantined", b"quarantined", "total", b"total"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached", b"cached", "fenced", b"fenced", "free", b"free", "held", b"held", "host_total", b"host_total", "host_used", b"host_used", "pinned", b"pinned", "quarantined", b"quarantined", "total", b"total"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

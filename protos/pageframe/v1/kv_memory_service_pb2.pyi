@@ -9,6 +9,7 @@ from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from pageframe.v1 import executor_service_pb2 as _executor_service_pb2
 from pageframe.v1 import kv_block_pb2 as _kv_block_pb2
 import builtins as _builtins
@@ -21,6 +22,58 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _SequenceState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SequenceStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SequenceState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SEQUENCE_STATE_UNSPECIFIED: _SequenceState.ValueType  # 0
+    """Not known."""
+    SEQUENCE_STATE_ANNOUNCED: _SequenceState.ValueType  # 1
+    """Its tokens are known; it never ran."""
+    SEQUENCE_STATE_RUNNING: _SequenceState.ValueType  # 2
+    """Takes part in steps."""
+    SEQUENCE_STATE_PREEMPTED: _SequenceState.ValueType  # 3
+    """Gave up its place and waits to run again."""
+
+class SequenceState(_SequenceState, metaclass=_SequenceStateEnumTypeWrapper):
+    """Names the state of a sequence at the executor."""
+
+SEQUENCE_STATE_UNSPECIFIED: SequenceState.ValueType  # 0
+"""Not known."""
+SEQUENCE_STATE_ANNOUNCED: SequenceState.ValueType  # 1
+"""Its tokens are known; it never ran."""
+SEQUENCE_STATE_RUNNING: SequenceState.ValueType  # 2
+"""Takes part in steps."""
+SEQUENCE_STATE_PREEMPTED: SequenceState.ValueType  # 3
+"""Gave up its place and waits to run again."""
+Global___SequenceState: _TypeAlias = SequenceState  # noqa: Y015
+
+class _RetentionKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RetentionKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RetentionKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    RETENTION_KIND_UNSPECIFIED: _RetentionKind.ValueType  # 0
+    """Never sent."""
+    RETENTION_KIND_HANDLE: _RetentionKind.ValueType  # 1
+    """A handle of `Retain`, until it is released or expires."""
+    RETENTION_KIND_SESSION: _RetentionKind.ValueType  # 2
+    """A session, from one turn of a chat to the next."""
+
+class RetentionKind(_RetentionKind, metaclass=_RetentionKindEnumTypeWrapper):
+    """Names what keeps blocks that are in no block table."""
+
+RETENTION_KIND_UNSPECIFIED: RetentionKind.ValueType  # 0
+"""Never sent."""
+RETENTION_KIND_HANDLE: RetentionKind.ValueType  # 1
+"""A handle of `Retain`, until it is released or expires."""
+RETENTION_KIND_SESSION: RetentionKind.ValueType  # 2
+"""A session, from one turn of a chat to the next."""
+Global___RetentionKind: _TypeAlias = RetentionKind  # noqa: Y015
 
 @_typing.final
 class KvMemoryServiceSnapshotRequest(_message.Message):
@@ -53,6 +106,11 @@ class KvMemoryServiceSnapshotResponse(_message.Message):
     BLOCK_STATES_FIELD_NUMBER: _builtins.int
     REFERENCE_COUNTS_FIELD_NUMBER: _builtins.int
     BLOCK_TABLES_FIELD_NUMBER: _builtins.int
+    PIN_COUNTS_FIELD_NUMBER: _builtins.int
+    INDEXED_FIELD_NUMBER: _builtins.int
+    RETENTIONS_FIELD_NUMBER: _builtins.int
+    TENANTS_FIELD_NUMBER: _builtins.int
+    HOST_TIER_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """Last step applied."""
     operation: _builtins.int
@@ -77,6 +135,26 @@ class KvMemoryServiceSnapshotResponse(_message.Message):
     def block_tables(self) -> _containers.RepeatedCompositeFieldContainer[Global___BlockTable]:
         """Block tables of all sequences that hold blocks."""
 
+    @_builtins.property
+    def pin_counts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Pins of each block; part of its references."""
+
+    @_builtins.property
+    def indexed(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bool]:
+        """Whether the prefix index names each block."""
+
+    @_builtins.property
+    def retentions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Retention]:
+        """What is pinned under a name."""
+
+    @_builtins.property
+    def tenants(self) -> _containers.RepeatedCompositeFieldContainer[Global___TenantUsage]:
+        """Tenants that have a quota or hold blocks: the caller's own, or all for an operator."""
+
+    @_builtins.property
+    def host_tier(self) -> Global___HostTier:
+        """Slots of the host tier; absent when there is none."""
+
     def __init__(
         self,
         *,
@@ -88,10 +166,15 @@ class KvMemoryServiceSnapshotResponse(_message.Message):
         block_states: _abc.Iterable[_kv_block_pb2.BlockState.ValueType] | None = ...,
         reference_counts: _abc.Iterable[_builtins.int] | None = ...,
         block_tables: _abc.Iterable[Global___BlockTable] | None = ...,
+        pin_counts: _abc.Iterable[_builtins.int] | None = ...,
+        indexed: _abc.Iterable[_builtins.bool] | None = ...,
+        retentions: _abc.Iterable[Global___Retention] | None = ...,
+        tenants: _abc.Iterable[Global___TenantUsage] | None = ...,
+        host_tier: Global___HostTier | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["pool", b"pool"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["host_tier", b"host_tier", "pool", b"pool"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "block_states", b"block_states", "block_tables", b"block_tables", "operation", b"operation", "pool", b"pool", "pool_incarnation", b"pool_incarnation", "reference_counts", b"reference_counts", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "block_states", b"block_states", "block_tables", b"block_tables", "host_tier", b"host_tier", "indexed", b"indexed", "operation", b"operation", "pin_counts", b"pin_counts", "pool", b"pool", "pool_incarnation", b"pool_incarnation", "reference_counts", b"reference_counts", "retentions", b"retentions", "step", b"step", "tenants", b"tenants"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -108,17 +191,28 @@ class BlockTable(_message.Message):
     TENANT_FIELD_NUMBER: _builtins.int
     BLOCK_IDS_FIELD_NUMBER: _builtins.int
     NUM_COMPUTED_TOKENS_FIELD_NUMBER: _builtins.int
+    FIRST_BLOCK_INDEX_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    ANNOUNCE_TIME_FIELD_NUMBER: _builtins.int
     sequence_id: _builtins.int
-    """Which sequence."""
+    """Which sequence; 0 when it is another tenant's."""
     request_id: _builtins.str
-    """The caller's name for the request."""
+    """The caller's name for the request; empty when it is another tenant's."""
     tenant: _builtins.str
-    """Whose it is."""
+    """Whose it is; empty when it is another tenant's."""
     num_computed_tokens: _builtins.int
-    """Tokens whose keys and values are in these blocks."""
+    """Tokens whose keys and values were computed."""
+    first_block_index: _builtins.int
+    """Logical blocks before this one have left a sliding window and are held no more."""
+    state: Global___SequenceState.ValueType
+    """What the sequence does."""
     @_builtins.property
     def block_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Physical block of each logical block, from 0."""
+        """Physical block of each logical block, from `first_block_index` on."""
+
+    @_builtins.property
+    def announce_time(self) -> _timestamp_pb2.Timestamp:
+        """When the executor came to know the sequence; absent when it is another tenant's."""
 
     def __init__(
         self,
@@ -128,14 +222,115 @@ class BlockTable(_message.Message):
         tenant: _builtins.str = ...,
         block_ids: _abc.Iterable[_builtins.int] | None = ...,
         num_computed_tokens: _builtins.int = ...,
+        first_block_index: _builtins.int = ...,
+        state: Global___SequenceState.ValueType = ...,
+        announce_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["announce_time", b"announce_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_ids", b"block_ids", "num_computed_tokens", b"num_computed_tokens", "request_id", b"request_id", "sequence_id", b"sequence_id", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["announce_time", b"announce_time", "block_ids", b"block_ids", "first_block_index", b"first_block_index", "num_computed_tokens", b"num_computed_tokens", "request_id", b"request_id", "sequence_id", b"sequence_id", "state", b"state", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___BlockTable: _TypeAlias = BlockTable  # noqa: Y015
+
+@_typing.final
+class Retention(_message.Message):
+    """Shows blocks that are pinned under a name."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    NUM_BLOCKS_PINNED_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The handle, or the name of the session; empty when it is another tenant's."""
+    kind: Global___RetentionKind.ValueType
+    """What keeps them."""
+    tenant: _builtins.str
+    """Whose it is; empty when it is another tenant's."""
+    num_blocks_pinned: _builtins.int
+    """Blocks in this pool; what has gone to the host tier is not counted."""
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """When it ends."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        kind: Global___RetentionKind.ValueType = ...,
+        tenant: _builtins.str = ...,
+        num_blocks_pinned: _builtins.int = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time", "kind", b"kind", "name", b"name", "num_blocks_pinned", b"num_blocks_pinned", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Retention: _TypeAlias = Retention  # noqa: Y015
+
+@_typing.final
+class TenantUsage(_message.Message):
+    """Shows what one tenant may hold and does hold."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    QUOTA_FIELD_NUMBER: _builtins.int
+    NUM_BLOCKS_HELD_FIELD_NUMBER: _builtins.int
+    num_blocks_held: _builtins.int
+    """Held blocks that it is charged for."""
+    @_builtins.property
+    def quota(self) -> _executor_service_pb2.TenantQuota:
+        """Its bounds."""
+
+    def __init__(
+        self,
+        *,
+        quota: _executor_service_pb2.TenantQuota | None = ...,
+        num_blocks_held: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["quota", b"quota"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_blocks_held", b"num_blocks_held", "quota", b"quota"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TenantUsage: _TypeAlias = TenantUsage  # noqa: Y015
+
+@_typing.final
+class HostTier(_message.Message):
+    """Counts the slots of the host tier; each takes one block."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUM_SLOTS_FIELD_NUMBER: _builtins.int
+    NUM_USED_FIELD_NUMBER: _builtins.int
+    NUM_HELD_FIELD_NUMBER: _builtins.int
+    num_slots: _builtins.int
+    """Slots there are."""
+    num_used: _builtins.int
+    """Slots in use."""
+    num_held: _builtins.int
+    """Used slots that swapped-out sequences need, so that they may not be dropped."""
+    def __init__(
+        self,
+        *,
+        num_slots: _builtins.int = ...,
+        num_used: _builtins.int = ...,
+        num_held: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_held", b"num_held", "num_slots", b"num_slots", "num_used", b"num_used"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HostTier: _TypeAlias = HostTier  # noqa: Y015
 
 @_typing.final
 class ExplainRequest(_message.Message):
@@ -172,23 +367,40 @@ class ExplainResponse(_message.Message):
     CAUSE_FIELD_NUMBER: _builtins.int
     STEP_FIELD_NUMBER: _builtins.int
     CHANGE_TIME_FIELD_NUMBER: _builtins.int
+    PIN_COUNT_FIELD_NUMBER: _builtins.int
+    INDEXED_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    RETENTIONS_FIELD_NUMBER: _builtins.int
+    OPERATION_NUMBER_FIELD_NUMBER: _builtins.int
     state: _kv_block_pb2.BlockState.ValueType
     """Its state."""
     reference_count: _builtins.int
     """References to it."""
     operation: _kv_block_pb2.KvOperation.ValueType
-    """The operation that brought it into this state."""
+    """The last operation on it; UNSPECIFIED when there was none."""
     cause: _builtins.str
-    """Why, as in the span attribute `kv.cause`."""
+    """Why, as in the span attribute `kv.cause`; empty when there was none."""
     step: _builtins.int
-    """The step in which that was."""
+    """The step in which that was; 0 outside any."""
+    pin_count: _builtins.int
+    """Pins on it; part of its references."""
+    indexed: _builtins.bool
+    """Whether the prefix index names it."""
+    tenant: _builtins.str
+    """Who is charged for it, or was last; empty when it is another tenant."""
+    operation_number: _builtins.int
+    """Running number of that operation; 0 when there was none."""
     @_builtins.property
     def sequence_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Sequences whose tables hold it."""
+        """Sequences whose tables hold it; those of other tenants are left out."""
 
     @_builtins.property
     def change_time(self) -> _timestamp_pb2.Timestamp:
-        """When that was."""
+        """When that was, to within a step; absent when there was none."""
+
+    @_builtins.property
+    def retentions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Retention]:
+        """What pins it under a name; those of other tenants are left out."""
 
     def __init__(
         self,
@@ -200,10 +412,15 @@ class ExplainResponse(_message.Message):
         cause: _builtins.str = ...,
         step: _builtins.int = ...,
         change_time: _timestamp_pb2.Timestamp | None = ...,
+        pin_count: _builtins.int = ...,
+        indexed: _builtins.bool = ...,
+        tenant: _builtins.str = ...,
+        retentions: _abc.Iterable[Global___Retention] | None = ...,
+        operation_number: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["change_time", b"change_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "change_time", b"change_time", "operation", b"operation", "reference_count", b"reference_count", "sequence_ids", b"sequence_ids", "state", b"state", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "change_time", b"change_time", "indexed", b"indexed", "operation", b"operation", "operation_number", b"operation_number", "pin_count", b"pin_count", "reference_count", b"reference_count", "retentions", b"retentions", "sequence_ids", b"sequence_ids", "state", b"state", "step", b"step", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -216,16 +433,24 @@ class WatchRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     FIRST_OPERATION_FIELD_NUMBER: _builtins.int
+    POOL_INCARNATION_FIELD_NUMBER: _builtins.int
     first_operation: _builtins.int
-    """First operation wanted; 0 for those after the call."""
+    """Number of the first operation wanted; 0 for those after the call. A number that is still to
+    come is waited for.
+    """
+    pool_incarnation: _builtins.int
+    """Pool whose operations are meant, as in the snapshot; another one is refused with POOL_REPLACED.
+    0 for whichever there is.
+    """
     def __init__(
         self,
         *,
         first_operation: _builtins.int = ...,
+        pool_incarnation: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_operation", b"first_operation"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_operation", b"first_operation", "pool_incarnation", b"pool_incarnation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -240,10 +465,10 @@ class WatchResponse(_message.Message):
     OPERATIONS_FIELD_NUMBER: _builtins.int
     NUM_LOST_FIELD_NUMBER: _builtins.int
     num_lost: _builtins.int
-    """Operations lost just before these."""
+    """Operations lost just before these, because they are no longer kept."""
     @_builtins.property
     def operations(self) -> _containers.RepeatedCompositeFieldContainer[Global___KvOperationRecord]:
-        """The operations."""
+        """The operations, at most 4,096."""
 
     def __init__(
         self,
@@ -277,18 +502,22 @@ class KvOperationRecord(_message.Message):
     operation: _kv_block_pb2.KvOperation.ValueType
     """What happened."""
     cause: _builtins.str
-    """Why."""
+    """Why, as in the span attribute `kv.cause`."""
     sequence_id: _builtins.int
-    """For which sequence; 0 for none."""
+    """For which sequence; 0 for none, and for those of other tenants."""
     step: _builtins.int
     """In which step; 0 outside any."""
     @_builtins.property
     def block_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Blocks; for copies and moves the sources."""
+        """Blocks; for copies and moves the sources, for RESIZE those that the pool lost. PROMOTE and
+        SWAP_IN have slots of the host tier here.
+        """
 
     @_builtins.property
     def target_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """For copies and moves the targets."""
+        """For copies and moves the targets, for RESIZE the blocks that the pool gained. DEMOTE and SWAP_OUT
+        have slots of the host tier here.
+        """
 
     def __init__(
         self,
@@ -319,14 +548,16 @@ class RetainRequest(_message.Message):
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     TIME_TO_LIVE_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """Makes a repeated call harmless."""
+    """Makes a repeated call harmless: same name, same handle. At most 128 bytes; empty makes a new
+    handle with every call.
+    """
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """The prefix."""
+        """The prefix: at least one token, at most as many as one sequence may have."""
 
     @_builtins.property
     def time_to_live(self) -> _duration_pb2.Duration:
-        """How long; at most the server's maximum."""
+        """How long from now: more than zero, at most the server's maximum. Required."""
 
     def __init__(
         self,
@@ -355,7 +586,9 @@ class RetainResponse(_message.Message):
     handle: _builtins.str
     """Name for GenerateRequest.prefix_handle and for Release."""
     num_tokens: _builtins.int
-    """Tokens whose blocks are kept now."""
+    """Tokens whose blocks are kept now, in whole blocks. The rest is kept as soon as a request has
+    computed it.
+    """
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
         """When the handle ends."""
@@ -383,7 +616,7 @@ class ReleaseRequest(_message.Message):
 
     HANDLE_FIELD_NUMBER: _builtins.int
     handle: _builtins.str
-    """Which."""
+    """Which; as `Retain` answered."""
     def __init__(
         self,
         *,
@@ -423,7 +656,7 @@ class SetQuotaRequest(_message.Message):
     QUOTA_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def quota(self) -> _executor_service_pb2.TenantQuota:
-        """The tenant's new bounds."""
+        """The tenant's new bounds; the ceiling, if any, is not below the floor. Required."""
 
     def __init__(
         self,
@@ -468,7 +701,7 @@ class ResizeRequest(_message.Message):
 
     NUM_BLOCKS_FIELD_NUMBER: _builtins.int
     num_blocks: _builtins.int
-    """Blocks that the pool is to have."""
+    """Blocks that the pool is to have; at least 1, at most what was reserved at the start."""
     def __init__(
         self,
         *,

@@ -28,7 +28,9 @@ if _version_not_supported:
 class KvMemoryServiceStub:
     """Shows and steers the block pool of an executor. Changes apply at step boundaries.
 
-    Calls act for the authenticated tenant; blocks of other tenants are shown without their owner.
+    Calls act for the authenticated tenant. What belongs to other tenants is shown without its owner,
+    unless the caller is an operator. Where no keys are configured, everybody is an operator of the
+    tenant `default`.
     """
 
     def __init__(self, channel):
@@ -77,54 +79,59 @@ class KvMemoryServiceStub:
 class KvMemoryServiceServicer:
     """Shows and steers the block pool of an executor. Changes apply at step boundaries.
 
-    Calls act for the authenticated tenant; blocks of other tenants are shown without their owner.
+    Calls act for the authenticated tenant. What belongs to other tenants is shown without its owner,
+    unless the caller is an operator. Where no keys are configured, everybody is an operator of the
+    tenant `default`.
     """
 
     def Snapshot(self, request, context):
-        """Shows every block and every block table at one step boundary.
+        """Shows every block and every block table at one step boundary. An answer that would be larger
+        than a message may be is refused with SNAPSHOT_TOO_LARGE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Explain(self, request, context):
-        """Tells who holds a block, why, and since when.
+        """Tells who holds a block, why, and since when. A block outside the pool is BLOCK_UNKNOWN.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Watch(self, request, context):
-        """Streams operations from a sequence number on. A reader that is too slow loses the oldest; how
-        many is told.
+        """Streams operations from a running number on, without end. Initial metadata is sent at once: what
+        happens after it is not missed. A reader that is too slow loses the oldest; how many is told.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Retain(self, request, context):
-        """Keeps the blocks of a prefix under a handle until its time limit. Idempotent by request_id.
+        """Keeps the blocks of a prefix under a handle until its time limit. Idempotent by request_id: again
+        with the same tokens renews the time limit, with others it is REQUEST_ID_REUSED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Release(self, request, context):
-        """Gives a handle back. Idempotent.
+        """Gives a handle back. Idempotent; a handle that never was, or of another tenant, is
+        HANDLE_UNKNOWN.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SetQuota(self, request, context):
-        """Sets floor and ceiling of a tenant.
+        """Sets floor and ceiling of a tenant until the scheduler connects anew. For operators.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Resize(self, request, context):
-        """Shrinks or grows the pool while it serves.
+        """Shrinks or grows the pool while it serves: all of it or, when refused, nothing. For operators.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -179,7 +186,9 @@ def add_KvMemoryServiceServicer_to_server(servicer, server):
 class KvMemoryService:
     """Shows and steers the block pool of an executor. Changes apply at step boundaries.
 
-    Calls act for the authenticated tenant; blocks of other tenants are shown without their owner.
+    Calls act for the authenticated tenant. What belongs to other tenants is shown without its owner,
+    unless the caller is an operator. Where no keys are configured, everybody is an operator of the
+    tenant `default`.
     """
 
     @staticmethod

@@ -29,7 +29,9 @@ GRPC_VERSION: str
 class KvMemoryServiceStub:
     """Shows and steers the block pool of an executor. Changes apply at step boundaries.
 
-    Calls act for the authenticated tenant; blocks of other tenants are shown without their owner.
+    Calls act for the authenticated tenant. What belongs to other tenants is shown without its owner,
+    unless the caller is an operator. Where no keys are configured, everybody is an operator of the
+    tenant `default`.
     """
 
     @_typing.overload
@@ -37,51 +39,67 @@ class KvMemoryServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> KvMemoryServiceAsyncStub: ...
     Snapshot: _grpc.UnaryUnaryMultiCallable[_kv_memory_service_pb2.KvMemoryServiceSnapshotRequest, _kv_memory_service_pb2.KvMemoryServiceSnapshotResponse]
-    """Shows every block and every block table at one step boundary."""
+    """Shows every block and every block table at one step boundary. An answer that would be larger
+    than a message may be is refused with SNAPSHOT_TOO_LARGE.
+    """
     Explain: _grpc.UnaryUnaryMultiCallable[_kv_memory_service_pb2.ExplainRequest, _kv_memory_service_pb2.ExplainResponse]
-    """Tells who holds a block, why, and since when."""
+    """Tells who holds a block, why, and since when. A block outside the pool is BLOCK_UNKNOWN."""
     Watch: _grpc.UnaryStreamMultiCallable[_kv_memory_service_pb2.WatchRequest, _kv_memory_service_pb2.WatchResponse]
-    """Streams operations from a sequence number on. A reader that is too slow loses the oldest; how
-    many is told.
+    """Streams operations from a running number on, without end. Initial metadata is sent at once: what
+    happens after it is not missed. A reader that is too slow loses the oldest; how many is told.
     """
     Retain: _grpc.UnaryUnaryMultiCallable[_kv_memory_service_pb2.RetainRequest, _kv_memory_service_pb2.RetainResponse]
-    """Keeps the blocks of a prefix under a handle until its time limit. Idempotent by request_id."""
+    """Keeps the blocks of a prefix under a handle until its time limit. Idempotent by request_id: again
+    with the same tokens renews the time limit, with others it is REQUEST_ID_REUSED.
+    """
     Release: _grpc.UnaryUnaryMultiCallable[_kv_memory_service_pb2.ReleaseRequest, _kv_memory_service_pb2.ReleaseResponse]
-    """Gives a handle back. Idempotent."""
+    """Gives a handle back. Idempotent; a handle that never was, or of another tenant, is
+    HANDLE_UNKNOWN.
+    """
     SetQuota: _grpc.UnaryUnaryMultiCallable[_kv_memory_service_pb2.SetQuotaRequest, _kv_memory_service_pb2.SetQuotaResponse]
-    """Sets floor and ceiling of a tenant."""
+    """Sets floor and ceiling of a tenant until the scheduler connects anew. For operators."""
     Resize: _grpc.UnaryUnaryMultiCallable[_kv_memory_service_pb2.ResizeRequest, _kv_memory_service_pb2.ResizeResponse]
-    """Shrinks or grows the pool while it serves."""
+    """Shrinks or grows the pool while it serves: all of it or, when refused, nothing. For operators."""
 
 @_typing.type_check_only
 class KvMemoryServiceAsyncStub(KvMemoryServiceStub):
     """Shows and steers the block pool of an executor. Changes apply at step boundaries.
 
-    Calls act for the authenticated tenant; blocks of other tenants are shown without their owner.
+    Calls act for the authenticated tenant. What belongs to other tenants is shown without its owner,
+    unless the caller is an operator. Where no keys are configured, everybody is an operator of the
+    tenant `default`.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Snapshot: _aio.UnaryUnaryMultiCallable[_kv_memory_service_pb2.KvMemoryServiceSnapshotRequest, _kv_memory_service_pb2.KvMemoryServiceSnapshotResponse]  # type: ignore[assignment]
-    """Shows every block and every block table at one step boundary."""
+    """Shows every block and every block table at one step boundary. An answer that would be larger
+    than a message may be is refused with SNAPSHOT_TOO_LARGE.
+    """
     Explain: _aio.UnaryUnaryMultiCallable[_kv_memory_service_pb2.ExplainRequest, _kv_memory_service_pb2.ExplainResponse]  # type: ignore[assignment]
-    """Tells who holds a block, why, and since when."""
+    """Tells who holds a block, why, and since when. A block outside the pool is BLOCK_UNKNOWN."""
     Watch: _aio.UnaryStreamMultiCallable[_kv_memory_service_pb2.WatchRequest, _kv_memory_service_pb2.WatchResponse]  # type: ignore[assignment]
-    """Streams operations from a sequence number on. A reader that is too slow loses the oldest; how
-    many is told.
+    """Streams operations from a running number on, without end. Initial metadata is sent at once: what
+    happens after it is not missed. A reader that is too slow loses the oldest; how many is told.
     """
     Retain: _aio.UnaryUnaryMultiCallable[_kv_memory_service_pb2.RetainRequest, _kv_memory_service_pb2.RetainResponse]  # type: ignore[assignment]
-    """Keeps the blocks of a prefix under a handle until its time limit. Idempotent by request_id."""
+    """Keeps the blocks of a prefix under a handle until its time limit. Idempotent by request_id: again
+    with the same tokens renews the time limit, with others it is REQUEST_ID_REUSED.
+    """
     Release: _aio.UnaryUnaryMultiCallable[_kv_memory_service_pb2.ReleaseRequest, _kv_memory_service_pb2.ReleaseResponse]  # type: ignore[assignment]
-    """Gives a handle back. Idempotent."""
+    """Gives a handle back. Idempotent; a handle that never was, or of another tenant, is
+    HANDLE_UNKNOWN.
+    """
     SetQuota: _aio.UnaryUnaryMultiCallable[_kv_memory_service_pb2.SetQuotaRequest, _kv_memory_service_pb2.SetQuotaResponse]  # type: ignore[assignment]
-    """Sets floor and ceiling of a tenant."""
+    """Sets floor and ceiling of a tenant until the scheduler connects anew. For operators."""
     Resize: _aio.UnaryUnaryMultiCallable[_kv_memory_service_pb2.ResizeRequest, _kv_memory_service_pb2.ResizeResponse]  # type: ignore[assignment]
-    """Shrinks or grows the pool while it serves."""
+    """Shrinks or grows the pool while it serves: all of it or, when refused, nothing. For operators."""
 
 class KvMemoryServiceServicer(metaclass=_abc_1.ABCMeta):
     """Shows and steers the block pool of an executor. Changes apply at step boundaries.
 
-    Calls act for the authenticated tenant; blocks of other tenants are shown without their owner.
+    Calls act for the authenticated tenant. What belongs to other tenants is shown without its owner,
+    unless the caller is an operator. Where no keys are configured, everybody is an operator of the
+    tenant `default`.
     """
 
     @_abc_1.abstractmethod
@@ -90,7 +108,9 @@ class KvMemoryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _kv_memory_service_pb2.KvMemoryServiceSnapshotRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_kv_memory_service_pb2.KvMemoryServiceSnapshotResponse, _abc.Awaitable[_kv_memory_service_pb2.KvMemoryServiceSnapshotResponse]]:
-        """Shows every block and every block table at one step boundary."""
+        """Shows every block and every block table at one step boundary. An answer that would be larger
+        than a message may be is refused with SNAPSHOT_TOO_LARGE.
+        """
 
     @_abc_1.abstractmethod
     def Explain(
@@ -98,7 +118,7 @@ class KvMemoryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _kv_memory_service_pb2.ExplainRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_kv_memory_service_pb2.ExplainResponse, _abc.Awaitable[_kv_memory_service_pb2.ExplainResponse]]:
-        """Tells who holds a block, why, and since when."""
+        """Tells who holds a block, why, and since when. A block outside the pool is BLOCK_UNKNOWN."""
 
     @_abc_1.abstractmethod
     def Watch(
@@ -106,8 +126,8 @@ class KvMemoryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _kv_memory_service_pb2.WatchRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_kv_memory_service_pb2.WatchResponse], _abc.AsyncIterator[_kv_memory_service_pb2.WatchResponse]]:
-        """Streams operations from a sequence number on. A reader that is too slow loses the oldest; how
-        many is told.
+        """Streams operations from a running number on, without end. Initial metadata is sent at once: what
+        happens after it is not missed. A reader that is too slow loses the oldest; how many is told.
         """
 
     @_abc_1.abstractmethod
@@ -116,7 +136,9 @@ class KvMemoryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _kv_memory_service_pb2.RetainRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_kv_memory_service_pb2.RetainResponse, _abc.Awaitable[_kv_memory_service_pb2.RetainResponse]]:
-        """Keeps the blocks of a prefix under a handle until its time limit. Idempotent by request_id."""
+        """Keeps the blocks of a prefix under a handle until its time limit. Idempotent by request_id: again
+        with the same tokens renews the time limit, with others it is REQUEST_ID_REUSED.
+        """
 
     @_abc_1.abstractmethod
     def Release(
@@ -124,7 +146,9 @@ class KvMemoryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _kv_memory_service_pb2.ReleaseRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_kv_memory_service_pb2.ReleaseResponse, _abc.Awaitable[_kv_memory_service_pb2.ReleaseResponse]]:
-        """Gives a handle back. Idempotent."""
+        """Gives a handle back. Idempotent; a handle that never was, or of another tenant, is
+        HANDLE_UNKNOWN.
+        """
 
     @_abc_1.abstractmethod
     def SetQuota(
@@ -132,7 +156,7 @@ class KvMemoryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _kv_memory_service_pb2.SetQuotaRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_kv_memory_service_pb2.SetQuotaResponse, _abc.Awaitable[_kv_memory_service_pb2.SetQuotaResponse]]:
-        """Sets floor and ceiling of a tenant."""
+        """Sets floor and ceiling of a tenant until the scheduler connects anew. For operators."""
 
     @_abc_1.abstractmethod
     def Resize(
@@ -140,6 +164,6 @@ class KvMemoryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _kv_memory_service_pb2.ResizeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_kv_memory_service_pb2.ResizeResponse, _abc.Awaitable[_kv_memory_service_pb2.ResizeResponse]]:
-        """Shrinks or grows the pool while it serves."""
+        """Shrinks or grows the pool while it serves: all of it or, when refused, nothing. For operators."""
 
 def add_KvMemoryServiceServicer_to_server(servicer: KvMemoryServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -159,6 +159,8 @@ class Submission(_message.Message):
     TRACE_ID_FIELD_NUMBER: _builtins.int
     SPAN_ID_FIELD_NUMBER: _builtins.int
     ARRIVAL_NS_FIELD_NUMBER: _builtins.int
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    PREFIX_HANDLE_FIELD_NUMBER: _builtins.int
     handle: _builtins.int
     """Short name for the request on this stream; not used again before its last completion."""
     request_id: _builtins.str
@@ -183,6 +185,10 @@ class Submission(_message.Message):
     """Span id of the `generate` span, 8 bytes."""
     arrival_ns: _builtins.int
     """When the gateway took the request; nanoseconds since the Unix epoch."""
+    session_id: _builtins.str
+    """Turns of one chat carry one id; at most 256 bytes, empty for none."""
+    prefix_handle: _builtins.str
+    """A retained prefix with which the prompt begins; at most 256 bytes, empty for none."""
     @_builtins.property
     def prompt_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """At least one token."""
@@ -213,10 +219,12 @@ class Submission(_message.Message):
         trace_id: _builtins.bytes = ...,
         span_id: _builtins.bytes = ...,
         arrival_ns: _builtins.int = ...,
+        session_id: _builtins.str = ...,
+        prefix_handle: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrival_ns", b"arrival_ns", "cache_salt", b"cache_salt", "deadline_ns", b"deadline_ns", "delivery", b"delivery", "handle", b"handle", "num_samples", b"num_samples", "num_tokens_per_event_max", b"num_tokens_per_event_max", "priority", b"priority", "prompt_token_ids", b"prompt_token_ids", "request_id", b"request_id", "resume", b"resume", "sampling", b"sampling", "span_id", b"span_id", "tenant", b"tenant", "trace_id", b"trace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrival_ns", b"arrival_ns", "cache_salt", b"cache_salt", "deadline_ns", b"deadline_ns", "delivery", b"delivery", "handle", b"handle", "num_samples", b"num_samples", "num_tokens_per_event_max", b"num_tokens_per_event_max", "prefix_handle", b"prefix_handle", "priority", b"priority", "prompt_token_ids", b"prompt_token_ids", "request_id", b"request_id", "resume", b"resume", "sampling", b"sampling", "session_id", b"session_id", "span_id", b"span_id", "tenant", b"tenant", "trace_id", b"trace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -367,6 +367,7 @@ class MemoryAccount(_message.Message):
     NUM_COPIES_ON_WRITE_FIELD_NUMBER: _builtins.int
     NUM_PREEMPTIONS_FIELD_NUMBER: _builtins.int
     STALLS_FIELD_NUMBER: _builtins.int
+    NUM_BLOCKS_SAVED_FIELD_NUMBER: _builtins.int
     num_prompt_tokens: _builtins.int
     """Tokens of the prompt."""
     num_cached_tokens: _builtins.int
@@ -381,6 +382,8 @@ class MemoryAccount(_message.Message):
     """Blocks copied because of a write into a shared one."""
     num_preemptions: _builtins.int
     """How often the sequence lost its blocks."""
+    num_blocks_saved: _builtins.int
+    """Blocks that did not have to be allocated thanks to sharing: shared less copied."""
     @_builtins.property
     def stalls(self) -> _containers.RepeatedCompositeFieldContainer[Global___StallTime]:
         """Waiting by cause; causes without waiting are left out."""
@@ -396,10 +399,11 @@ class MemoryAccount(_message.Message):
         num_copies_on_write: _builtins.int = ...,
         num_preemptions: _builtins.int = ...,
         stalls: _abc.Iterable[Global___StallTime] | None = ...,
+        num_blocks_saved: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_blocks_peak", b"num_blocks_peak", "num_blocks_shared", b"num_blocks_shared", "num_cached_tokens", b"num_cached_tokens", "num_completion_tokens", b"num_completion_tokens", "num_copies_on_write", b"num_copies_on_write", "num_preemptions", b"num_preemptions", "num_prompt_tokens", b"num_prompt_tokens", "stalls", b"stalls"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_blocks_peak", b"num_blocks_peak", "num_blocks_saved", b"num_blocks_saved", "num_blocks_shared", b"num_blocks_shared", "num_cached_tokens", b"num_cached_tokens", "num_completion_tokens", b"num_completion_tokens", "num_copies_on_write", b"num_copies_on_write", "num_preemptions", b"num_preemptions", "num_prompt_tokens", b"num_prompt_tokens", "stalls", b"stalls"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -49,6 +49,12 @@ def generate(
     logprobs: Annotated[int | None, typer.Option(help="Best tokens to report per token.")] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Use the model's chat template.")] = False,
     system: Annotated[str | None, typer.Option(help="System message, with --chat.")] = None,
+    session: Annotated[
+        str, typer.Option(help="Name of a chat; its blocks are kept for the next turn.")
+    ] = "",
+    prefix_handle: Annotated[
+        str, typer.Option(help="Name of a retained prefix that the prompt begins with.")
+    ] = "",
     model: Annotated[str, typer.Option(help="Name of the model; empty for any.")] = "",
     timeout: Annotated[float | None, typer.Option(help="Seconds that it may take.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -78,6 +84,8 @@ def generate(
         max_tokens=max_tokens,
         num_samples=n,
         stop=tuple(stop or ()),
+        session_id=session,
+        prefix_handle=prefix_handle,
         delivery=Delivery.FINAL if as_json or stdin_jsonl else Delivery.EVERY_TOKEN,
     )
     address = find_server(server, state_dir, os.environ)

@@ -98,6 +98,7 @@ def sample_to_json(sample: Sample) -> dict[str, Any]:
             "num_blocks_peak": account.num_blocks_peak,
             "num_blocks_shared": account.num_blocks_shared,
             "num_copies_on_write": account.num_copies_on_write,
+            "num_blocks_saved": account.num_blocks_saved,
             "num_preemptions": account.num_preemptions,
             "stall_ms": {
                 cause.name.lower(): waited_ns / 1e6 for cause, waited_ns in account.stall_ns.items()

@@ -25,12 +25,20 @@ _DEFAULT_WORDS = {
     "kv-memory": "auto",
     "http": "off",
     "lookahead": "on",
+    "prefix-cache": "on",
+    "tenant-quotas": "off",
+    "session-ttl": "10m",
+    "session-idle": "60s",
     "api-keys": "off",
     "state-dir": "~/.pageframe or $XDG_STATE_HOME/pageframe",
     "drain-timeout": "30s",
 }
 # Commands with heavy imports of their own: loaded only when asked for, or for the help.
-_LAZY_COMMANDS = {"generate": "pageframe.cli.generate", "bench": "pageframe.cli.bench"}
+_LAZY_COMMANDS = {
+    "generate": "pageframe.cli.generate",
+    "pool": "pageframe.cli.pool",
+    "bench": "pageframe.cli.bench",
+}
 
 
 def up(config: Path | None, **flags: Any) -> None:

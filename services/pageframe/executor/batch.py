@@ -8,7 +8,8 @@ A batch is flat: the new tokens of all sequences stand one after the other, deco
 
 Keys and values of new token ``t`` are written to slot ``slots[t]`` *before* attention reads; token
 ``t`` of sequence ``s`` attends to positions ``[0, positions[t]]`` of that sequence through
-``block_tables[s]`` (less what a sliding window hides).
+``block_tables[s]`` (less what a sliding window hides). Whole blocks are moved before all that, by
+``ModelRunner.move_blocks``.
 """
 
 from dataclasses import dataclass, field
@@ -17,11 +18,14 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from pageframe.core.errors import InternalError
 from pageframe.core.sampling import SamplingParams
 from pageframe.core.step import TokenLogprobs
 
 Int32Array = NDArray[np.int32]
 Int64Array = NDArray[np.int64]
+
+_NO_IDS: Int64Array = np.empty(0, dtype=np.int64)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -43,8 +47,8 @@ class StepBatch:
         block_tables: int32 [S, W], physical block of each logical block; entries past
             ``ceil(context_len / block_size)`` are undefined.
         samples: int32 [K], indices into S of the sequences that have caught up and sample.
-        copy_sources: int64 [C], blocks to copy before any write of this step.
-        copy_targets: int64 [C].
+        sample_rows: int32 [K], row whose sampling state picks each of the K tokens. Several
+            tokens may come from one index of ``samples``: a fork.
     """
 
     step: int
@@ -57,8 +61,78 @@ class StepBatch:
     context_lens: Int32Array
     block_tables: Int32Array
     samples: Int32Array
-    copy_sources: Int64Array
-    copy_targets: Int64Array
+    sample_rows: Int32Array
+
+
+def _no_ids() -> Int64Array:
+    return _NO_IDS
+
+
+@dataclass(slots=True, kw_only=True)
+class BlockMoves:
+    """Whole blocks to move before a step's writes, in this order, each as one operation.
+
+        out    device block -> host slot
+        copy   device block -> device block; all sources are read before any target is written
+        in     host slot    -> device block
+
+    Because of the order, a block that is moved out may be the target of a copy, and one that is
+    copied from may be the target of a move in. No operation writes one place twice.
+
+    Attributes:
+        out_sources: int64 [O], blocks.
+        out_slots: int64 [O], host slots.
+        copy_sources: int64 [C], blocks.
+        copy_targets: int64 [C], blocks.
+        in_slots: int64 [I], host slots.
+        in_targets: int64 [I], blocks.
+    """
+
+    out_sources: Int64Array = field(default_factory=_no_ids)
+    out_slots: Int64Array = field(default_factory=_no_ids)
+    copy_sources: Int64Array = field(default_factory=_no_ids)
+    copy_targets: Int64Array = field(default_factory=_no_ids)
+    in_slots: Int64Array = field(default_factory=_no_ids)
+    in_targets: Int64Array = field(default_factory=_no_ids)
+
+    def __len__(self) -> int:
+        """Number of moves in all."""
+        return len(self.out_slots) + len(self.copy_targets) + len(self.in_targets)
+
+    def check(self, num_blocks: int, num_host_slots: int) -> None:
+        """Make sure that every place exists, and that none is written twice by one operation.
+
+        Raises:
+            InternalError: reason MOVE_INVALID; nothing has been moved.
+        """
+        for name, sources, targets, num_sources, num_targets in (
+            ("out", self.out_sources, self.out_slots, num_blocks, num_host_slots),
+            ("copy", self.copy_sources, self.copy_targets, num_blocks, num_blocks),
+            ("in", self.in_slots, self.in_targets, num_host_slots, num_blocks),
+        ):
+            if len(sources) or len(targets):
+                _check_move(name, sources, targets, num_sources, num_targets)
+
+
+def _check_move(
+    name: str, sources: Int64Array, targets: Int64Array, num_sources: int, num_targets: int
+) -> None:
+    if len(sources) != len(targets):
+        why = f"{len(sources)} sources for {len(targets)} targets"
+    elif sources.min() < 0 or sources.max() >= num_sources:
+        why = f"sources {sources.min()} to {sources.max()}, but there are {num_sources}"
+    elif targets.min() < 0 or targets.max() >= num_targets:
+        why = f"targets {targets.min()} to {targets.max()}, but there are {num_targets}"
+    elif len(set(targets.tolist())) != len(targets):
+        why = "a target twice"
+    else:
+        return
+    raise InternalError(
+        "MOVE_INVALID",
+        f"cannot move blocks ({name}): {why}",
+        num_sources=num_sources,
+        num_targets=num_targets,
+    )
 
 
 @dataclass(slots=True, kw_only=True)
@@ -91,6 +165,8 @@ class ModelFacts:
         dtype: ``float32``, ``bfloat16`` or ``float16``.
         kv_dtype: The same for the pool.
         runner: ``native``, ``transformers`` or ``sim``.
+        window_tokens: Positions that a token sees, itself included, in every layer; 0 for all, also
+            when some layers see more than others.
     """
 
     name: str
@@ -103,6 +179,7 @@ class ModelFacts:
     dtype: str
     kv_dtype: str
     runner: str
+    window_tokens: int = 0
 
 
 class ModelRunner(Protocol):
@@ -113,11 +190,84 @@ class ModelRunner(Protocol):
 
     facts: ModelFacts
 
-    def allocate_pool(self, num_blocks: int, block_size: int) -> None:
-        """Reserve the KV arena. Called once, before the first step.
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one block as ``read_block`` gives it; known once the pool is allocated."""
+        ...
+
+    def allocate_pool(
+        self,
+        num_blocks: int,
+        block_size: int,
+        *,
+        num_blocks_max: int = 0,
+        num_host_slots: int = 0,
+    ) -> None:
+        """Reserve the KV arena and the host tier. Called once, before the first step.
+
+        Args:
+            num_blocks: Blocks to start with.
+            block_size: Tokens per block.
+            num_blocks_max: Most blocks that ``resize_pool`` may ask for; 0 for ``num_blocks``.
+            num_host_slots: Blocks that the host tier holds.
 
         Raises:
-            ResourceExhaustedError: the arena does not fit into memory, with the numbers.
+            ResourceExhaustedError: KV_ARENA_TOO_LARGE or HOST_TIER_TOO_LARGE, with the numbers.
+        """
+        ...
+
+    def resize_pool(self, num_blocks: int) -> None:
+        """Shrink or grow the arena between steps; blocks below ``num_blocks`` keep their content.
+
+        The memory of blocks at and above goes back to the system. Blocks that come (again) have
+        undefined content.
+
+        Raises:
+            OutOfRangeError: POOL_SIZE_OUT_OF_RANGE; not in [1, num_blocks_max].
+            ResourceExhaustedError: KV_ARENA_TOO_LARGE; memory does not suffice for growing.
+            UnimplementedError: RESIZE_UNAVAILABLE; arenas on this device do not resize.
+        """
+        ...
+
+    def move_blocks(self, moves: BlockMoves) -> None:
+        """Move whole blocks, ahead of the writes of the next step.
+
+        Raises:
+            InternalError: MOVE_INVALID; nothing was moved.
+        """
+        ...
+
+    def read_block(self, block_id: int) -> bytes:
+        """Everything that a block holds, ``block_bytes`` long; means something to this model only.
+
+        Raises:
+            OutOfRangeError: BLOCK_OUT_OF_RANGE.
+        """
+        ...
+
+    def write_block(self, block_id: int, data: bytes) -> None:
+        """Make a block hold what ``read_block`` gave.
+
+        Raises:
+            OutOfRangeError: BLOCK_OUT_OF_RANGE.
+            InvalidRequestError: BLOCK_BYTES_INVALID; not of length ``block_bytes``.
+        """
+        ...
+
+    def read_host(self, slot: int) -> bytes:
+        """The same for a host slot.
+
+        Raises:
+            OutOfRangeError: HOST_SLOT_OUT_OF_RANGE.
+        """
+        ...
+
+    def write_host(self, slot: int, data: bytes) -> None:
+        """The same for a host slot.
+
+        Raises:
+            OutOfRangeError: HOST_SLOT_OUT_OF_RANGE.
+            InvalidRequestError: BLOCK_BYTES_INVALID; not of length ``block_bytes``.
         """
         ...
 
@@ -146,7 +296,7 @@ class ModelRunner(Protocol):
         ...
 
     def execute(self, batch: StepBatch) -> StepOutput:
-        """Copy blocks, write keys and values, attend, and sample. Returns when tokens are known."""
+        """Write keys and values, attend, and sample. Returns when tokens are known."""
         ...
 
     def close(self) -> None:

@@ -15,8 +15,6 @@ from pageframe.executor.memory.apply import AppliedStep
 from pageframe.executor.memory.block_table import BlockTables
 from pageframe.executor.memory.sequence_table import SequenceTable
 
-_NO_COPIES: Int64Array = np.empty(0, dtype=np.int64)
-
 
 class BatchBuilder:
     """Builds batches in buffers of its own, so a device may mirror them at fixed addresses."""
@@ -61,6 +59,10 @@ class BatchBuilder:
         block_tables[:, :num_columns] = self._tables.entries[rows, :num_columns]
         num_tokens = int(query_start[-1])
         has_caught_up = context_lens == self._sequences.num_tokens[rows]
+        samples: Int32Array = np.flatnonzero(has_caught_up).astype(np.int32)
+        sample_rows = rows[samples]
+        if applied.forks:
+            samples, sample_rows = _with_forks(rows, samples, applied)
         return StepBatch(
             step=applied.result.step,
             num_decodes=num_decodes,
@@ -71,9 +73,8 @@ class BatchBuilder:
             query_start=query_start,
             context_lens=context_lens,
             block_tables=block_tables,
-            samples=np.flatnonzero(has_caught_up).astype(np.int32),
-            copy_sources=_NO_COPIES,
-            copy_targets=_NO_COPIES,
+            samples=samples,
+            sample_rows=sample_rows,
         )
 
     def _lay_out(self, rows: Int32Array, num_new: Int32Array, query_start: Int32Array) -> None:
@@ -88,3 +89,15 @@ class BatchBuilder:
         # 64 bits: a pool may have more slots than int32 can count.
         blocks = self._tables.entries[token_rows, positions // block_size].astype(np.int64)
         np.add(blocks * block_size, positions % block_size, out=self._slots[:num_tokens])
+
+
+def _with_forks(
+    rows: Int32Array, samples: Int32Array, applied: AppliedStep
+) -> tuple[Int32Array, Int32Array]:
+    """Let each child sample from its parent's logits, with its own row's sampling state."""
+    index_of = {row: index for index, row in enumerate(rows.tolist())}
+    parents: Int32Array = np.array(
+        [index_of[parent.row] for parent, _ in applied.forks], dtype=np.int32
+    )
+    children: Int32Array = np.array([child.row for _, child in applied.forks], dtype=np.int32)
+    return np.concatenate([samples, parents]), np.concatenate([rows[samples], children])

@@ -1,6 +1,7 @@
 """One step after another: apply a plan, run the model over it, take in what it sampled.
 
-    plan ─▶ apply ─▶ admit / release rows ─▶ build batch ─▶ execute ─▶ append, finish ─▶ result
+    plan ─▶ apply ─▶ admit / release rows ─▶ build batch ─▶ move blocks, execute
+                                                            ─▶ publish, append, finish ─▶ result
 
 One thread calls everything here. What a step costs grows with what changed in it: the sequences
 that merely go on are handled by array instructions, however many they are. A failure of the model
@@ -8,12 +9,14 @@ ends the sequences of its step and nothing else.
 """
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import numpy as np
 import structlog
 
 from pageframe.core.clock import Clock
-from pageframe.core.errors import InternalError
+from pageframe.core.errors import InternalError, ResourceExhaustedError
+from pageframe.core.sampling import SamplingParams
 from pageframe.core.step import (
     FinishReason,
     PoolAccount,
@@ -24,16 +27,22 @@ from pageframe.core.step import (
     StepTiming,
 )
 from pageframe.core.trace import KvCause, TraceSink
-from pageframe.executor.batch import Int32Array, ModelRunner, StepBatch, StepOutput
+from pageframe.executor.batch import ModelRunner, StepBatch, StepOutput
 from pageframe.executor.batch_builder import BatchBuilder
+from pageframe.executor.desk import MemoryDesk
 from pageframe.executor.finish import FinishRules
 from pageframe.executor.memory.apply import AppliedStep, StepBounds, apply
-from pageframe.executor.memory.integrity import Violation, check_integrity
+from pageframe.executor.memory.eviction import EvictionPolicy
+from pageframe.executor.memory.giving_up import fail_transfers, leave_window
+from pageframe.executor.memory.integrity import NO_BLOCK, Violation, check_integrity
 from pageframe.executor.memory.kv_memory import KvMemory
+from pageframe.executor.memory.options import MemoryOptions
+from pageframe.executor.memory.publishing import publish
+from pageframe.executor.memory.retaining import SessionTimes, forget_block, keep_session
 from pageframe.executor.memory.sequence_table import NO_ROW, Sequence
+from pageframe.executor.reporting import report_computed, report_error
 
-NO_TOKEN = -1
-"""Stands for the token of a sequence that ended with ``FinishReason.ERROR`` and got none."""
+_NO_SESSIONS = SessionTimes(idle_ns=0, ttl_ns=0)
 
 _log = structlog.get_logger(__name__)
 
@@ -57,9 +66,15 @@ class StepEngine:
         trace: Takes a record of every block operation.
         clock: Times the steps.
         check_every_step: Recompute conservation after every step, not only when the pool is idle.
+        num_blocks_max: Blocks that the pool may grow to; 0 for no growth.
+        num_host_slots: Blocks that the host tier holds; 0 for none.
+        has_prefix_cache: Whether sequences share what others computed.
+        eviction: Which cached block goes first; least recently used when absent.
+        session_times: How long the blocks of a chat are kept.
 
     Attributes:
         on_launch: Called in each step that runs, just before the model does.
+        desk: Everything that may be asked of KV memory between steps.
         memory: KV memory; read only for others.
         last_failure: What the runner last failed with, or None.
 
@@ -79,16 +94,32 @@ class StepEngine:
         trace: TraceSink,
         clock: Clock,
         check_every_step: bool = False,
+        num_blocks_max: int = 0,
+        num_host_slots: int = 0,
+        has_prefix_cache: bool = True,
+        eviction: EvictionPolicy | None = None,
+        session_times: SessionTimes = _NO_SESSIONS,
     ) -> None:
         facts = runner.facts
         self.last_failure: StepFailedError | None = None
         self.memory = KvMemory(
-            num_blocks=num_blocks,
-            block_size=block_size,
-            max_num_sequences=max_num_sequences,
-            max_model_len=max_model_len,
+            MemoryOptions(
+                num_blocks=num_blocks,
+                block_size=block_size,
+                max_num_sequences=max_num_sequences,
+                max_model_len=max_model_len,
+                num_blocks_max=num_blocks_max,
+                num_host_slots=num_host_slots,
+                window_tokens=facts.window_tokens,
+                has_prefix_cache=has_prefix_cache,
+                model=facts.name,
+                kv_dtype=facts.kv_dtype,
+            ),
             trace=trace,
+            eviction=eviction,
         )
+        self.desk = MemoryDesk(self.memory, runner, clock)
+        self._session_times = session_times
         self._broken_ids: list[int] = []
         self._runner = runner
         self.on_launch: Callable[[], None] = _do_nothing
@@ -106,7 +137,12 @@ class StepEngine:
         self._finish_rules = FinishRules(
             max_num_sequences, max_model_len=max_model_len, eos_token_ids=facts.eos_token_ids
         )
-        runner.allocate_pool(num_blocks, block_size)
+        runner.allocate_pool(
+            num_blocks,
+            block_size,
+            num_blocks_max=num_blocks_max,
+            num_host_slots=num_host_slots,
+        )
 
     @property
     def last_applied_step(self) -> int:
@@ -120,7 +156,7 @@ class StepEngine:
 
     def account(self) -> PoolAccount:
         """Blocks by state."""
-        return self.memory.pool.account()
+        return self.memory.account()
 
     def describe(self, replica_id: str) -> ReplicaFacts:
         """What this replica serves."""
@@ -141,6 +177,7 @@ class StepEngine:
             dtype=facts.dtype,
             kv_dtype=facts.kv_dtype,
             runner=facts.runner,
+            num_host_blocks=self.memory.host.num_slots,
         )
 
     def step(self, plan: StepPlan) -> StepResult:
@@ -160,10 +197,11 @@ class StepEngine:
         self._change_rows(applied)
         batch = self._builder.build(applied)
         execute_start_ns = self._clock.now_ns()
-        output = self._execute(batch) if len(batch.rows) else _empty_output()
+        output = self._execute(batch)
         execute_end_ns = self._clock.now_ns()
         if output is None:
             self._fail([int(row) for row in batch.rows], result)
+            self._fail([child.row for _, child in applied.forks if child.row != NO_ROW], result)
         else:
             self._take_in(batch, output, applied)
             result.timing.sample_ns = output.sample_ns
@@ -201,6 +239,8 @@ class StepEngine:
         violations = check_integrity(self.memory)
         for violation in violations:
             self._broken_ids += violation.sequence_ids
+            if violation.block_id != NO_BLOCK:
+                forget_block(self.memory, violation.block_id)
         return violations
 
     def close(self) -> None:
@@ -212,37 +252,55 @@ class StepEngine:
         for row in applied.vacated_rows:
             self._runner.release(row)
         for sequence in applied.admitted:
-            row = sequence.row
-            try:
-                self._finish_rules.admit(row, sequence.sampling, sequence.num_prompt_tokens)
-                self._runner.admit(
-                    row,
-                    sampling=sequence.sampling,
-                    sample_index=sequence.sample_index,
-                    token_ids=self.memory.sequences.tokens_of(row),
-                    num_prompt_tokens=sequence.num_prompt_tokens,
-                )
-            except Exception as error:
-                self._note_failure(applied.result.step, error)
-                del applied.chunks[row]
-                self._fail([row], applied.result)
-        for sequence_id in applied.rejected_ids:
+            self._admit(sequence, sequence.sampling, applied)
+        for _, child in applied.forks:
+            # The log-probabilities of the prompt are told once, by the parent.
+            self._admit(child, replace(child.sampling, num_prompt_logprobs=-1), applied)
+        for sequence_id, reason in applied.rejected.items():
             applied.result.accounts[sequence_id] = SequenceAccount()
-            _report_error(applied.result, sequence_id)
+            report_error(applied.result, sequence_id, reason)
+
+    def _admit(self, sequence: Sequence, sampling: SamplingParams, applied: AppliedStep) -> None:
+        row = sequence.row
+        try:
+            self._finish_rules.admit(row, sampling, sequence.num_prompt_tokens)
+            self._runner.admit(
+                row,
+                sampling=sampling,
+                sample_index=sequence.sample_index,
+                token_ids=self.memory.sequences.tokens_of(row),
+                num_prompt_tokens=sequence.num_prompt_tokens,
+            )
+        except Exception as error:
+            self._note_failure(applied.result.step, error)
+            applied.chunks.pop(row, None)
+            applied.forks = [
+                (parent, child)
+                for parent, child in applied.forks
+                if sequence not in (parent, child)
+            ]
+            self._fail([row], applied.result)
 
     def _execute(self, batch: StepBatch) -> StepOutput | None:
-        """Run the batch; None when the runner failed."""
-        self.memory.pool.launch(batch.step)
+        """Move blocks and run the batch; None when the runner failed."""
+        memory, moves = self.memory, self.memory.transfers.take()
+        if moves is None and not len(batch.rows):
+            return _empty_output()
+        memory.pool.launch(batch.step)
         self.on_launch()
         try:
-            output = self._runner.execute(batch)
+            if moves is not None:
+                self._runner.move_blocks(moves)
+            output = self._runner.execute(batch) if len(batch.rows) else _empty_output()
             num_tokens, num_samples = len(output.token_ids), len(batch.samples)
             assert num_tokens == num_samples, f"{num_tokens} tokens for {num_samples} samples"
         except Exception as error:
             self._note_failure(batch.step, error)
+            memory.pool.complete(batch.step)
+            fail_transfers(memory)
             return None
-        finally:
-            self.memory.pool.complete(batch.step)
+        memory.pool.complete(batch.step)
+        memory.transfers.finish()
         return output
 
     def _note_failure(self, step: int, error: Exception) -> None:
@@ -255,8 +313,16 @@ class StepEngine:
     def _take_in(self, batch: StepBatch, output: StepOutput, applied: AppliedStep) -> None:
         """Append sampled tokens, and end the sequences that are done."""
         sequences, result = self.memory.sequences, applied.result
+        if applied.named_rows:
+            report_computed(sequences, batch, applied.named_rows, result)
         sequences.num_computed[batch.rows] = batch.context_lens
-        rows, token_ids = batch.rows[batch.samples], output.token_ids
+        for parent, child in applied.forks:
+            sequences.num_computed[child.row] = sequences.num_computed[parent.row]
+        publish(self.memory, batch.rows)
+        for parent, child in applied.forks:
+            sequences.num_published[child.row] = sequences.num_published[parent.row]
+        leave_window(self.memory, batch.rows)
+        rows, token_ids = batch.sample_rows, output.token_ids
         sequences.append_tokens(rows, token_ids)
         reasons = self._finish_rules.reasons(rows, sequences.num_tokens[rows], token_ids)
         # Failed sequences may stand there already: positions of log-probabilities move behind them.
@@ -267,21 +333,25 @@ class StepEngine:
         result.logprobs = {num_before + k: logprob for k, logprob in output.logprobs.items()}
         for row, logprobs in output.prompt_logprobs.items():
             result.prompt_logprobs[int(sequences.sequence_ids[row])] = logprobs
-        if applied.named_rows:
-            self._report_computed(batch.rows, applied.named_rows, result)
         for row in rows[reasons != FinishReason.NONE].tolist():
-            self._end(sequences.at_row(row), KvCause.FINISHED, result)
+            sequence = sequences.at_row(row)
+            if sequence.session_id and self._session_times.ttl_ns:
+                self._keep_session(sequence)
+            self._end(sequence, KvCause.FINISHED, result)
 
-    def _report_computed(self, rows: Int32Array, named_rows: set[int], result: StepResult) -> None:
-        named = rows[np.isin(rows, list(named_rows))]
-        result.computed_ids = self.memory.sequences.sequence_ids[named].tolist()
-        result.num_computed = self.memory.sequences.num_computed[named].tolist()
+    def _keep_session(self, sequence: Sequence) -> None:
+        now_ns = self._clock.now_ns()
+        try:
+            keep_session(self.memory, sequence, self._session_times, now_ns=now_ns)
+        except ResourceExhaustedError as error:
+            # The next turn may still find its blocks in the cache.
+            _log.warning("session_not_kept", session=sequence.session_id, reason=error.reason)
 
     def _fail(self, rows: list[int], result: StepResult) -> None:
         for row in rows:
             sequence = self.memory.sequences.at_row(row)
             self._end(sequence, KvCause.CANCELLED, result)
-            _report_error(result, sequence.sequence_id)
+            report_error(result, sequence.sequence_id)
 
     def _end(self, sequence: Sequence, cause: KvCause, result: StepResult) -> None:
         row = sequence.row
@@ -296,7 +366,7 @@ class StepEngine:
             sequence = self.memory.sequences.get(sequence_id)
             if sequence is not None:
                 self._end(sequence, KvCause.INTEGRITY, result)
-                _report_error(result, sequence_id)
+                report_error(result, sequence_id)
         self._broken_ids.clear()
         result.account = self.account()
 
@@ -307,13 +377,3 @@ def _do_nothing() -> None:
 
 def _empty_output() -> StepOutput:
     return StepOutput(token_ids=np.empty(0, dtype=np.int32))
-
-
-def _report_error(result: StepResult, sequence_id: int) -> None:
-    """Say that a sequence ended with an error; a token that it got in this step still counts."""
-    if sequence_id in result.sampled_ids:
-        result.finish_reasons[result.sampled_ids.index(sequence_id)] = FinishReason.ERROR
-        return
-    result.sampled_ids.append(sequence_id)
-    result.token_ids.append(NO_TOKEN)
-    result.finish_reasons.append(FinishReason.ERROR)

@@ -13,9 +13,14 @@ from pageframe.core.trace import TraceSink
 from pageframe.core.units import NANOSECONDS_PER_SECOND
 from pageframe.executor.batch import ModelFacts, ModelRunner
 from pageframe.executor.engine import StepEngine
+from pageframe.executor.memory.eviction import load_eviction_policy
+from pageframe.executor.memory.pool_upkeep import record_size
+from pageframe.executor.memory.retaining import SessionTimes
 from pageframe.executor.memory_servicer import KvMemoryServicer
+from pageframe.executor.operation_log import OperationLog
 from pageframe.executor.servicer import ExecutorServicer
 from pageframe.executor.step_thread import StepThread
+from pageframe.rpc.auth import Authenticator, read_api_keys
 from pageframe.rpc.lifecycle import Service, serve
 from pageframe.rpc.ready import announce_progress
 from pageframe.telemetry.sink import RingTraceSink
@@ -26,6 +31,10 @@ SERVICE_NAMES = ("pageframe.v1.ExecutorService", "pageframe.v1.KvMemoryService")
 
 KV_MEMORY_BYTES_DEFAULT = 1 << 30
 """What ``--kv-memory auto`` reserves on a CPU; pages are touched only as blocks are used."""
+
+
+_GROWTH = 4
+"""How many times its first size the pool may grow to, unless somebody says otherwise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,18 +80,44 @@ def size_pool(
     return PoolSize(num_blocks=blocks, max_model_len=wanted)
 
 
+def num_host_slots(facts: ModelFacts, block_size: int, host_kv_memory_bytes: int) -> int:
+    """How many blocks the host tier holds.
+
+    Raises:
+        OutOfRangeError: HOST_TIER_TOO_SMALL, when memory was asked for that holds no block.
+    """
+    block_bytes = block_size * facts.kv_bytes_per_token
+    num_slots = host_kv_memory_bytes // max(block_bytes, 1)
+    if host_kv_memory_bytes and not num_slots:
+        raise OutOfRangeError(
+            "HOST_TIER_TOO_SMALL",
+            f"{host_kv_memory_bytes} bytes hold no block: one of {block_size} tokens takes "
+            f"{block_bytes} bytes",
+            host_kv_memory_bytes=host_kv_memory_bytes,
+            block_bytes=block_bytes,
+        )
+    return num_slots
+
+
 async def serve_executor(launch: Launch) -> None:
     """Serve until told to stop."""
-    incarnation = SystemClock().now_ns()
+    clock = SystemClock()
+    incarnation = clock.now_ns()
     trace = RingTraceSink.create(
         launch.ring_path("executor"),
         SERVICE_EXECUTOR,
         launch.settings.trace,
         incarnation=incarnation,
     )
+    log = OperationLog(trace, clock)
     steps = StepThread(asyncio.get_running_loop())
+    steps.watch(log.flush)
+    keys_path = launch.settings.api_keys
+    authenticator = Authenticator({} if keys_path is None else read_api_keys(keys_path))
     servicer = ExecutorServicer(steps, pool_incarnation=incarnation)
-    memory_servicer = KvMemoryServicer()
+    memory_servicer = KvMemoryServicer(
+        steps, log, authenticator, clock, pool_incarnation=incarnation
+    )
     built: list[StepEngine] = []
 
     def register(server: grpc.aio.Server) -> None:
@@ -90,13 +125,15 @@ async def serve_executor(launch: Launch) -> None:
         kv_memory_service_pb2_grpc.add_KvMemoryServiceServicer_to_server(memory_servicer, server)
 
     def build() -> StepEngine:
-        engine = build_engine(launch, trace)
+        engine = build_engine(launch, log)
         built.append(engine)
         return engine
 
     async def start() -> None:
         await steps.start(build)
-        servicer.open(built[0].describe(launch.settings.model))
+        facts = built[0].describe(launch.settings.model)
+        servicer.open(facts)
+        memory_servicer.open(built[0].desk, facts)
 
     async def close() -> None:
         await steps.stop()
@@ -111,6 +148,7 @@ async def serve_executor(launch: Launch) -> None:
             service_names=SERVICE_NAMES,
             register=register,
             start=start,
+            drain=memory_servicer.drain,
             close=close,
             background=[steps.wait_ended],
         )
@@ -141,7 +179,18 @@ def build_engine(launch: Launch, trace: TraceSink) -> StepEngine:
         max_model_len=size.max_model_len,
         trace=trace,
         clock=SystemClock(),
+        num_blocks_max=settings.num_blocks_max or _GROWTH * size.num_blocks,
+        num_host_slots=num_host_slots(
+            runner.facts, settings.block_size, settings.host_kv_memory_bytes
+        ),
+        has_prefix_cache=settings.prefix_cache,
+        eviction=load_eviction_policy(settings.eviction_policy),
+        session_times=SessionTimes(
+            idle_ns=round(settings.session_idle_seconds * NANOSECONDS_PER_SECOND),
+            ttl_ns=round(settings.session_ttl_seconds * NANOSECONDS_PER_SECOND),
+        ),
     )
+    record_size(engine.memory.pool)
     announce_progress("warming up")
     runner.warm_up()
     return engine

@@ -16,7 +16,7 @@ from pageframe.executor.step_thread import Session, StepThread
 from pageframe.rpc.handlers import aborting
 from pageframe.v1 import executor_service_pb2 as pb
 from pageframe.v1 import executor_service_pb2_grpc
-from pageframe.wire.replica import pool_to_proto, replica_to_proto
+from pageframe.wire.replica import pool_to_proto, quota_from_proto, replica_to_proto
 from pageframe.wire.step import plan_from_proto, refusal_to_proto, result_to_proto
 
 _log = structlog.get_logger(__name__)
@@ -79,6 +79,7 @@ class ExecutorServicer(executor_service_pb2_grpc.ExecutorServiceServicer):
         hello = first.hello
         replica = replica_to_proto(self._facts)
         self._check_epoch(hello)
+        quotas = [quota_from_proto(quota) for quota in hello.quotas]
         connection = _Connection(hello.scheduler_id)
         replaced, self._connected = self._connected, connection
         self._epochs[hello.scheduler_id] = hello.epoch
@@ -87,7 +88,7 @@ class ExecutorServicer(executor_service_pb2_grpc.ExecutorServiceServicer):
                 AbortedError("TAKEN_OVER", "the same scheduler connected again with a higher epoch")
             )
         try:
-            pool = await self._steps.take_over()
+            pool = await self._steps.take_over(connection.session, quotas)
         except BaseException:
             # It was lost while it waited for the running step.
             self._part(connection)

@@ -4,6 +4,9 @@ The event loop's thread only receives and sends. Everything that touches KV memo
 happens here, in the order in which commands were posted, cancels first: they must not wait behind
 plans that are already here, only behind the step that runs.
 
+The scheduler hears of every change of the pool: in the result of a step, or in a report of its own
+when an operator, another backend or the passing of time has changed something between steps.
+
 When the next plan is here already, a result is handed over once that plan's step is launched: the
 loop's thread then encodes and sends it while the model runs without the interpreter lock, and does
 not compete for the lock with the work between two steps.
@@ -19,13 +22,37 @@ from typing import Any, Protocol, TypeVar
 
 import structlog
 
-from pageframe.core.step import PoolAccount, StepPlan, StepResult
+from pageframe.core.clock import Clock, SystemClock
+from pageframe.core.step import PoolAccount, StepPlan, StepResult, TenantQuota
+from pageframe.core.units import NANOSECONDS_PER_SECOND
 
 _log = structlog.get_logger(__name__)
 
 
+class Desk(Protocol):
+    """The part of ``desk.MemoryDesk`` that this thread drives."""
+
+    @property
+    def next_due_ns(self) -> int:
+        """When ``pass_time`` is next due; 0 for never."""
+        ...
+
+    def pass_time(self) -> bool:
+        """Let go of what has expired; whether anything changed."""
+        ...
+
+    def replace_quotas(self, quotas: Sequence[TenantQuota]) -> None:
+        """Bound all tenants anew."""
+        ...
+
+
 class Engine(Protocol):
     """The part of ``engine.StepEngine`` that this thread drives."""
+
+    @property
+    def desk(self) -> Desk:
+        """What may be done to KV memory between steps."""
+        ...
 
     on_launch: Callable[[], None]
     """Called in each step that runs, just before the model does."""
@@ -84,12 +111,17 @@ _Result = TypeVar("_Result")
 class StepThread:
     """Runs an engine on its own thread. All methods but ``run`` are called on the event loop."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, clock: Clock | None = None) -> None:
         self._loop = loop
+        self._clock = clock or SystemClock()
+        self._on_change: Callable[[], None] | None = None
+        self._session: Session | None = None
+        self._told = PoolAccount()
         self._inbox: queue.SimpleQueue[_Command | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="step", daemon=True)
         self._ended: asyncio.Future[None] = loop.create_future()
         self._engine: Engine
+        self._is_built = False
         self._is_unchecked = False
         self._held: tuple[Session, StepResult, int] | None = None
 
@@ -106,6 +138,7 @@ class StepThread:
         def set_engine() -> None:
             self._engine = build()
             self._engine.on_launch = self._hand_over
+            self._is_built = True
 
         self._thread.start()
         await self.call(set_engine)
@@ -119,14 +152,24 @@ class StepThread:
         session.cancels.extend(sequence_ids)
         self._inbox.put(lambda: self._cancel(session))
 
-    async def take_over(self) -> PoolAccount:
-        """Forget all sequences once the running step is done; returns the pool after it."""
+    async def take_over(self, session: Session, quotas: Sequence[TenantQuota]) -> PoolAccount:
+        """Forget all sequences once the running step is done; returns the pool after it.
+
+        Raises:
+            PageframeError: the quotas are not sound; those before them hold on.
+        """
 
         def reset() -> PoolAccount:
             self._engine.reset()
-            return self._engine.account()
+            self._engine.desk.replace_quotas(quotas)
+            self._session, self._told = session, self._engine.account()
+            return self._told
 
         return await self.call(reset)
+
+    def watch(self, on_change: Callable[[], None] | None) -> None:
+        """Call ``on_change`` on this thread after each command; None for no more of that."""
+        self._on_change = on_change
 
     async def account(self) -> PoolAccount:
         """Count blocks by state, between steps."""
@@ -144,6 +187,7 @@ class StepThread:
                 self._post(_fail, future, error)
             else:
                 self._post(_succeed, future, result)
+            self._report_change()
 
         self._inbox.put(command)
         return await future
@@ -162,6 +206,8 @@ class StepThread:
         try:
             while (command := self._next_command()) is not None:
                 command()
+                if self._on_change is not None:
+                    self._on_change()
         except BaseException as error:
             _log.exception("step_thread_failed")
             self._post(_fail, self._ended, error)
@@ -174,7 +220,31 @@ class StepThread:
         except queue.Empty:
             self._hand_over()
             self._check_at_rest()
-            return self._inbox.get()
+        try:
+            return self._inbox.get(timeout=self._seconds_until_due())
+        except queue.Empty:
+            return self._pass_time
+
+    def _seconds_until_due(self) -> float | None:
+        """How long to wait for a command at most; None for as long as it takes."""
+        due_ns = self._engine.desk.next_due_ns if self._is_built else 0
+        if not due_ns:
+            return None
+        return max(0, due_ns - self._clock.now_ns()) / NANOSECONDS_PER_SECOND
+
+    def _pass_time(self) -> None:
+        due_ns = self._engine.desk.next_due_ns
+        if due_ns and due_ns <= self._clock.now_ns() and self._engine.desk.pass_time():
+            self._report_change()
+
+    def _report_change(self) -> None:
+        """Tell the scheduler of a pool that no result has told it about."""
+        if self._session is None or not self._session.is_open:
+            return
+        account = self._engine.account()
+        if account != self._told:
+            self._hold(self._session, StepResult(step=0, account=account))
+            self._hand_over()
 
     def _check_at_rest(self) -> None:
         """Law 7: prove conservation whenever work has come to rest, once for each rest."""
@@ -187,6 +257,7 @@ class StepThread:
         if not session.is_open:
             return
         self._cancel(session)
+        self._pass_time()
         result = self._engine.step(plan)
         self._is_unchecked = True
         self._hold(session, result)
@@ -203,6 +274,7 @@ class StepThread:
     def _hold(self, session: Session, result: StepResult) -> None:
         """Keep a result to hand over, behind the one that may be kept already."""
         self._hand_over()
+        self._told = result.account
         self._held = (session, result, self._engine.last_applied_step)
 
     def _hand_over(self) -> None:

@@ -26,7 +26,6 @@ from pageframe.core.request import Delivery, Submission
 from pageframe.core.sampling import SamplingParams
 from pageframe.core.step import ReplicaFacts
 from pageframe.core.trace import TraceSink
-from pageframe.gateway.auth import Authenticator
 from pageframe.gateway.chat import ChatMessage
 from pageframe.gateway.codec_store import CodecStore
 from pageframe.gateway.mailbox import Mailbox
@@ -43,6 +42,7 @@ from pageframe.gateway.validation import (
     check_token_ids,
     resolve_sampling,
 )
+from pageframe.rpc.auth import Authenticator
 from pageframe.telemetry.context import TraceContext, span_id_to_bytes
 
 # With stop strings no more tokens than this are computed in vain behind one (see DELIVERY_FINAL).
@@ -271,6 +271,8 @@ class GenerationService:
             priority=request.priority,
             tenant=request.tenant,
             cache_salt=self._authenticator.cache_salt(request.tenant),
+            session_id=request.session_id,
+            prefix_handle=request.prefix_handle,
             trace_id=trace.trace_id,
             span_id=span_id_to_bytes(trace.span_id) if trace.trace_id else b"",
             arrival_ns=trace.start_ns,

@@ -33,8 +33,8 @@ class GenerateInput:
         delivery: When to send tokens.
         request_id: The caller's name for the request; empty to have one made.
         resume_token_ids: Output of a broken stream that the caller has.
-        session_id: Names a chat whose blocks are kept for the next turn.
-        prefix_handle: Names a retained prefix.
+        session_id: Names a chat whose blocks are kept for the next turn; empty for none.
+        prefix_handle: Names a retained prefix with which the prompt begins; empty for none.
         priority: Higher runs earlier; 0 is normal.
         skip_special_tokens: Leave special tokens out of the text.
         deadline_ns: Absolute, nanoseconds since the Unix epoch; 0 for none.

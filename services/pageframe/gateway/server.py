@@ -12,11 +12,11 @@ from google.protobuf.message_factory import GetMessageClass
 
 from pageframe.config.launch import Launch
 from pageframe.core.clock import SystemClock
-from pageframe.gateway.auth import Authenticator, read_api_keys
 from pageframe.gateway.client import SchedulerLink
 from pageframe.gateway.codec_store import CodecStore
 from pageframe.gateway.generation import GenerationService
 from pageframe.gateway.servicer import GatewayServicer, Malformed
+from pageframe.rpc.auth import Authenticator, read_api_keys
 from pageframe.rpc.lifecycle import Service, serve
 from pageframe.telemetry.sink import RingTraceSink
 from pageframe.telemetry.spans import SERVICE_GATEWAY

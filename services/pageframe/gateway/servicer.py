@@ -8,7 +8,6 @@ import grpc
 from pageframe.core.clock import Clock
 from pageframe.core.errors import InvalidRequestError
 from pageframe.core.units import NANOSECONDS_PER_SECOND
-from pageframe.gateway.auth import Authenticator
 from pageframe.gateway.convert import (
     chat_from_proto,
     check_size,
@@ -18,6 +17,7 @@ from pageframe.gateway.convert import (
 )
 from pageframe.gateway.generation import GenerationService
 from pageframe.gateway.validation import check_stops
+from pageframe.rpc.auth import Authenticator
 from pageframe.rpc.handlers import aborting
 from pageframe.telemetry.context import TraceContext, parse_traceparent
 from pageframe.v1 import gateway_service_pb2 as pb

@@ -13,7 +13,6 @@ from pageframe.core.errors import (
     InvalidRequestError,
     NotFoundError,
     OutOfRangeError,
-    UnimplementedError,
 )
 from pageframe.core.limits import LIMITS
 from pageframe.core.request import Delivery
@@ -27,12 +26,14 @@ def check_input(request: GenerateInput, facts: ReplicaFacts, now_ns: int) -> Non
 
     Raises:
         PageframeError: InvalidRequestError for malformed fields, NotFoundError for the model,
-            DeadlineError for a deadline that has passed, UnimplementedError for what this release
-            does not offer.
+            DeadlineError for a deadline that has passed.
     """
     check_model(request.model, facts)
-    _check_offered(request)
-    _check_request_id(request.request_id)
+    if request.delivery not in set(Delivery):
+        raise _invalid("DELIVERY_UNKNOWN", "delivery is unknown", request.delivery)
+    _check_name("request_id", request.request_id, LIMITS.request_id_bytes_max)
+    _check_name("session_id", request.session_id, LIMITS.session_id_bytes_max)
+    _check_name("prefix_handle", request.prefix_handle, LIMITS.prefix_handle_bytes_max)
     _check_prompt(request, facts)
     _check_samples(request)
     check_stops(request.stop)
@@ -157,26 +158,14 @@ def _sampling_with(request: GenerateInput, seed: int, max_tokens: int) -> Sampli
     return dataclasses.replace(request.sampling, seed=seed, max_tokens=max_tokens)
 
 
-def _check_offered(request: GenerateInput) -> None:
-    for field_name in ("session_id", "prefix_handle"):
-        if getattr(request, field_name):
-            raise UnimplementedError(
-                f"{field_name.upper()}_NOT_OFFERED",
-                f"this release does not offer {field_name}",
-                field=field_name,
-            )
-    if request.delivery not in set(Delivery):
-        raise _invalid("DELIVERY_UNKNOWN", "delivery is unknown", request.delivery)
-
-
-def _check_request_id(request_id: str) -> None:
-    num_bytes = len(request_id.encode("utf-8"))
-    if num_bytes > LIMITS.request_id_bytes_max:
+def _check_name(field_name: str, name: str, num_bytes_max: int) -> None:
+    num_bytes = len(name.encode("utf-8"))
+    if num_bytes > num_bytes_max:
         raise InvalidRequestError(
-            "REQUEST_ID_TOO_LONG",
-            f"request_id has {num_bytes} bytes; at most {LIMITS.request_id_bytes_max} are allowed",
+            f"{field_name.upper()}_TOO_LONG",
+            f"{field_name} has {num_bytes} bytes; at most {num_bytes_max} are allowed",
             num_bytes=num_bytes,
-            num_bytes_max=LIMITS.request_id_bytes_max,
+            num_bytes_max=num_bytes_max,
         )
 
 

@@ -8,22 +8,22 @@ What three processes cost beside this is what the split costs.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 from pageframe.config.launch import Launch
 from pageframe.core.clock import SystemClock
 from pageframe.core.errors import PageframeError
 from pageframe.core.request import Submission, TokenEvents
-from pageframe.core.step import PoolAccount, ReplicaFacts, StepPlan, StepResult
+from pageframe.core.step import PoolAccount, ReplicaFacts, StepPlan, StepResult, TenantQuota
 from pageframe.core.trace import TraceSink
 from pageframe.executor.engine import StepEngine
 from pageframe.executor.server import build_engine
 from pageframe.executor.step_thread import Session, StepThread
-from pageframe.gateway.auth import Authenticator
 from pageframe.gateway.codec_store import CodecStore
 from pageframe.gateway.generation import GenerationService
 from pageframe.gateway.living import LivingRequests
 from pageframe.gateway.mailbox import Mailbox
+from pageframe.rpc.auth import Authenticator
 from pageframe.rpc.lifecycle import use_short_switch_interval
 from pageframe.scheduler.core import Scheduler
 from pageframe.scheduler.loop import SchedulerLoop
@@ -35,13 +35,17 @@ _GATEWAY = 1
 class LocalStream:
     """A scheduler's connection to a step thread of the same process."""
 
-    def __init__(self, steps: StepThread, facts: ReplicaFacts, pool: PoolAccount) -> None:
+    def __init__(self, steps: StepThread, facts: ReplicaFacts) -> None:
         self.facts = facts
-        self.pool = pool
+        self.pool = PoolAccount()
         self._steps = steps
         self._loop = asyncio.get_running_loop()
         self._results: asyncio.Queue[StepResult] = asyncio.Queue()
         self._session = Session(self._deliver)
+
+    async def connect(self, quotas: Sequence[TenantQuota]) -> None:
+        """Take the step thread over, as a hello does."""
+        self.pool = await self._steps.take_over(self._session, quotas)
 
     async def send_plan(self, plan: StepPlan) -> None:
         """Post one plan."""
@@ -114,8 +118,9 @@ async def in_process_system(launch: Launch, trace: TraceSink) -> AsyncIterator[G
         return engines[0]
 
     async def open_stream(_epoch: int) -> LocalStream:
-        pool = await steps.take_over()
-        return LocalStream(steps, engines[0].describe(launch.settings.model), pool)
+        stream = LocalStream(steps, engines[0].describe(launch.settings.model))
+        await stream.connect(launch.settings.tenant_quotas)
+        return stream
 
     def build_scheduler(facts: ReplicaFacts) -> Scheduler:
         return make_scheduler(facts, launch.settings, trace, clock)

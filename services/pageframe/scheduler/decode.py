@@ -9,6 +9,9 @@ walks over them:
     it needs a new block when          (origin + t) % block_size == 0
     its decode span is cut after       (origin + t) % 128 == 127
     it makes its last token in tick    last position - origin
+
+The children of a fork share the block that their first write goes into; each of them but one copies
+it, all in the same tick. Those copies are counted by tick.
 """
 
 from collections.abc import Iterable
@@ -27,6 +30,7 @@ class DecodeSet:
         self._num_by_phase = [0] * block_size
         self._wheel: list[dict[int, Sequence]] = [{} for _ in range(_CUT)]
         self._num_ending: dict[int, int] = {}
+        self._num_copies: dict[int, int] = {}
         self._num_sequences = 0
 
     def __len__(self) -> int:
@@ -35,14 +39,22 @@ class DecodeSet:
     def __contains__(self, sequence: Sequence) -> bool:
         return sequence.decode_origin is not None
 
-    def join(self, sequence: Sequence, *, position: int, tick: int) -> None:
-        """From ``tick`` on, ``sequence`` computes one token each, the first at ``position``."""
+    def join(
+        self, sequence: Sequence, *, position: int, tick: int, copies_block: bool = False
+    ) -> None:
+        """From ``tick`` on, ``sequence`` computes one token each, the first at ``position``.
+
+        With ``copies_block`` it copies the block of that position first.
+        """
         origin = position - tick
         if sequence.decode_origin == origin:
             return
         if sequence.decode_origin is not None:
             self.leave(sequence)
         sequence.decode_origin = origin
+        if copies_block:
+            sequence.copy_tick = tick
+            _change(self._num_copies, tick, 1)
         self._count(sequence, origin, 1)
         self._wheel[origin % _CUT][sequence.sequence_id] = sequence
 
@@ -51,6 +63,9 @@ class DecodeSet:
         origin = sequence.decode_origin
         assert origin is not None, f"sequence {sequence.sequence_id} does not decode"
         sequence.decode_origin = None
+        if sequence.copy_tick is not None:
+            _change(self._num_copies, sequence.copy_tick, -1)
+            sequence.copy_tick = None
         self._count(sequence, origin, -1)
         del self._wheel[origin % _CUT][sequence.sequence_id]
 
@@ -62,8 +77,13 @@ class DecodeSet:
         return self._num_sequences - num_ending
 
     def num_blocks_at(self, tick: int) -> int:
-        """How many need a new block in ``tick``, at most."""
-        return self._num_by_phase[-tick % self._block_size]
+        """How many blocks they need in ``tick``, at most."""
+        return self._num_by_phase[-tick % self._block_size] + self._num_copies.get(tick, 0)
+
+    def tick_of(self, sequence: Sequence, position: int) -> int:
+        """In which tick ``sequence`` computes ``position``; it must be in the set."""
+        assert sequence.decode_origin is not None, f"sequence {sequence.sequence_id} does not decode"
+        return position - sequence.decode_origin
 
     def cut_after(self, tick: int) -> Iterable[Sequence]:
         """Those that computed the last position of a decode span in ``tick``."""
@@ -72,9 +92,13 @@ class DecodeSet:
     def _count(self, sequence: Sequence, origin: int, change: int) -> None:
         self._num_sequences += change
         self._num_by_phase[origin % self._block_size] += change
-        last_tick = sequence.num_positions_max - 1 - origin
-        num_ending = self._num_ending.get(last_tick, 0) + change
-        if num_ending:
-            self._num_ending[last_tick] = num_ending
-        else:
-            del self._num_ending[last_tick]
+        _change(self._num_ending, sequence.num_positions_max - 1 - origin, change)
+
+
+def _change(counts: dict[int, int], tick: int, change: int) -> None:
+    """Add to a count that is left out while it is 0."""
+    count = counts.get(tick, 0) + change
+    if count:
+        counts[tick] = count
+    else:
+        del counts[tick]

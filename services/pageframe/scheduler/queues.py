@@ -2,7 +2,7 @@
 
 import heapq
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 
 from pageframe.core.errors import ResourceExhaustedError
@@ -50,9 +50,9 @@ class SequenceQueue:
         """The head; the queue must not be empty."""
         return self._sequences[0]
 
-    def first_few(self, num_sequences: int) -> Iterator[Sequence]:
-        """The first ``num_sequences`` in order."""
-        return islice(self._sequences, num_sequences)
+    def at(self, index: int) -> Sequence:
+        """The sequence behind ``index`` others."""
+        return self._sequences[index]
 
     def add(self, sequence: Sequence) -> None:
         """Put a sequence in its place."""
@@ -72,6 +72,88 @@ class SequenceQueue:
         )
         del self._keys[index]
         del self._sequences[index]
+
+
+class TenantQueues:
+    """Sequences in the order of a key, kept apart by tenant so that a tenant can be passed over.
+
+    One queue would be looked through to find the first sequence of somebody else.
+    """
+
+    def __init__(self, key: Callable[[Sequence], Key]) -> None:
+        self._key = key
+        self._by_tenant: dict[str, SequenceQueue] = {}
+        self._num_sequences = 0
+
+    def __len__(self) -> int:
+        return self._num_sequences
+
+    def __iter__(self) -> Iterator[Sequence]:
+        return heapq.merge(*self._by_tenant.values(), key=self._key)
+
+    def __contains__(self, sequence: Sequence) -> bool:
+        queue = self._by_tenant.get(sequence.submission.tenant)
+        return queue is not None and sequence in queue
+
+    def first_few(self, num_sequences: int) -> Iterator[Sequence]:
+        """The first ``num_sequences`` in order."""
+        return islice(self, num_sequences)
+
+    def add(self, sequence: Sequence) -> None:
+        """Put a sequence in its place."""
+        tenant = sequence.submission.tenant
+        if tenant not in self._by_tenant:
+            self._by_tenant[tenant] = SequenceQueue(self._key)
+        self._by_tenant[tenant].add(sequence)
+        self._num_sequences += 1
+
+    def remove(self, sequence: Sequence) -> None:
+        """Take a sequence out, wherever it stands."""
+        tenant = sequence.submission.tenant
+        queue = self._by_tenant[tenant]
+        queue.remove(sequence)
+        self._num_sequences -= 1
+        if not queue:
+            del self._by_tenant[tenant]
+
+    def walk(self) -> "Walk":
+        """Look at one after the other from the start; nothing is added meanwhile."""
+        return Walk(self._by_tenant, self._key)
+
+
+class Walk:
+    """Goes through queues in order, while what it stands on may be taken out.
+
+    Each tenant's queue has a place; the smallest key at those places is where the walk stands.
+    """
+
+    def __init__(
+        self, by_tenant: Mapping[str, SequenceQueue], key: Callable[[Sequence], Key]
+    ) -> None:
+        self._by_tenant = dict(by_tenant)
+        self._key = key
+        self._places = [(key(queue.first), tenant, 0) for tenant, queue in by_tenant.items()]
+        heapq.heapify(self._places)
+
+    @property
+    def current(self) -> Sequence | None:
+        """Where the walk stands; None at its end."""
+        if not self._places:
+            return None
+        _, tenant, index = self._places[0]
+        return self._by_tenant[tenant].at(index)
+
+    def go_on(self, *, is_taken: bool) -> None:
+        """To the next; ``is_taken`` says that the current one has been taken out."""
+        _, tenant, index = heapq.heappop(self._places)
+        index += not is_taken
+        queue = self._by_tenant[tenant]
+        if index < len(queue):
+            heapq.heappush(self._places, (self._key(queue.at(index)), tenant, index))
+
+    def pass_tenant(self) -> None:
+        """To the next of another tenant, and to no other of this one later."""
+        heapq.heappop(self._places)
 
 
 class Backlog:

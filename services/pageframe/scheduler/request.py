@@ -22,6 +22,7 @@ class Request:
         gateway_id: From which gateway.
         outbox: Where its events leave.
         sequences: By sample index, the ended ones too.
+        siblings: Samples that wait for sample 0 to compute the prompt for them.
         num_living: Sequences that have not ended.
         num_waiting: Sequences in the backlog.
         has_prompt_logprobs: Whether they were sent.
@@ -33,10 +34,20 @@ class Request:
     gateway_id: int
     outbox: Outbox
     sequences: list[Sequence] = field(default_factory=list)
+    siblings: list[Sequence] = field(default_factory=list)
     num_living: int = 0
     num_waiting: int = 0
     has_prompt_logprobs: bool = False
     has_expired: bool = False
+
+    @property
+    def forks(self) -> bool:
+        """Whether sample 0 may still compute the prompt for the others: it has no output yet.
+
+        Samples that are resumed differ from their first token on and do not fork.
+        """
+        parent = self.sequences[0]
+        return not self.submission.resume_token_ids and parent.is_living and not parent.output
 
     @property
     def is_over(self) -> bool:
@@ -49,18 +60,18 @@ class Request:
         return any(sequence.is_living for sequence in self.sequences)
 
 
-def check_submission(
-    submission: Submission, facts: ReplicaFacts, *, max_num_running: int, now_ns: int
-) -> None:
+def check_submission(submission: Submission, facts: ReplicaFacts, *, now_ns: int) -> None:
     """Refuse what is malformed or can never be served by this replica.
 
     Raises:
         InvalidRequestError: malformed, whatever the replica.
-        OutOfRangeError: CONTEXT_TOO_LONG, EXCEEDS_POOL or TOO_MANY_SAMPLES.
+        OutOfRangeError: CONTEXT_TOO_LONG or EXCEEDS_POOL.
         DeadlineError: DEADLINE_PASSED.
     """
     submission.sampling.validate(facts.vocab_size)
-    _check_samples(submission, max_num_running)
+    _check_samples(submission)
+    _check_name("session_id", submission.session_id, LIMITS.session_id_bytes_max)
+    _check_name("prefix_handle", submission.prefix_handle, LIMITS.prefix_handle_bytes_max)
     if not submission.prompt_token_ids:
         raise InvalidRequestError("PROMPT_EMPTY", "the prompt has no tokens", num_prompt_tokens=0)
     _check_token_ids("prompt_token_ids", submission.prompt_token_ids, facts.vocab_size)
@@ -88,8 +99,7 @@ def check_fits(submission: Submission, facts: ReplicaFacts) -> None:
             max_tokens=max_tokens,
             max_model_len=facts.max_model_len,
         )
-    # The last output token is sampled but never computed, so it needs no slot.
-    num_blocks = ceil_div(num_prompt_tokens + max_tokens - 1, facts.block_size)
+    num_blocks = num_blocks_needed(submission, facts)
     if num_blocks > facts.num_blocks:
         raise OutOfRangeError(
             "EXCEEDS_POOL",
@@ -101,6 +111,15 @@ def check_fits(submission: Submission, facts: ReplicaFacts) -> None:
             num_blocks=facts.num_blocks,
             block_size_tokens=facts.block_size,
         )
+
+
+def num_blocks_needed(submission: Submission, facts: ReplicaFacts) -> int:
+    """Blocks that one sample comes to hold if it goes on to its last token.
+
+    That token is sampled but never computed, so it needs no slot.
+    """
+    num_tokens = len(submission.prompt_token_ids) + submission.sampling.max_tokens - 1
+    return ceil_div(num_tokens, facts.block_size)
 
 
 def deadline_passed(submission: Submission, now_ns: int) -> DeadlineError:
@@ -133,7 +152,7 @@ def finished_already(
     )
 
 
-def _check_samples(submission: Submission, max_num_running: int) -> None:
+def _check_samples(submission: Submission) -> None:
     num_samples = submission.num_samples
     if not 1 <= num_samples <= LIMITS.num_samples_max:
         raise InvalidRequestError(
@@ -142,13 +161,6 @@ def _check_samples(submission: Submission, max_num_running: int) -> None:
             num_samples=num_samples,
             num_samples_max=LIMITS.num_samples_max,
         )
-    if num_samples > max_num_running:
-        raise OutOfRangeError(
-            "TOO_MANY_SAMPLES",
-            f"{num_samples} samples; at most {max_num_running} sequences run at once",
-            num_samples=num_samples,
-            max_num_running=max_num_running,
-        )
     num_resumed = len(submission.resume_token_ids)
     if num_resumed not in (0, num_samples):
         raise InvalidRequestError(
@@ -156,6 +168,17 @@ def _check_samples(submission: Submission, max_num_running: int) -> None:
             f"output of {num_resumed} samples is given; the request has {num_samples}",
             num_resumed=num_resumed,
             num_samples=num_samples,
+        )
+
+
+def _check_name(field_name: str, name: str, num_bytes_max: int) -> None:
+    num_bytes = len(name.encode())
+    if num_bytes > num_bytes_max:
+        raise InvalidRequestError(
+            f"{field_name.upper()}_TOO_LONG",
+            f"{field_name} has {num_bytes} bytes; at most {num_bytes_max} are allowed",
+            num_bytes=num_bytes,
+            num_bytes_max=num_bytes_max,
         )
 
 

@@ -2,19 +2,30 @@
 
 state         places
 WAITING       waiting, backlog
+SIBLING       its request's siblings, backlog
 ADMITTING     running, and prefills or decodes (as if the plans in flight were applied)
 RUNNING       running, and prefills or decodes (likewise)
 PREEMPTED     preempted
 CANCELLING    nowhere; known until the executor has released it
 """
 
+from collections import Counter
 from collections.abc import Iterator
 
 from pageframe.scheduler.budget import Capacity
 from pageframe.scheduler.decode import DecodeSet
-from pageframe.scheduler.queues import Backlog, SequenceQueue, by_arrival, by_join
+from pageframe.scheduler.prefixes import Prefixes
+from pageframe.scheduler.queues import (
+    Backlog,
+    SequenceQueue,
+    TenantQueues,
+    by_arrival,
+    by_join,
+)
 from pageframe.scheduler.request import Request
 from pageframe.scheduler.sequence import Sequence, SequenceState
+
+_WAITING_STATES = (SequenceState.WAITING, SequenceState.SIBLING, SequenceState.PREEMPTED)
 
 
 class Roster:
@@ -26,11 +37,14 @@ class Roster:
         names: Requests by name, as long as a sample is neither ended nor being cancelled.
         sequences: By id, all that have not ended.
         waiting: Never yet run; by priority, then arrival.
-        preempted: Lost their blocks; the same order.
+        preempted: Lost all their blocks; the same order.
         running: Admitted or being admitted, by id; a dict, so in the order of joining.
         prefills: Running, with tokens that no plan has asked for, in the order of joining.
         decodes: Running, one token in every step.
-        backlog: Bounds of ``waiting``.
+        prefixes: Running, with tokens that others may want to share.
+        parents: Requests with siblings whose sample 0 is running, by its id.
+        backlog: Bounds of ``waiting`` and of siblings.
+        num_departures: How often a sequence stopped running, by tenant.
     """
 
     def __init__(self, capacity: Capacity, backlog: Backlog) -> None:
@@ -38,12 +52,15 @@ class Roster:
         self.requests: dict[tuple[int, int], Request] = {}
         self.names: dict[str, Request] = {}
         self.sequences: dict[int, Sequence] = {}
-        self.waiting = SequenceQueue(by_arrival)
-        self.preempted = SequenceQueue(by_arrival)
+        self.waiting = TenantQueues(by_arrival)
+        self.preempted = TenantQueues(by_arrival)
         self.running: dict[int, Sequence] = {}
         self.prefills = SequenceQueue(by_join)
         self.decodes = DecodeSet(capacity.block_size)
+        self.prefixes = Prefixes(capacity.block_size)
+        self.parents: dict[int, Request] = {}
         self.backlog = backlog
+        self.num_departures: Counter[str] = Counter()
         self._num_joined = 0
 
     @property
@@ -60,26 +77,44 @@ class Roster:
         """The request that a sequence belongs to."""
         return self.requests[sequence.gateway_id, sequence.handle]
 
-    def resize(self, capacity: Capacity) -> None:
+    @property
+    def num_siblings_promised(self) -> int:
+        """Siblings that will run as soon as running sequences have computed their prompts."""
+        return sum(len(request.siblings) for request in self.parents.values())
+
+    def restart(self, capacity: Capacity) -> None:
         """Serve on with another executor; nothing may run."""
         assert not self.running, f"{len(self.running)} sequences are running"
         self.capacity = capacity
         self.decodes = DecodeSet(capacity.block_size)
+        self.prefixes = Prefixes(capacity.block_size)
 
     def enter(self, request: Request, sequence: Sequence) -> None:
-        """A new sequence begins to wait."""
+        """A new sequence begins to wait: in the queue, or for the sample before it to fork."""
         request.num_living += 1
         self.sequences[sequence.sequence_id] = sequence
+        if sequence.sample_index and request.forks:
+            sequence.move_to(SequenceState.SIBLING)
         self._wait(request, sequence)
 
-    def admit(self, sequence: Sequence) -> None:
-        """Its first entry since it began to wait is being sent."""
+    def admit(self, sequence: Sequence, tick: int) -> None:
+        """Its first entry since it began to wait is being sent, for ``tick``."""
         self._leave_queue(sequence)
-        sequence.move_to(SequenceState.ADMITTING)
-        self._num_joined += 1
-        sequence.join_number = self._num_joined
-        self.running[sequence.sequence_id] = sequence
+        self._join(sequence, tick)
         self.prefills.add(sequence)
+        self.prefixes.begin(sequence)
+        request = self.request_of(sequence)
+        if request.siblings and request.sequences[0] is sequence:
+            self.parents[sequence.sequence_id] = request
+
+    def fork(self, parent: Sequence, child: Sequence, tick: int) -> None:
+        """``child`` is to go on from ``parent``'s prompt, which is complete after ``tick``."""
+        self._leave_queue(child)
+        self._join(child, tick)
+        num_tokens = parent.num_prompt_tokens
+        parent.num_shared_tokens = child.num_shared_tokens = num_tokens
+        copies_block = num_tokens % self.capacity.block_size != 0
+        self.decodes.join(child, position=num_tokens, tick=tick + 1, copies_block=copies_block)
 
     def confirm(self, sequence: Sequence) -> None:
         """The executor has run it."""
@@ -87,21 +122,36 @@ class Roster:
         sequence.has_run = True
 
     def withdraw(self, sequence: Sequence) -> None:
-        """The executor did not take it; it waits again where it came from."""
+        """The executor did not take it; it waits again, where it came from if that goes on."""
         self._leave_running(sequence)
         if sequence.has_run:
             sequence.move_to(SequenceState.PREEMPTED)
             self.preempted.add(sequence)
-        else:
-            sequence.move_to(SequenceState.WAITING)
-            self._wait(self.request_of(sequence), sequence)
+            return
+        request = self.request_of(sequence)
+        is_sibling = sequence.sample_index and request.forks
+        sequence.move_to(SequenceState.SIBLING if is_sibling else SequenceState.WAITING)
+        self._wait(request, sequence)
 
-    def preempt(self, sequence: Sequence, generation: int) -> None:
-        """It has lost its blocks."""
+    def release_siblings(self, request: Request) -> None:
+        """Sample 0 has not forked for them, or not for all: they go the way of any request."""
+        siblings, request.siblings = request.siblings, []
+        self.parents.pop(request.sequences[0].sequence_id, None)
+        for sibling in siblings:
+            sibling.move_to(SequenceState.WAITING)
+            self.waiting.add(sibling)
+
+    def preempt(self, sequence: Sequence, generation: int, *, num_swapped: int = 0) -> None:
+        """It has lost its blocks; the host tier keeps ``num_swapped`` tokens for it."""
         self._leave_running(sequence)
-        sequence.lose_blocks(generation)
+        sequence.lose_blocks(generation, num_swapped=num_swapped)
         sequence.move_to(SequenceState.PREEMPTED)
         self.preempted.add(sequence)
+
+    def cut(self, sequence: Sequence, generation: int, num_computed: int, next_tick: int) -> None:
+        """It has lost its last blocks, and catches up from ``num_computed`` on."""
+        sequence.lose_tail(generation, num_computed)
+        self.correct(sequence, next_tick)
 
     def expect(self, sequence: Sequence) -> None:
         """Decide between prefill and decode, as if the plans in flight were applied as asked."""
@@ -125,7 +175,10 @@ class Roster:
         """Nobody wants its tokens any more; the executor still has to release it."""
         self._leave_place(sequence)
         sequence.move_to(SequenceState.CANCELLING)
-        self._free_name(self.request_of(sequence))
+        request = self.request_of(sequence)
+        if not request.forks:
+            self.release_siblings(request)
+        self._free_name(request)
 
     def forget(self, sequence: Sequence) -> Request:
         """It has ended. Returns its request, which may be over now and then is forgotten too."""
@@ -134,6 +187,8 @@ class Roster:
         del self.sequences[sequence.sequence_id]
         request = self.request_of(sequence)
         request.num_living -= 1
+        if not request.forks:
+            self.release_siblings(request)
         self._free_name(request)
         if request.is_over:
             del self.requests[sequence.gateway_id, sequence.handle]
@@ -150,25 +205,45 @@ class Roster:
             self.prefills.remove(sequence)
         self.decodes.join(sequence, position=position, tick=tick)
 
+    def _join(self, sequence: Sequence, tick: int) -> None:
+        sequence.move_to(SequenceState.ADMITTING)
+        sequence.admit_tick = tick
+        self._num_joined += 1
+        sequence.join_number = self._num_joined
+        self.running[sequence.sequence_id] = sequence
+
     def _wait(self, request: Request, sequence: Sequence) -> None:
-        self.waiting.add(sequence)
+        if sequence.state is SequenceState.SIBLING:
+            request.siblings.append(sequence)
+            parent = request.sequences[0]
+            if parent.sequence_id in self.running:
+                self.parents[parent.sequence_id] = request
+        else:
+            self.waiting.add(sequence)
         self.backlog.enter(request, sequence)
 
     def _leave_place(self, sequence: Sequence) -> None:
-        if sequence.state in (SequenceState.WAITING, SequenceState.PREEMPTED):
+        if sequence.state in _WAITING_STATES:
             self._leave_queue(sequence)
         elif sequence.state in (SequenceState.ADMITTING, SequenceState.RUNNING):
             self._leave_running(sequence)
 
     def _leave_queue(self, sequence: Sequence) -> None:
-        if sequence.state is SequenceState.WAITING:
-            self.waiting.remove(sequence)
-            self.backlog.leave(self.request_of(sequence), sequence)
-        else:
+        if sequence.state is SequenceState.PREEMPTED:
             self.preempted.remove(sequence)
+            return
+        request = self.request_of(sequence)
+        if sequence.state is SequenceState.SIBLING:
+            request.siblings.remove(sequence)
+        else:
+            self.waiting.remove(sequence)
+        self.backlog.leave(request, sequence)
 
     def _leave_running(self, sequence: Sequence) -> None:
         del self.running[sequence.sequence_id]
+        self.parents.pop(sequence.sequence_id, None)
+        self.prefixes.end(sequence)
+        self.num_departures[sequence.submission.tenant] += 1
         if sequence in self.decodes:
             self.decodes.leave(sequence)
         else:

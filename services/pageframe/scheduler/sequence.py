@@ -2,10 +2,13 @@
 
                  admit                confirm
     WAITING ────────────▶ ADMITTING ──────────▶ RUNNING
-       ▲                   │  ▲  │                 │ preempt
-       └──────withdraw─────┘  │  └─withdraw─▶ PREEMPTED
-                              └──────admit────────┘
+     ▲ ▲                   │  ▲  │                 │ preempt
+     │ └──────withdraw─────┘  │  └─withdraw─▶ PREEMPTED
+     │ release       │        └──────admit────────┘
+    SIBLING ◀────────┴────────── fork: ADMITTING as well
     each of them ──cancel──▶ CANCELLING ──▶ ENDED       (or ENDED at once)
+
+A SIBLING is a sample that waits for sample 0 of its request to compute the prompt for both.
 
 There is no prefill state and no decode state. One quantity, ``num_computed``, catches up with
 ``num_tokens``; what plans in flight will add to it is ``num_tokens_in_flight``:
@@ -19,10 +22,14 @@ from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from pageframe.core.errors import PageframeError
 from pageframe.core.request import Delivery, Submission
 from pageframe.core.step import FinishReason, TokenLogprobs
 from pageframe.scheduler.delivery import Outbox
 from pageframe.scheduler.stalls import StallMeter
+
+Prefix = tuple[bytes, bytes]
+"""Salt of the cache, and the first block's tokens."""
 
 NEVER = 2**62
 """More tokens than any event or sequence will ever hold."""
@@ -33,6 +40,7 @@ class SequenceState(enum.Enum):
     """Where a sequence stands between submission and its end."""
 
     WAITING = "waiting"
+    SIBLING = "sibling"
     ADMITTING = "admitting"
     RUNNING = "running"
     PREEMPTED = "preempted"
@@ -44,7 +52,10 @@ _S = SequenceState
 
 LEGAL_TRANSITIONS: Mapping[SequenceState, frozenset[SequenceState]] = {
     _S.WAITING: frozenset({_S.ADMITTING, _S.CANCELLING, _S.ENDED}),
-    _S.ADMITTING: frozenset({_S.RUNNING, _S.WAITING, _S.PREEMPTED, _S.CANCELLING, _S.ENDED}),
+    _S.SIBLING: frozenset({_S.WAITING, _S.ADMITTING, _S.ENDED}),
+    _S.ADMITTING: frozenset(
+        {_S.RUNNING, _S.WAITING, _S.SIBLING, _S.PREEMPTED, _S.CANCELLING, _S.ENDED}
+    ),
     _S.RUNNING: frozenset({_S.PREEMPTED, _S.CANCELLING, _S.ENDED}),
     _S.PREEMPTED: frozenset({_S.ADMITTING, _S.CANCELLING, _S.ENDED}),
     _S.CANCELLING: frozenset({_S.ENDED}),
@@ -82,16 +93,27 @@ class Sequence:
         is_caught_up: All tokens are computed but the newest, so it decodes by itself.
         num_tokens_in_flight: Tokens asked for by entries of plans in flight.
         last_chunk_tick: Tick of its newest entry, see ``decode``.
+        last_chunk_tokens: What that entry asked for.
+        admit_tick: Tick of its newest admission.
         join_number: Order of the newest admission.
         has_run: Whether an admission was ever confirmed.
-        num_cached_tokens: Found in the executor's prefix index when it was announced; a hint
-            for its first admission, less than ``num_tokens``.
+        num_cached_tokens: Expected to be found in the prefix index or the host tier when it is
+            admitted next, less than ``num_tokens``; a hint and no more.
+        num_shared_tokens: Tokens at its start whose blocks it may share with others.
+        may_share: Whether what is cached is expected in blocks that others hold, so that an
+            admission takes fewer; false once that has proved wrong.
+        leader_id: Who computes the same prefix, as the executor said; 0 for nobody.
+        num_leader_tokens: Tokens that they share once the leader has computed them.
+        prefix: What it begins with, while others may wait for it; see ``prefixes``.
+        has_lost_tail: Whether it gave up its last blocks and has not caught up since.
         decode_origin: Position minus tick, constant while it decodes; ``None`` when it does not.
+        copy_tick: Tick in which its first write copies a block; ``None`` when it copies none.
         num_delivered: Output tokens that were sent, where more than one waits for the other.
         pending_logprobs: Of the output tokens not yet sent, where asked for.
         num_preemptions: How often it was a victim.
         is_muted: Its tokens are of no interest any more.
         cancel_reason: Why it is being cancelled.
+        cancel_error: What its completion shall say of that.
         run_start: First position of the decode span that is open.
         run_start_ns: When that span began.
     """
@@ -115,15 +137,25 @@ class Sequence:
     is_caught_up: bool = False
     num_tokens_in_flight: int = 0
     last_chunk_tick: int = 0
+    last_chunk_tokens: int = 0
+    admit_tick: int = 0
     join_number: int = 0
     has_run: bool = False
     num_cached_tokens: int = 0
+    num_shared_tokens: int = 0
+    may_share: bool = True
+    leader_id: int = 0
+    num_leader_tokens: int = 0
+    prefix: Prefix | None = None
+    has_lost_tail: bool = False
     decode_origin: int | None = None
+    copy_tick: int | None = None
     num_delivered: int = 0
     pending_logprobs: list[TokenLogprobs] = field(default_factory=list)
     num_preemptions: int = 0
     is_muted: bool = False
     cancel_reason: FinishReason = FinishReason.NONE
+    cancel_error: PageframeError | None = None
     run_start: int = 0
     run_start_ns: int = 0
 
@@ -184,14 +216,35 @@ class Sequence:
         # Its newest token may be about to come with the same result, or is the last of the
         # prompt; either way it takes one token in each step from now on.
         self.is_caught_up = num_computed >= self.num_tokens - 1
+        if self.is_caught_up:
+            self.has_lost_tail = False
 
-    def lose_blocks(self, generation: int) -> None:
-        """Start over: nothing is computed, and entries in flight are of an older generation."""
+    def lose_blocks(self, generation: int, *, num_swapped: int = 0) -> None:
+        """Start over: nothing is computed, and entries in flight are of an older generation.
+
+        The host tier keeps the first ``num_swapped`` tokens for it.
+        """
+        self._grow_older(generation)
+        self.num_computed_known = 0
+        self.is_caught_up = False
+        self.num_cached_tokens = min(num_swapped, self.num_tokens - 1)
+        self.num_shared_tokens = 0
+        self.may_share = False
+        self.has_lost_tail = False
+        self.leader_id = 0
+
+    def lose_tail(self, generation: int, num_computed: int) -> None:
+        """Only the first ``num_computed`` tokens are left; entries in flight are stale."""
+        assert 0 < num_computed <= self.num_computed, (
+            f"sequence {self.sequence_id} keeps {num_computed} of {self.num_computed} tokens"
+        )
+        self._grow_older(generation)
+        self.has_lost_tail = True
+        self.advance(num_computed)
+
+    def _grow_older(self, generation: int) -> None:
         assert generation > self.generation, (
             f"sequence {self.sequence_id}: generation {generation} after {self.generation}"
         )
         self.generation = generation
-        self.num_computed_known = 0
-        self.is_caught_up = False
         self.num_tokens_in_flight = 0
-        self.num_cached_tokens = 0

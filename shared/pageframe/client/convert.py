@@ -142,6 +142,7 @@ def _account_from_proto(message: sequence_pb2.MemoryAccount) -> MemoryAccount:
         num_blocks_shared=message.num_blocks_shared,
         num_copies_on_write=message.num_copies_on_write,
         num_preemptions=message.num_preemptions,
+        num_blocks_saved=message.num_blocks_saved,
         stall_ns={
             StallCause(entry.cause): entry.duration.ToNanoseconds() for entry in message.stalls
         },

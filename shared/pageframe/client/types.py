@@ -50,8 +50,8 @@ class GenerationRequest:
         delivery: When tokens are sent.
         request_id: Name of the request; empty to have one made.
         resume_token_ids: Output of a broken stream; needs ``seed`` unless greedy.
-        session_id: Names a chat whose blocks are kept.
-        prefix_handle: Names a retained prefix.
+        session_id: Names a chat whose blocks are kept for its next turn, at most 256 bytes.
+        prefix_handle: Names a retained prefix with which the prompt begins, at most 256 bytes.
         priority: Higher runs earlier; 0 is normal.
         keep_special_tokens: Leave special tokens in the text.
     """
@@ -137,6 +137,7 @@ class MemoryAccount:
         num_blocks_shared: Blocks used without being allocated.
         num_copies_on_write: Blocks copied because of a write into a shared one.
         num_preemptions: How often it lost its blocks.
+        num_blocks_saved: Blocks that did not have to be allocated thanks to sharing.
         stall_ns: Nanoseconds waited, by cause.
     """
 
@@ -147,6 +148,7 @@ class MemoryAccount:
     num_blocks_shared: int = 0
     num_copies_on_write: int = 0
     num_preemptions: int = 0
+    num_blocks_saved: int = 0
     stall_ns: Mapping[StallCause, int] = field(default_factory=dict)
 
 

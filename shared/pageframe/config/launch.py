@@ -5,12 +5,14 @@ A file, not flags: nothing of it shows in the process list, and every service re
 
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Self
 
 from pydantic import BaseModel, ConfigDict
 
 from pageframe.config.settings import Settings
+from pageframe.telemetry.ring_path import ring_path
 
 # In the state folder while a system is ready: where client commands find it.
 ADDRESS_FILE_NAME = "address.json"
@@ -22,7 +24,8 @@ class Launch(BaseModel):
     Attributes:
         settings: As a person chose them; ``grpc`` has its real port once it is known.
         model_path: Hugging Face folder of the model.
-        run_dir: Folder of this run, private to the user: Unix sockets and trace rings.
+        run_dir: Folder of this run, private to the user: Unix sockets, and trace rings where there
+            is no shared memory.
         num_threads: CPU threads for computing, at least 1, within the cgroup's quota.
         supervisor_pid: Process that started the services.
     """
@@ -47,7 +50,12 @@ class Launch(BaseModel):
 
     def ring_path(self, service: str) -> Path:
         """File of a service's trace ring."""
-        return self.run_dir / f"{service}.ring"
+        return ring_path(self.run_dir, self.supervisor_pid, service)
+
+    def remove_rings(self, services: Iterable[str]) -> None:
+        """Remove what is left of the trace rings; for the end of a run, after all processes."""
+        for service in services:
+            self.ring_path(service).unlink(missing_ok=True)
 
     def with_addresses(self, *, grpc: str, http: str | None) -> Self:
         """The same with the addresses that the gateway really listens on."""

@@ -17,9 +17,16 @@ from typing import Annotated, Any, NamedTuple, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from pageframe.config.values import parse_duration_seconds, parse_host_port, parse_size_bytes
+from pageframe.config.values import (
+    RecoveryName,
+    parse_duration_seconds,
+    parse_host_port,
+    parse_size_bytes,
+    parse_tenant_quotas,
+)
 from pageframe.core.errors import InvalidRequestError
 from pageframe.core.limits import LIMITS
+from pageframe.core.step import TenantQuota
 from pageframe.core.trace import TraceMode
 from pageframe.core.units import is_power_of_two
 
@@ -98,6 +105,10 @@ def _duration(value: object) -> object:
     return parse_duration_seconds(value) if isinstance(value, str) else value
 
 
+def _tenant_quotas(value: object) -> object:
+    return parse_tenant_quotas(value) if isinstance(value, str) else value
+
+
 def _grpc(value: object) -> object:
     return str(parse_host_port(value)) if isinstance(value, str) else value
 
@@ -141,6 +152,8 @@ def _default_state_dir() -> Path:
 
 
 Count = Annotated[int, BeforeValidator(_number)]
+Size = Annotated[int, BeforeValidator(_number), BeforeValidator(_kv_memory)]
+Seconds = Annotated[float, BeforeValidator(_number), BeforeValidator(_duration)]
 Dtype = Annotated[DtypeName, BeforeValidator(_dtype)]
 KvDtype = Annotated[KvDtypeName, BeforeValidator(_dtype)]
 _DEVICE_PATTERN = r"^(auto|cpu|cuda(:\d+)?)$"
@@ -179,8 +192,38 @@ class Settings(BaseModel):
         16, description="Tokens in one KV block; a power of two from 1 to 256."
     )
     num_blocks: Count = Field(0, ge=0, description="KV blocks; 0 takes them from kv-memory.")
-    kv_memory_bytes: Annotated[int, BeforeValidator(_number), BeforeValidator(_kv_memory)] = Field(
+    num_blocks_max: Count = Field(
+        0, ge=0, description="KV blocks that the pool may grow to; 0 is four times num-blocks."
+    )
+    kv_memory_bytes: Size = Field(
         0, ge=0, description='Memory for KV blocks, such as "2GiB", or "auto".'
+    )
+    host_kv_memory_bytes: Size = Field(
+        0, ge=0, description='Memory of the host tier, such as "4GiB"; 0 is none.'
+    )
+    prefix_cache: bool = Field(True, description="Share blocks of equal prefixes.")
+    eviction_policy: str = Field(
+        "lru", min_length=1, description="Which cached block goes first: lru, cost-aware or yours."
+    )
+    recovery: RecoveryName = Field(
+        RecoveryName.RECOMPUTE, description="How a preempted sequence comes back."
+    )
+    tenant_quotas: Annotated[tuple[TenantQuota, ...], BeforeValidator(_tenant_quotas)] = Field(
+        (), description='TENANT=FLOOR:CEILING in blocks, separated by commas, or "off".'
+    )
+    session_ttl_seconds: Seconds = Field(
+        600.0,
+        ge=0,
+        le=86400,
+        allow_inf_nan=False,
+        description='Time that the blocks of a chat are kept after a turn ("10m").',
+    )
+    session_idle_seconds: Seconds = Field(
+        60.0,
+        ge=0,
+        le=86400,
+        allow_inf_nan=False,
+        description='Time until the blocks of an idle chat go to the host tier ("60s").',
     )
     token_budget: Count = Field(512, ge=1, le=1 << 20, description="Most new tokens in one step.")
     max_model_len: Count = Field(
@@ -212,18 +255,14 @@ class Settings(BaseModel):
     prefill_chunk_tokens: Count = Field(
         0, ge=0, description="Most tokens of one sequence's prefill in a step; 0 is no bound."
     )
-    sim_step_seconds: Annotated[float, BeforeValidator(_number), BeforeValidator(_duration)] = (
-        Field(
-            0.002,
-            ge=0,
-            le=3600,
-            allow_inf_nan=False,
-            description='Time that each step of the sim runner takes ("2ms").',
-        )
+    sim_step_seconds: Seconds = Field(
+        0.002,
+        ge=0,
+        le=3600,
+        allow_inf_nan=False,
+        description='Time that each step of the sim runner takes ("2ms").',
     )
-    drain_timeout_seconds: Annotated[
-        float, BeforeValidator(_number), BeforeValidator(_duration)
-    ] = Field(
+    drain_timeout_seconds: Seconds = Field(
         30.0,
         ge=0,
         le=86400,

@@ -1,8 +1,11 @@
-"""Words that people write in settings, made into numbers: sizes, durations, addresses."""
+"""Words that people write in settings, made into values: sizes, durations, addresses, quotas."""
 
+import enum
 import re
 from decimal import Decimal
 from typing import NamedTuple
+
+from pageframe.core.step import TenantQuota
 
 _SIZE_UNITS = {
     "": 1,
@@ -17,8 +20,18 @@ _SIZE_UNITS = {
     "TB": 1000**4,
 }
 _DURATION_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
+_QUOTA = re.compile(r"\s*([^=,:\s]+)\s*=\s*(\d+)\s*:\s*(\d*)\s*")
 _NUMBER_AND_UNIT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*")
 PORT_MAX = 65535
+
+
+@enum.unique
+class RecoveryName(enum.StrEnum):
+    """How a preempted sequence gets its keys and values back."""
+
+    RECOMPUTE = "recompute"
+    SWAP = "swap"
+    TAIL = "tail"
 
 
 class HostPort(NamedTuple):
@@ -71,6 +84,34 @@ def parse_host_port(text: str) -> HostPort:
     if int(port) > PORT_MAX:
         raise ValueError(f"has port {port}; the largest is {PORT_MAX}")
     return HostPort(host, int(port))
+
+
+def parse_tenant_quotas(text: str) -> tuple[TenantQuota, ...]:
+    """Quotas of ``"alice=100:500,bob=0:"``: floor and ceiling in blocks; no ceiling if left out.
+
+    ``""`` and ``"off"`` are no quotas.
+
+    Raises:
+        ValueError: with what is allowed.
+    """
+    if text.strip() in ("", "off"):
+        return ()
+    quotas: dict[str, TenantQuota] = {}
+    for entry in text.split(","):
+        match = _QUOTA.fullmatch(entry)
+        if match is None:
+            raise ValueError(
+                'must be TENANT=FLOOR:CEILING in blocks, such as "alice=100:500,bob=0:"'
+            )
+        tenant, floor, ceiling = match[1], int(match[2]), int(match[3]) if match[3] else None
+        if tenant in quotas:
+            raise ValueError(f"names tenant {tenant!r} twice")
+        if ceiling is not None and floor > ceiling:
+            raise ValueError(
+                f"has a floor of {floor} above the ceiling of {ceiling} for {tenant!r}"
+            )
+        quotas[tenant] = TenantQuota(tenant=tenant, floor_blocks=floor, ceiling_blocks=ceiling)
+    return tuple(quotas.values())
 
 
 def format_size(num_bytes: float) -> str:

@@ -20,6 +20,8 @@ class Limits:
     stop_string_bytes_max: int = 1024
     num_samples_max: int = 64
     request_id_bytes_max: int = 128
+    session_id_bytes_max: int = 256
+    prefix_handle_bytes_max: int = 256
     num_chat_messages_max: int = 4096
     # A prompt of 1 Mi tokens at 4 bytes a token of text, with room for JSON around it.
     request_bytes_max: int = 8 * 1024 * 1024

@@ -50,6 +50,8 @@ class Submission:
         priority: Higher runs earlier; 0 is normal.
         tenant: From authentication.
         cache_salt: From the tenant.
+        session_id: Turns of one chat carry one id; empty for none.
+        prefix_handle: A retained prefix with which the prompt begins; empty for none.
         trace_id: W3C trace id, 16 bytes; empty when not traced.
         span_id: Span id of the gateway's ``generate`` span, 8 bytes.
         arrival_ns: When the gateway took the request.
@@ -67,6 +69,8 @@ class Submission:
     priority: int = 0
     tenant: str = ""
     cache_salt: bytes = b""
+    session_id: str = ""
+    prefix_handle: str = ""
     trace_id: bytes = b""
     span_id: bytes = b""
     arrival_ns: int = 0

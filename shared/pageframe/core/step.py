@@ -39,7 +39,7 @@ class FinishReason(enum.IntEnum):
 class Recovery(enum.IntEnum):
     """How a preempted sequence gets its keys and values back.
 
-    Values equal those of ``pageframe.v1.Recovery``.
+    Values equal those of ``pageframe.v1.Recovery``. ``TAIL`` gives up only the last blocks.
     """
 
     RECOMPUTE = 1
@@ -55,6 +55,7 @@ class RefusedBecause(enum.IntEnum):
     QUOTA = 2
     NOT_READY = 3
     BEHIND_REFUSED = 4
+    PROMOTING = 5
 
 
 @dataclass(slots=True, kw_only=True)
@@ -71,6 +72,8 @@ class Announcement:
         request_id: The caller's name for the request, for spans and logs.
         tenant: Whose request it is; salts the prefix index and is checked against quotas.
         cache_salt: Bytes derived at the gateway from the tenant.
+        session_id: Turns of one chat carry one id; the blocks of a turn are kept for the next.
+        prefix_handle: A retained prefix with which the prompt begins; empty for none.
         trace_id: W3C trace id, 16 bytes; empty when not traced.
         span_id: Span id of the sequence span, 8 bytes; parent of prefill and decode spans.
     """
@@ -84,6 +87,8 @@ class Announcement:
     request_id: str = ""
     tenant: str = ""
     cache_salt: bytes = b""
+    session_id: str = ""
+    prefix_handle: str = ""
     trace_id: bytes = b""
     span_id: bytes = b""
 
@@ -143,13 +148,23 @@ class Victims:
 class Fork:
     """After this step, ``child_ids`` share all blocks of the parent and sample for themselves.
 
-    Each child takes its own token from the same row of logits, with its own sample index.
+    Each child takes its own token from the same row of logits, with its own sample index. It runs
+    from the next step on, as if it had been announced and admitted. A child for which there is no
+    row, or whose parent takes no token in this step, is refused and stays unknown.
+
+    Attributes:
+        parent_id: Runs in this step and takes a token in it.
+        generation: Of the parent.
+        child_ids: New sequences.
+        sample_indices: The sample index of each child.
+        span_ids: Span id of each child's sequence span; 0 when it is not traced.
     """
 
     parent_id: int
     generation: int
     child_ids: list[int]
     sample_indices: list[int]
+    span_ids: list[int]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -180,10 +195,25 @@ class StepPlan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TenantQuota:
+    """Bounds of one tenant's held blocks.
+
+    Attributes:
+        tenant: Whose.
+        floor_blocks: Blocks that others cannot take.
+        ceiling_blocks: Blocks that it cannot pass; None for no ceiling.
+    """
+
+    tenant: str
+    floor_blocks: int = 0
+    ceiling_blocks: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PoolAccount:
     """Blocks of the pool by state; ``free + held + cached + fenced + quarantined == total``.
 
-    ``pinned`` is part of ``held``.
+    ``pinned`` is part of ``held``; ``host_total`` and ``host_used`` are those of the host tier.
     """
 
     total: int = 0
@@ -193,6 +223,8 @@ class PoolAccount:
     fenced: int = 0
     quarantined: int = 0
     pinned: int = 0
+    host_total: int = 0
+    host_used: int = 0
 
     @property
     def is_conserved(self) -> bool:
@@ -232,6 +264,11 @@ class SequenceAccount:
     num_cached_tokens: int = 0
     num_preemptions: int = 0
 
+    @property
+    def num_blocks_saved(self) -> int:
+        """Blocks that it did not have to allocate thanks to sharing."""
+        return max(0, self.num_blocks_shared - self.num_copies_on_write)
+
 
 @dataclass(slots=True, kw_only=True)
 class StepTiming:
@@ -252,8 +289,7 @@ class StepTiming:
 class StepResult:
     """What happened in one step.
 
-    ``step == 0`` marks a report outside any step, after a cancel at rest: only ``released`` and
-    ``account`` are filled.
+    ``step == 0`` marks a report outside any step: only ``released`` and ``account`` are filled.
 
     Attributes:
         step: The plan's number.
@@ -267,15 +303,26 @@ class StepResult:
             first entry belongs to the second prompt token.
         computed_ids: Sequences of ``must`` and ``may`` that ran, in batch order.
         num_computed: Their computed tokens after the step.
+        first_positions: Position of the first token that each computed in the step; what lies
+            before it was computed earlier or found in the prefix index.
         refused_ids: Sequences of ``may`` entries that were not taken.
         refused_because: Why.
         preempted_ids: Victims that were taken.
         preempted_generations: Their new generation.
         preempted_num_blocks: Blocks each gave up.
+        preempted_recoveries: How each gave way; ``RECOMPUTE`` instead of ``SWAP`` when the host
+            tier had no room.
+        preempted_num_computed: Tokens that each keeps computed; it still runs if there are any.
+        forked_ids: Children of forks that run now.
+        unforked_ids: Children that were refused, and are not known.
         stale_ids: Sequences of skipped entries.
         released: Sequences ended by ``finish`` or by a cancel message since the last result.
         announced_ids: Sequences newly known.
-        num_cached_tokens: How many of their tokens are in the prefix index now.
+        num_cached_tokens: How many of their tokens are in the prefix index or the host tier now.
+        leader_ids: The running or announced sequence that will compute more of the same prefix; 0
+            for none.
+        num_leader_tokens: Tokens that they will share once the leader has computed them.
+        errors: UPPER_SNAKE reason by sequence id, of those that ended with ``ERROR`` for one.
         accounts: By sequence id, for each sequence that ended or was released.
         account: The pool after the step.
         timing: Where the time went.
@@ -290,15 +337,23 @@ class StepResult:
     prompt_logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)
     computed_ids: list[int] = field(default_factory=list)
     num_computed: list[int] = field(default_factory=list)
+    first_positions: list[int] = field(default_factory=list)
     refused_ids: list[int] = field(default_factory=list)
     refused_because: list[int] = field(default_factory=list)
     preempted_ids: list[int] = field(default_factory=list)
     preempted_generations: list[int] = field(default_factory=list)
     preempted_num_blocks: list[int] = field(default_factory=list)
+    preempted_recoveries: list[Recovery] = field(default_factory=list)
+    preempted_num_computed: list[int] = field(default_factory=list)
+    forked_ids: list[int] = field(default_factory=list)
+    unforked_ids: list[int] = field(default_factory=list)
     stale_ids: list[int] = field(default_factory=list)
     released: list[int] = field(default_factory=list)
     announced_ids: list[int] = field(default_factory=list)
     num_cached_tokens: list[int] = field(default_factory=list)
+    leader_ids: list[int] = field(default_factory=list)
+    num_leader_tokens: list[int] = field(default_factory=list)
+    errors: dict[int, str] = field(default_factory=dict)
     accounts: dict[int, SequenceAccount] = field(default_factory=dict)
     account: PoolAccount = field(default_factory=PoolAccount)
     timing: StepTiming = field(default_factory=StepTiming)
@@ -324,6 +379,7 @@ class ReplicaFacts:
         dtype: Type of weights and activations.
         kv_dtype: Type of keys and values in the pool.
         runner: ``native``, ``transformers`` or ``sim``.
+        num_host_blocks: Blocks that the host tier holds; 0 when there is none.
     """
 
     replica_id: str
@@ -341,3 +397,4 @@ class ReplicaFacts:
     dtype: str
     kv_dtype: str
     runner: str
+    num_host_blocks: int = 0

@@ -73,6 +73,23 @@ class KvCause(enum.IntEnum):
     TAKEOVER = 7
     INTEGRITY = 8
     OPERATOR = 9
+    PREFIX_HIT = 10
+    FORK = 11
+    SEALED = 12
+    POOL_PRESSURE = 13
+    SWAP = 14
+    TAIL = 15
+    WINDOW = 16
+    RETAIN = 17
+    SESSION = 18
+    EXPIRED = 19
+    RESIZE = 20
+    IMPORT = 21
+
+    @property
+    def is_prefill(self) -> bool:
+        """Whether its spans hang under the prefill span that begins at the record's position."""
+        return self in (KvCause.PREFILL, KvCause.PREFIX_HIT)
 
 
 @enum.unique
@@ -138,7 +155,7 @@ class TraceSink(Protocol):
 
         Args:
             operation: What.
-            cause: Why; ``PREFILL`` and ``DECODE`` hang the span under that span.
+            cause: Why; prefill causes and ``DECODE`` hang the span under that span.
             sequence_id: For whom; 0 for nobody.
             generation: Of the sequence.
             position: First position of the prefill chunk, or the decoded token's position.

@@ -13,6 +13,8 @@ from pageframe.telemetry.destinations import choose_destination
 from pageframe.telemetry.exporter import Exporter, lower_priority
 from pageframe.telemetry.logs import configure, get_logger
 from pageframe.telemetry.process import ProcessIdentity
+from pageframe.telemetry.ring_path import remove_dead_rings
+from pageframe.telemetry.spool import SPOOL_BYTES_DEFAULT
 
 _DRAIN_S_DEFAULT: Final = 10.0
 _EXIT_USAGE: Final = 2
@@ -53,6 +55,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--drain-seconds", type=float, default=_DRAIN_S_DEFAULT, help="bound for the last flush"
     )
+    parser.add_argument(
+        "--spool-bytes",
+        type=int,
+        default=SPOOL_BYTES_DEFAULT,
+        help="bound of what waits on disk for the collector; beyond it spans are dropped",
+    )
     return parser.parse_args(arguments)
 
 
@@ -65,7 +73,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parent = None if options.parent_pid is None else ProcessIdentity.of(options.parent_pid)
     try:
         destination = choose_destination(
-            options.state_dir, options.file_stem, is_lossless=options.lossless
+            options.state_dir,
+            options.file_stem,
+            is_lossless=options.lossless,
+            spool_bytes_max=options.spool_bytes,
         )
     except Exception as error:  # The exporter package raises its own for a bad OTEL_* value.
         get_logger().error("cannot start exporting", error=str(error))
@@ -74,6 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def is_orphan() -> bool:
         return parent is not None and not parent.is_alive()
 
+    for path in remove_dead_rings():
+        get_logger().info("removed the ring of a run that was killed", path=str(path))
     # A batch is a hundred thousand small objects without cycles: looking through them at the
     # usual rate took a fifth of the time.
     gc.freeze()

@@ -1,36 +1,33 @@
-"""The process beside the services: reads their rings, makes spans, hands them to a destination.
+"""The process beside the services: empties their rings into a destination.
 
-One pass reads what waits in each ring and adds its spans to a batch; a batch that is large or old
-enough is delivered, and only then the rings are told that the records may be overwritten. So a
-killed exporter loses nothing: the next one reads from the last delivered batch on.
+A ring is emptied when enough waits in it, or after a short while. Only when the destination has
+taken the records, the ring is told that they may be overwritten. So a killed exporter loses
+nothing: the next one reads from the last batch on.
 """
 
 import logging
 import os
-import struct
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from opentelemetry.sdk.trace import ReadableSpan
-
 from pageframe.core.errors import PageframeError
 from pageframe.core.trace import TraceMode
 from pageframe.core.units import NANOSECONDS_PER_SECOND
 from pageframe.telemetry.destinations import Destination
-from pageframe.telemetry.mapping import SpanMapper
-from pageframe.telemetry.records import unpack
+from pageframe.telemetry.record_batch import Loss, Producer, RecordBatch
 from pageframe.telemetry.ring import RingReader
 
 _logger = logging.getLogger(__name__)
 
-# A batch is delivered at the first of these.
-_NUM_SPANS_PER_BATCH: Final = 1_000
-_RING_BYTES_PER_BATCH: Final = 256 * 1024
-_BATCH_AGE_NS_MAX: Final = NANOSECONDS_PER_SECOND // 5
-# Bytes read from one ring in one pass, so that no ring waits long for another.
-_RING_BYTES_PER_PASS: Final = 64 * 1024
+# A ring is emptied at the first of these: so much waits, or a quarter of it, or for so long.
+_RING_BYTES_DUE: Final = 256 * 1024
+_WAIT_NS_MAX: Final = NANOSECONDS_PER_SECOND // 5
+# Bytes taken at once: no ring waits long for another, and the spans fit into one request.
+_BATCH_BYTES_MAX: Final = 512 * 1024
+# Room that must be in the destination before records of a lossless ring are taken.
+_ROOM_BYTES_MIN: Final = 8 * 1024 * 1024
 
 _PAUSE_S_MIN: Final = 0.005
 _PAUSE_S_MAX: Final = 0.050
@@ -44,7 +41,8 @@ class RingSource:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._reader: RingReader | None = None
-        self._mapper: SpanMapper | None = None
+        self._producer = Producer("", 1, 0)
+        self._waiting_since_ns = 0
         self._next_attach_ns = 0
         self._next_report_ns = 0
         self._last_problem = ""
@@ -53,19 +51,6 @@ class RingSource:
     def is_lossless(self) -> bool:
         """Whether the producer would rather wait than lose a record."""
         return self._reader is not None and self._reader.mode is TraceMode.AUDIT
-
-    @property
-    def num_bytes_uncommitted(self) -> int:
-        """Bytes of the ring that are read and not given back yet."""
-        return 0 if self._reader is None else self._reader.num_bytes_uncommitted
-
-    @property
-    def is_ring_crowded(self) -> bool:
-        """Whether what is read and not given back takes a quarter of the ring or more."""
-        return (
-            self._reader is not None
-            and 4 * self._reader.num_bytes_uncommitted >= self._reader.capacity_bytes
-        )
 
     def is_finished(self) -> bool:
         """Whether nothing waits and nothing will come, as far as one can see."""
@@ -76,6 +61,22 @@ class RingSource:
         """Whether the ring is read out and another one lies at its path."""
         reader = self._reader
         return reader is not None and not reader.num_bytes_waiting and reader.is_replaced()
+
+    def is_due(self, now_ns: int) -> bool:
+        """Whether enough waits, or for long enough, or drops are to be told."""
+        reader = self._reader
+        if reader is None:
+            return False
+        num_bytes = reader.num_bytes_waiting
+        if not num_bytes:
+            self._waiting_since_ns = 0
+            has_news = reader.num_dropped > reader.num_dropped_reported
+            return has_news and now_ns >= self._next_report_ns
+        self._waiting_since_ns = self._waiting_since_ns or now_ns
+        return (
+            num_bytes >= min(_RING_BYTES_DUE, reader.capacity_bytes // 4)
+            or now_ns - self._waiting_since_ns >= _WAIT_NS_MAX
+        )
 
     def attach(self, now_ns: int) -> None:
         """Look for a ring if there is none yet; at most a few times a second."""
@@ -92,70 +93,57 @@ class RingSource:
                 _logger.warning("cannot read the ring: %s", error)
             return
         self._reader = reader
-        self._mapper = SpanMapper(
-            service_name=reader.service_name,
-            incarnation=reader.incarnation,
-            producer_pid=reader.producer.pid,
-            num_home_spans=reader.num_home_spans,
-        )
+        self._producer = Producer(reader.service_name, reader.incarnation, reader.producer.pid)
 
-    def read(self) -> tuple[int, list[ReadableSpan]]:
-        """The next records, how many there were, and their spans."""
-        if self._reader is None or self._mapper is None:
-            return 0, []
+    def read(
+        self, now_ns: int, losses: Sequence[Loss], *, is_last: bool = False
+    ) -> RecordBatch | None:
+        """The next records, with what was lost before them; None when there is nothing to say.
+
+        ``commit`` must follow, and ``confirm`` if the batch was delivered. ``is_last`` tells of all
+        drops, however lately others were told.
+        """
+        if self._reader is None:
+            return None
         try:
-            records = self._reader.read(_RING_BYTES_PER_PASS)
+            records, num_records = self._reader.read(_BATCH_BYTES_MAX)
         except PageframeError as error:
             _logger.error("records are lost: %s", error)
-            return 0, []
-        spans: list[ReadableSpan] = []
-        for record in records:
-            try:
-                spans += self._mapper.spans(unpack(record))
-            except (ValueError, KeyError, TypeError, struct.error):
-                _logger.exception("a record of %d bytes is not understood", len(record))
-        return len(records), spans
+            return None
+        self._waiting_since_ns = 0
+        num_dropped_total = self._reader.num_dropped
+        num_dropped = num_dropped_total - self._reader.num_dropped_reported
+        if num_dropped and (is_last or now_ns >= self._next_report_ns):
+            losses = [*losses, Loss("ring", num_dropped, num_dropped_total)]
+        if not num_records and not losses:
+            return None
+        return RecordBatch(self._producer, now_ns, num_records, tuple(losses), records)
 
-    def drop_report(self, now_ns: int, *, is_last: bool = False) -> list[ReadableSpan]:
-        """Spans that tell of records newly dropped by the producer; at most once a second."""
-        reader, mapper = self._reader, self._mapper
-        if reader is None or mapper is None or (now_ns < self._next_report_ns and not is_last):
-            return []
-        num_dropped_total = reader.num_dropped
-        num_dropped = num_dropped_total - reader.num_dropped_reported
-        if not num_dropped:
-            return []
-        self._next_report_ns = now_ns + _REPORT_INTERVAL_NS
-        reader.num_dropped_reported = num_dropped_total
-        _logger.warning(
-            "%s dropped %d records, %d so far", reader.service_name, num_dropped, num_dropped_total
-        )
-        return mapper.drop_spans(
-            time_ns=now_ns,
-            num_dropped=num_dropped,
-            num_dropped_total=num_dropped_total,
-            dropped_by="ring",
-        )
-
-    def loss_report(self, now_ns: int, num_dropped: int, total: int) -> list[ReadableSpan]:
-        """Spans that tell of spans lost behind the ring; empty when no ring is attached."""
-        if self._mapper is None:
-            return []
-        return self._mapper.drop_spans(
-            time_ns=now_ns, num_dropped=num_dropped, num_dropped_total=total, dropped_by="exporter"
-        )
+    def confirm(self, batch: RecordBatch) -> None:
+        """Take note that what the batch tells has been told."""
+        assert self._reader is not None, "a batch of no ring"
+        for loss in batch.losses:
+            _logger.warning(
+                "%d records of %s were lost by the %s, %d so far",
+                loss.num_lost,
+                batch.producer.service_name,
+                loss.lost_by,
+                loss.num_lost_total,
+            )
+            if loss.lost_by == "ring":
+                self._reader.num_dropped_reported = loss.num_lost_total
+                self._next_report_ns = batch.time_ns + _REPORT_INTERVAL_NS
 
     def commit(self) -> None:
         """Give the producer back what was read."""
-        if self._reader is not None and self._mapper is not None:
-            self._reader.num_home_spans = self._mapper.home.num_spans
+        if self._reader is not None:
             self._reader.commit()
 
     def detach(self) -> None:
         """Let go of the ring, and remove it when its producer is gone and it is read out."""
         if self._reader is None:
             return
-        reader, self._reader, self._mapper = self._reader, None, None
+        reader, self._reader = self._reader, None
         is_used_up = reader.is_producer_gone() and not (
             reader.num_bytes_waiting or reader.num_bytes_uncommitted
         )
@@ -177,8 +165,6 @@ class Exporter:
         self._sources = [RingSource(path) for path in ring_paths]
         self._destination = destination
         self._now_ns = now_ns
-        self._batch: list[ReadableSpan] = []
-        self._batch_since_ns = 0
         self._num_lost_reported = 0
 
     def run(self, is_stopping: Callable[[], bool]) -> None:
@@ -191,35 +177,24 @@ class Exporter:
                 time.sleep(pause_s)
                 pause_s = min(2 * pause_s, _PAUSE_S_MAX)
 
-    def run_pass(self) -> int:
-        """One look at every ring; how many records were read."""
+    def run_pass(self, *, is_draining: bool = False) -> int:
+        """One look at every ring; how many records were moved.
+
+        ``is_draining`` moves what waits, however little and however short.
+        """
         now_ns = self._now_ns()
         num_records = 0
         for source in self._sources:
             source.attach(now_ns)
-            if source.is_lossless and not self._destination.has_room():
+            if source.is_lossless and not self._destination.has_room(_ROOM_BYTES_MIN):
                 continue  # The ring fills up and its producer waits: that is what it asked for.
-            num_read, spans = source.read()
-            num_records += num_read
-            self._add(spans + source.drop_report(now_ns), now_ns)
-        if self._is_due(now_ns):
-            self.flush()
+            if is_draining or source.is_due(now_ns):
+                num_records += self._move(source, now_ns, is_last=is_draining)
         if not num_records:
-            self._replace_outdated()
+            for source in self._sources:
+                if source.is_outdated():
+                    source.detach()
         return num_records
-
-    def flush(self) -> None:
-        """Deliver the batch, then give the ring memory back."""
-        if self._batch:
-            try:
-                self._destination.deliver(self._batch)
-            except Exception:
-                # The last resort of a process that must outlive a bad span: say it, go on.
-                _logger.exception("a batch of %d spans is lost", len(self._batch))
-            self._batch = []
-        for source in self._sources:
-            source.commit()
-        self._report_losses()
 
     def drain(self, timeout_s: float, *, until_finished: bool) -> None:
         """Read what is left, for at most ``timeout_s``, then close everything.
@@ -231,55 +206,26 @@ class Exporter:
         """
         deadline_s = time.monotonic() + timeout_s
         while time.monotonic() < deadline_s:
-            if self.run_pass():
+            if self.run_pass(is_draining=True):
                 continue
             if not until_finished or all(source.is_finished() for source in self._sources):
                 break
             time.sleep(_PAUSE_S_MIN)
-        now_ns = self._now_ns()
-        for source in self._sources:
-            self._add(source.drop_report(now_ns, is_last=True), now_ns)
-        self.flush()
         for source in self._sources:
             source.detach()
         self._destination.close(max(0.0, deadline_s - time.monotonic()))
 
-    def _add(self, spans: list[ReadableSpan], now_ns: int) -> None:
-        if spans and not self._batch:
-            self._batch_since_ns = now_ns
-        self._batch += spans
-
-    def _is_due(self, now_ns: int) -> bool:
-        num_bytes = sum(source.num_bytes_uncommitted for source in self._sources)
-        return (
-            len(self._batch) >= _NUM_SPANS_PER_BATCH
-            or num_bytes >= _RING_BYTES_PER_BATCH
-            or any(source.is_ring_crowded for source in self._sources)
-            or (num_bytes > 0 and not self._batch)
-            or (bool(self._batch) and now_ns - self._batch_since_ns >= _BATCH_AGE_NS_MAX)
-        )
-
-    def _replace_outdated(self) -> None:
-        for source in self._sources:
-            if source.is_outdated():
-                self.flush()
-                source.detach()
-
-    def _report_losses(self) -> None:
-        total = self._destination.num_spans_dropped
-        num_dropped = total - self._num_lost_reported
-        if not num_dropped or not self._destination.has_room():
-            return
-        now_ns = self._now_ns()
-        for source in self._sources:
-            spans = source.loss_report(now_ns, num_dropped, total)
-            if spans:
-                self._num_lost_reported = total
-                _logger.warning(
-                    "%d spans were lost behind the rings, %d so far", num_dropped, total
-                )
-                self._add(spans, now_ns)
-                return
+    def _move(self, source: RingSource, now_ns: int, *, is_last: bool) -> int:
+        """Deliver the next batch of a ring, then give the ring memory back."""
+        num_lost_total = self._destination.num_dropped
+        num_lost = num_lost_total - self._num_lost_reported
+        losses = [Loss("exporter", num_lost, num_lost_total)] if num_lost else []
+        batch = source.read(now_ns, losses, is_last=is_last)
+        if batch is not None and self._destination.deliver(batch):
+            source.confirm(batch)
+            self._num_lost_reported = num_lost_total
+        source.commit()
+        return 0 if batch is None else batch.num_records
 
 
 def lower_priority() -> None:

@@ -7,8 +7,12 @@
 
 All ids are computed, none is drawn, so a record that is read twice becomes the same span twice
 and can be told from a second one.
+
+This is the slow, obvious way, for finished spans and for whatever is rare. ``kv_encoder`` goes
+from a packed KV record to encoded bytes ten times faster; a test compares the two.
 """
 
+import functools
 import hashlib
 import struct
 from collections.abc import Mapping
@@ -30,18 +34,29 @@ from opentelemetry.trace import (
 from pageframe.core.trace import KvCause, child_span_id, decode_segment
 from pageframe.core.trace import SpanKind as ComputedSpanKind
 from pageframe.telemetry import spans as names
+from pageframe.telemetry.record_batch import Loss, Producer
 from pageframe.telemetry.records import KvRecord, SpanRecord
 
-NUM_SPANS_PER_HOME_TRACE_MAX: Final = 10_000
+NUM_OPERATIONS_PER_HOME_TRACE: Final = 10_000
 _INT64_MAX: Final = (1 << 63) - 1
+_MASK_64: Final = (1 << 64) - 1
 _SAMPLED: Final = TraceFlags(TraceFlags.SAMPLED)
 _UNSET: Final = Status(StatusCode.UNSET)
 _SCOPE: Final = InstrumentationScope("pageframe.telemetry")
 
 
 def kv_span_id(incarnation: int, number: int) -> int:
-    """The span id of operation ``number`` of a pool incarnation."""
-    return _digest(8, b"kv", incarnation, number) or 1
+    """The span id of operation ``number`` of a pool incarnation, in ``[1, 2**64)``.
+
+    The operations of an incarnation count on from its own start, so no two of them share an id.
+    """
+    return (kv_span_id_start(incarnation) + number) & _MASK_64 or 1
+
+
+@functools.lru_cache(maxsize=64)
+def kv_span_id_start(incarnation: int) -> int:
+    """Where the span ids of an incarnation start; see ``kv_span_id``."""
+    return _digest(8, b"kv", incarnation)
 
 
 def home_trace_id(incarnation: int, index: int) -> bytes:
@@ -76,37 +91,44 @@ class _ServiceResource(Resource):
 class HomeTraces:
     """Traces of what serves no request, each short enough to be opened.
 
-    The one quantity is ``num_spans``, ever put into home traces: it says in which trace and at
-    which place the next span goes. The first span of each trace is its root.
+    The number of an operation says in which trace it goes, so that any exporter puts it there. The
+    first span of a trace is its root; a new exporter makes it again, with the same id.
     """
 
-    def __init__(self, name: str, resource: Resource, incarnation: int, num_spans: int) -> None:
-        self.num_spans = num_spans
+    def __init__(self, name: str, resource: Resource, incarnation: int) -> None:
         self._name = name
         self._resource = resource
         self._incarnation = incarnation
+        self._index = -1
+        self._ids = (b"", 0)
 
-    def place(self, time_ns: int, made: list[ReadableSpan]) -> tuple[bytes, int]:
-        """Trace and parent of the next span; a root that is needed first goes into ``made``."""
-        index, place = divmod(self.num_spans, NUM_SPANS_PER_HOME_TRACE_MAX)
-        trace_id = home_trace_id(self._incarnation, index)
-        root_span_id = home_root_span_id(self._incarnation, index)
-        if place == 0:
-            made.append(self._root(index, trace_id, root_span_id, time_ns))
-            self.num_spans += 1
-        self.num_spans += 1
-        return trace_id, root_span_id
+    def place(self, number: int, time_ns: int, made: list[ReadableSpan]) -> tuple[bytes, int]:
+        """Trace and parent of an operation; a root that is needed first goes into ``made``."""
+        index = number // NUM_OPERATIONS_PER_HOME_TRACE
+        if index != self._index:
+            before, self._index = self._index, index
+            self._ids = (
+                home_trace_id(self._incarnation, index),
+                home_root_span_id(self._incarnation, index),
+            )
+            made.append(self._root(before, time_ns))
+        return self._ids
 
-    def _root(self, index: int, trace_id: bytes, span_id: int, time_ns: int) -> ReadableSpan:
+    def place_last(self, time_ns: int, made: list[ReadableSpan]) -> tuple[bytes, int]:
+        """The same for what has no number: beside the operation before it."""
+        number = max(self._index, 0) * NUM_OPERATIONS_PER_HOME_TRACE
+        return self.place(number, time_ns, made)
+
+    def _root(self, index_before: int, time_ns: int) -> ReadableSpan:
         links: tuple[tuple[bytes, int], ...] = ()
-        if index:
-            before = index - 1
+        if index_before >= 0:
             links = (
                 (
-                    home_trace_id(self._incarnation, before),
-                    home_root_span_id(self._incarnation, before),
+                    home_trace_id(self._incarnation, index_before),
+                    home_root_span_id(self._incarnation, index_before),
                 ),
             )
+        trace_id, span_id = self._ids
         return readable_span(
             SpanRecord(
                 name=self._name,
@@ -127,29 +149,25 @@ class SpanMapper:
 
     Attributes:
         home: The producer's own traces.
+        incarnation: Names this run of the producer.
+        resource: Says whose the spans are.
     """
 
-    def __init__(
-        self,
-        *,
-        service_name: str,
-        incarnation: int,
-        producer_pid: int,
-        num_home_spans: int = 0,
-    ) -> None:
-        """See ``HomeTraces`` for ``num_home_spans``; ``OTEL_RESOURCE_ATTRIBUTES`` are added."""
-        self._incarnation = incarnation
-        self._resource = _ServiceResource(
+    def __init__(self, producer: Producer) -> None:
+        """``OTEL_RESOURCE_ATTRIBUTES`` are added to what is known of the producer."""
+        self.incarnation = producer.incarnation
+        self.resource = _ServiceResource(
             Resource.create(
                 {
-                    "service.name": service_name,
-                    "service.instance.id": str(incarnation),
-                    "process.pid": producer_pid,
+                    "service.name": producer.service_name,
+                    "service.instance.id": str(producer.incarnation),
+                    "process.pid": producer.pid,
                 }
             )
         )
-        home_name = names.POOL if service_name == names.SERVICE_EXECUTOR else names.PROCESS
-        self.home = HomeTraces(home_name, self._resource, incarnation, num_home_spans)
+        is_executor = producer.service_name == names.SERVICE_EXECUTOR
+        home_name = names.POOL if is_executor else names.PROCESS
+        self.home = HomeTraces(home_name, self.resource, producer.incarnation)
 
     def spans(self, record: KvRecord | SpanRecord) -> list[ReadableSpan]:
         """The record's span, after the root of a home trace when it opens one."""
@@ -160,52 +178,53 @@ class SpanMapper:
                 attributes=_clean(record.attributes),
                 error=_text(record.error),
             )
-            return [readable_span(cleaned, self._resource)]
+            return [readable_span(cleaned, self.resource)]
         made: list[ReadableSpan] = []
         if record.span_id and any(record.trace_id):
-            trace_id, parent_span_id = record.trace_id, _parent_of(record)
+            trace_id = record.trace_id
+            parent_span_id = kv_parent_span_id(
+                record.span_id, record.cause, record.generation, record.position
+            )
         else:
-            trace_id, parent_span_id = self.home.place(record.time_ns, made)
+            trace_id, parent_span_id = self.home.place(record.number, record.time_ns, made)
         span = SpanRecord(
             name=record.operation.span_name,
             trace_id=trace_id,
-            span_id=kv_span_id(self._incarnation, record.number),
+            span_id=kv_span_id(self.incarnation, record.number),
             parent_span_id=parent_span_id,
             start_ns=record.time_ns,
             end_ns=record.time_ns,
             attributes=self._kv_attributes(record),
         )
-        made.append(readable_span(span, self._resource))
+        made.append(readable_span(span, self.resource))
         return made
 
-    def drop_spans(
-        self, *, time_ns: int, num_dropped: int, num_dropped_total: int, dropped_by: str
-    ) -> list[ReadableSpan]:
-        """A span in the home trace that says how many records were lost, and where."""
+    def loss_spans(self, loss: Loss, time_ns: int) -> list[ReadableSpan]:
+        """A span in the home trace that says how much was lost, and where."""
         made: list[ReadableSpan] = []
-        trace_id, parent_span_id = self.home.place(time_ns, made)
+        trace_id, parent_span_id = self.home.place_last(time_ns, made)
         span = SpanRecord(
             name=names.TRACE_DROP,
             trace_id=trace_id,
-            span_id=_digest(8, dropped_by.encode(), self._incarnation, num_dropped_total) or 1,
+            span_id=_digest(8, loss.lost_by.encode(), self.incarnation, loss.num_lost_total) or 1,
             parent_span_id=parent_span_id,
             start_ns=time_ns,
             end_ns=time_ns,
             attributes={
-                names.TRACE_NUM_DROPPED: num_dropped,
-                names.TRACE_NUM_DROPPED_TOTAL: num_dropped_total,
-                names.TRACE_DROPPED_BY: dropped_by,
+                names.TRACE_NUM_DROPPED: loss.num_lost,
+                names.TRACE_NUM_DROPPED_TOTAL: loss.num_lost_total,
+                names.TRACE_DROPPED_BY: loss.lost_by,
             },
-            error=f"{num_dropped} records of this trace were lost by the {dropped_by}",
+            error=f"{loss.num_lost} records of this trace were lost by the {loss.lost_by}",
         )
-        made.append(readable_span(span, self._resource))
+        made.append(readable_span(span, self.resource))
         return made
 
     def _kv_attributes(self, record: KvRecord) -> dict[str, Any]:
         attributes: dict[str, Any] = {
             names.KV_OPERATION: record.number,
-            names.KV_POOL_INCARNATION: self._incarnation,
-            names.KV_STEP: record.step,
+            names.KV_POOL_INCARNATION: self.incarnation,
+            names.KV_STEP: clean_value(record.step),
             names.KV_CAUSE: record.cause.name.lower(),
             names.KV_BLOCKS_FREE_AFTER: record.num_free_after,
         }
@@ -215,7 +234,7 @@ class SpanMapper:
         else:
             attributes[names.KV_BLOCK_IDS] = record.block_ids
         if record.sequence_id:
-            attributes[names.KV_SEQUENCE] = _clean_value(record.sequence_id)
+            attributes[names.KV_SEQUENCE] = clean_value(record.sequence_id)
             attributes[names.KV_GENERATION] = record.generation
             attributes[names.KV_POSITION] = record.position
             attributes[names.KV_TENANT] = record.tenant
@@ -242,14 +261,15 @@ def readable_span(record: SpanRecord, resource: Resource) -> ReadableSpan:
     )
 
 
-def _parent_of(record: KvRecord) -> int:
-    if record.cause is KvCause.PREFILL:
-        kind, index = ComputedSpanKind.PREFILL, record.position
-    elif record.cause is KvCause.DECODE:
-        kind, index = ComputedSpanKind.DECODE, decode_segment(record.position)
+def kv_parent_span_id(span_id: int, cause: KvCause, generation: int, position: int) -> int:
+    """Under which span an operation hangs; ``span_id`` is that of its sequence."""
+    if cause.is_prefill:
+        kind, index = ComputedSpanKind.PREFILL, position
+    elif cause is KvCause.DECODE:
+        kind, index = ComputedSpanKind.DECODE, decode_segment(position)
     else:
-        return record.span_id
-    return child_span_id(record.span_id, kind, record.generation, index)
+        return span_id
+    return child_span_id(span_id, kind, generation, index)
 
 
 def _context(trace_id: bytes, span_id: int) -> SpanContext:
@@ -260,16 +280,17 @@ def _context(trace_id: bytes, span_id: int) -> SpanContext:
 
 def _clean(attributes: Mapping[str, Any]) -> dict[str, Any]:
     """Values as OTLP has them: 64-bit signed integers, valid UTF-8, sequences as tuples."""
-    return {_text(key): _clean_value(value) for key, value in attributes.items()}
+    return {_text(key): clean_value(value) for key, value in attributes.items()}
 
 
-def _clean_value(value: Any) -> Any:
+def clean_value(value: Any) -> Any:
+    """The value as OTLP can carry it; what it cannot becomes text."""
     if isinstance(value, str):
         return _text(value)
     if isinstance(value, int) and not -_INT64_MAX - 1 <= value <= _INT64_MAX:
         return str(value)
     if isinstance(value, list):
-        return tuple(_clean_value(item) for item in value)
+        return tuple(clean_value(item) for item in value)
     return value
 
 

@@ -78,14 +78,19 @@ def _read_file(file: Path) -> Iterator[Span]:
             if not line.endswith("\n"):
                 return
             try:
-                yield from _spans_of(json.loads(line))
+                yield from spans_of(json.loads(line))
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise InvalidRequestError(
                     "TRACE_MALFORMED", f"{file} line {number} is no OTLP JSON: {error}"
                 ) from error
 
 
-def _spans_of(request: dict[str, Any]) -> Iterator[Span]:
+def spans_of(request: Mapping[str, Any]) -> Iterator[Span]:
+    """The spans of one OTLP JSON request, as ``json`` reads it.
+
+    Raises:
+        ValueError, KeyError, TypeError, AttributeError: if it is none.
+    """
     for resource_spans in request["resourceSpans"]:
         resource = _attributes(resource_spans.get("resource", {}))
         for scope_spans in resource_spans.get("scopeSpans", ()):

@@ -25,7 +25,6 @@ reader that dies between the two starts again at ``tail``: records are seen at l
 
 import contextlib
 import enum
-import fcntl
 import mmap
 import os
 import platform
@@ -34,9 +33,10 @@ import threading
 from pathlib import Path
 from typing import Final
 
-from pageframe.core.errors import InternalError, NotFoundError, UnavailableError
+from pageframe.core.errors import InternalError
 from pageframe.core.trace import TraceMode
 from pageframe.telemetry.process import ProcessIdentity
+from pageframe.telemetry.ring_file import map_new_file, open_exclusively
 
 CAPACITY_BYTES_DEFAULT: Final = 16 * 1024 * 1024
 CAPACITY_BYTES_MIN: Final = 1024
@@ -74,14 +74,15 @@ class _Word(enum.IntEnum):
     DROPPED = 17
     CLOSED = 18
     TAIL = 24
-    HOME_SPANS = 25
-    DROPPED_REPORTED = 26
+    DROPPED_REPORTED = 25
 
 
 # Plain integers for the hot path: looking up an enum member costs as much as the store itself.
 _HEAD: Final = int(_Word.HEAD)
 _TAIL: Final = int(_Word.TAIL)
 _DROPPED: Final = int(_Word.DROPPED)
+_PAD: Final = int(RecordKind.PAD)
+_RECORD_BYTES_MIN: Final = RECORD_HEADER.size
 
 
 class _Barrier:
@@ -104,10 +105,19 @@ def record_bytes_max(capacity_bytes: int) -> int:
 class RingWriter:
     """The producer's side; used from one thread at a time.
 
+    A record is packed where it will be read, without a copy in between::
+
+        if ring.offset + num_bytes <= ring.room_end or ring.make_room(num_bytes):
+            layout.pack_into(ring.memory, ring.offset, ...)
+            ring.publish(num_bytes)
+
     Attributes:
         capacity_bytes: Room for records, a power of two.
         incarnation: Names this run of the producer; in ``[1, 2**63)``.
         path: Where the ring lies.
+        memory: The mapped file.
+        offset: Where in ``memory`` the next record begins.
+        room_end: As far as ``memory`` is known to be free from there; ``make_room`` may move it.
     """
 
     def __init__(
@@ -124,7 +134,8 @@ class RingWriter:
         ``capacity_bytes`` is rounded up to a power of two.
 
         Raises:
-            OSError: if the folder is not there, not writable or has no room.
+            ResourceExhaustedError: ``RING_NO_ROOM``, if the folder has no room for it.
+            OSError: if the folder is not there or not writable.
         """
         name = service_name.encode()
         assert len(name) <= _SERVICE_NAME_BYTES_MAX, f"service name of {len(name)} bytes"
@@ -132,17 +143,16 @@ class RingWriter:
         self.path = path
         self.incarnation = incarnation
         self.capacity_bytes = 1 << (max(capacity_bytes, CAPACITY_BYTES_MIN) - 1).bit_length()
-        self._mask = self.capacity_bytes - 1
         self._head = 0
-        # How far `head` may go, by the `tail` seen last; that only moves on, so this is safe.
-        self._head_max = self.capacity_bytes
+        self.offset = _HEADER_BYTES
+        self.room_end = _HEADER_BYTES + self.capacity_bytes
         self._barrier = None if _IS_STRONGLY_ORDERED else _Barrier()
         # Readers must never see half a header: fill a file of another name, then rename it.
         draft = path.with_name(f"{path.name}.{os.getpid()}.new")
         with contextlib.suppress(FileNotFoundError):
             draft.unlink()
-        self._map = _map_new_file(draft, _HEADER_BYTES + self.capacity_bytes)
-        self._words = memoryview(self._map)[:_HEADER_BYTES].cast("Q")
+        self.memory = map_new_file(draft, _HEADER_BYTES + self.capacity_bytes)
+        self._words = memoryview(self.memory)[:_HEADER_BYTES].cast("Q")
         producer = ProcessIdentity.current()
         self._words[_Word.CAPACITY] = self.capacity_bytes
         self._words[_Word.PRODUCER_PID] = producer.pid
@@ -150,9 +160,42 @@ class RingWriter:
         self._words[_Word.INCARNATION] = incarnation
         self._words[_Word.MODE] = _MODES.index(mode)
         self._words[_Word.SERVICE_NAME_BYTES] = len(name)
-        self._map[_SERVICE_NAME_OFFSET : _SERVICE_NAME_OFFSET + len(name)] = name
+        self.memory[_SERVICE_NAME_OFFSET : _SERVICE_NAME_OFFSET + len(name)] = name
         self._words[_Word.MAGIC] = _MAGIC
         draft.rename(path)
+
+    def make_room(self, num_bytes: int) -> bool:
+        """Find room for a record that does not fit before ``room_end``.
+
+        Looks how far the reader has come, and goes to the front when the end of the memory is
+        too near. ``num_bytes`` is a multiple of 8, at most ``record_bytes_max(capacity_bytes)``.
+
+        Returns:
+            Whether there is room at ``offset`` now; when not, nothing has changed.
+        """
+        mask = self.capacity_bytes - 1
+        place = self._head & mask
+        padding = self.capacity_bytes - place if place + num_bytes > self.capacity_bytes else 0
+        # How far `head` may go, by a `tail` that may be old; it only moves on, so this is safe.
+        head_max = self._words[_TAIL] + self.capacity_bytes
+        if self._head + padding + num_bytes > head_max:
+            return False
+        if self._barrier is not None:
+            self._barrier()
+        if padding:
+            RECORD_HEADER.pack_into(self.memory, self.offset, padding, RecordKind.PAD)
+            self._head += padding  # Readers see it together with the record that follows.
+        self.offset = _HEADER_BYTES + (self._head & mask)
+        num_bytes_free = min(head_max - self._head, self.capacity_bytes)
+        self.room_end = min(self.offset + num_bytes_free, _HEADER_BYTES + self.capacity_bytes)
+        return True
+
+    def publish(self, num_bytes: int) -> None:
+        """Let the reader see the ``num_bytes`` that were packed at ``offset``."""
+        if self._barrier is not None:
+            self._barrier()
+        self.offset += num_bytes
+        self._words[_HEAD] = self._head = self._head + num_bytes
 
     def try_write(self, record: bytes) -> bool:
         """Append one record, header included; False, and nothing changed, when there is no room.
@@ -160,26 +203,10 @@ class RingWriter:
         ``record`` has a multiple of 8 bytes, at most ``record_bytes_max(capacity_bytes)``.
         """
         num_bytes = len(record)
-        offset = self._head & self._mask
-        after = self._head + num_bytes
-        padding = 0
-        if offset + num_bytes > self.capacity_bytes:
-            padding = self.capacity_bytes - offset
-            after += padding
-        if after > self._head_max:
-            self._head_max = self._words[_TAIL] + self.capacity_bytes
-            if after > self._head_max:
-                return False
-            if self._barrier is not None:
-                self._barrier()
-        if padding:
-            RECORD_HEADER.pack_into(self._map, _HEADER_BYTES + offset, padding, RecordKind.PAD)
-            offset = 0
-        offset += _HEADER_BYTES
-        self._map[offset : offset + num_bytes] = record
-        if self._barrier is not None:
-            self._barrier()
-        self._words[_HEAD] = self._head = after
+        if self.offset + num_bytes > self.room_end and not self.make_room(num_bytes):
+            return False
+        self.memory[self.offset : self.offset + num_bytes] = record
+        self.publish(num_bytes)
         return True
 
     @property
@@ -198,11 +225,11 @@ class RingWriter:
 
     def close(self) -> None:
         """Say that no record will follow, and let go of the memory. The file stays."""
-        if self._map.closed:
+        if self.memory.closed:
             return
         self._words[_Word.CLOSED] = 1
         self._words.release()
-        self._map.close()
+        self.memory.close()
 
 
 class RingReader:
@@ -226,12 +253,12 @@ class RingReader:
             InternalError: if the file is no ring of this version.
         """
         self.path = path
-        self._file = _open_exclusively(path)
-        try:
-            self._map = mmap.mmap(self._file, 0)
-        except ValueError:
+        self._file = open_exclusively(path)
+        num_bytes = os.fstat(self._file).st_size
+        if num_bytes < _HEADER_BYTES:
             os.close(self._file)
-            raise InternalError("RING_MALFORMED", f"{path} is empty") from None
+            raise InternalError("RING_MALFORMED", f"{path} has {num_bytes} bytes, less than a ring")
+        self._map = mmap.mmap(self._file, num_bytes)
         self._barrier = None if _IS_STRONGLY_ORDERED else _Barrier()
         self._words = memoryview(self._map)[:_HEADER_BYTES].cast("Q")
         self.capacity_bytes = self._words[_Word.CAPACITY]
@@ -250,11 +277,12 @@ class RingReader:
         self.service_name = self._map[_SERVICE_NAME_OFFSET:name_end].decode()
         self._position = self._words[_TAIL]
 
-    def read(self, num_bytes_max: int) -> list[bytes]:
-        """Records not read yet, oldest first, without padding; empty when there is none.
+    def read(self, num_bytes_max: int) -> tuple[bytes, int]:
+        """Records not read yet, oldest first, one after the other; and how many they are.
 
-        Stops after the record with which ``num_bytes_max`` is reached. ``commit`` must follow
-        once they are safe elsewhere.
+        Stops after the record with which ``num_bytes_max`` is reached, and at the end of the
+        memory, where padding may come last; that is no record. ``commit`` must follow once the
+        records are safe elsewhere.
 
         Raises:
             InternalError: if the ring holds what no producer writes. What was waiting is skipped.
@@ -262,27 +290,26 @@ class RingReader:
         head = self._words[_HEAD]
         if self._barrier is not None:
             self._barrier()
-        records: list[bytes] = []
-        num_bytes = 0
-        while self._position != head and num_bytes < num_bytes_max:
-            offset = self._position % self.capacity_bytes
-            start = _HEADER_BYTES + offset
-            length, kind = RECORD_HEADER.unpack_from(self._map, start)
-            if (
-                length < RECORD_HEADER.size
-                or length % ALIGNMENT_BYTES
-                or length > min(self.capacity_bytes - offset, head - self._position)
-            ):
-                position, self._position = self._position, head
+        memory, header_of = self._map, RECORD_HEADER.unpack_from
+        offset = self._position & (self.capacity_bytes - 1)
+        at = start = _HEADER_BYTES + offset
+        end = start + min(head - self._position, self.capacity_bytes - offset)
+        enough = min(end, start + num_bytes_max)
+        num_records = 0
+        while at < enough:
+            length, kind = header_of(memory, at)
+            if length < _RECORD_BYTES_MIN or length % ALIGNMENT_BYTES or at + length > end:
+                if at > start:
+                    break  # Hand out what is sound; the next call finds this again.
+                at, self._position = self._position, head
                 raise InternalError(
                     "RING_CORRUPT",
-                    f"{self.path} has a record of {length} bytes at {position}, head {head}",
+                    f"{self.path} has a record of {length} bytes at {at}, head {head}",
                 )
-            if kind != RecordKind.PAD:
-                records.append(self._map[start : start + length])
-                num_bytes += length
-            self._position += length
-        return records
+            at += length
+            num_records += kind != _PAD
+        self._position += at - start
+        return memory[start:at], num_records
 
     def commit(self) -> None:
         """Give everything read so far back to the producer as free room."""
@@ -304,15 +331,6 @@ class RingReader:
     def num_dropped(self) -> int:
         """Records that the producer could not write."""
         return self._words[_DROPPED]
-
-    @property
-    def num_home_spans(self) -> int:
-        """Spans in the producer's own traces so far; kept here so a new reader goes on counting."""
-        return self._words[_Word.HOME_SPANS]
-
-    @num_home_spans.setter
-    def num_home_spans(self, number: int) -> None:
-        self._words[_Word.HOME_SPANS] = number
 
     @property
     def num_dropped_reported(self) -> int:
@@ -343,29 +361,3 @@ class RingReader:
         self._words.release()
         self._map.close()
         os.close(self._file)
-
-
-def _map_new_file(path: Path, num_bytes: int) -> mmap.mmap:
-    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        # Reserved now: a full tmpfs is an error here, and would be a SIGBUS at the first write.
-        os.posix_fallocate(file, 0, num_bytes)
-        return mmap.mmap(file, num_bytes)
-    except OSError:
-        path.unlink()
-        raise
-    finally:
-        os.close(file)
-
-
-def _open_exclusively(path: Path) -> int:
-    try:
-        file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
-        raise NotFoundError("RING_NOT_FOUND", f"there is no ring at {path}") from None
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(file)
-        raise UnavailableError("RING_HAS_READER", f"{path} is read by another process") from None
-    return file

@@ -1,9 +1,13 @@
-"""The thread that empties the spool into the collector, in order, until it is told to stop."""
+"""The thread that empties the spool, in order: encodes a batch, sends it, removes it."""
 
+import collections
 import logging
 import threading
 from typing import Final, Protocol
 
+from pageframe.telemetry.batch_encoder import BatchEncoder
+from pageframe.telemetry.record_batch import RecordBatch
+from pageframe.telemetry.span_form import SpanForm
 from pageframe.telemetry.spool import Spool, SpoolEntry
 
 _logger = logging.getLogger(__name__)
@@ -16,14 +20,19 @@ _NUM_REFUSALS_MAX: Final = 8
 
 
 class RequestClient(Protocol):
-    """What the sender needs of an OTLP client."""
+    """Takes encoded requests: a collector, or files."""
+
+    @property
+    def form(self) -> SpanForm:
+        """How requests are encoded."""
+        ...
 
     def send(self, request: bytes) -> bool:
-        """Whether the collector took the request; ValueError when it is malformed."""
+        """Whether the request was taken."""
         ...
 
     def is_reachable(self) -> bool:
-        """Whether the collector takes an empty request."""
+        """Whether a request without spans would be taken."""
         ...
 
     def close(self) -> None:
@@ -32,21 +41,27 @@ class RequestClient(Protocol):
 
 
 class Sender:
-    """Sends what is in a spool, retrying with growing pauses while the collector is away.
-
-    Attributes:
-        num_spans_dropped: Spans that the collector refused for good.
-    """
+    """Sends what is in a spool, retrying with growing pauses while the collector is away."""
 
     def __init__(self, spool: Spool, client: RequestClient) -> None:
-        self.num_spans_dropped = 0
         self._spool = spool
         self._client = client
+        self._encoder = BatchEncoder(client.form)
         self._closing = threading.Event()
+        # Requests of the oldest entry that are still to be sent, each with its number of spans.
+        self._entry: SpoolEntry | None = None
+        self._requests: collections.deque[tuple[bytes, int]] = collections.deque()
         self._num_refusals = 0
+        self._num_spans_refused = 0
+        self._num_records_unread = 0
         self._is_away = False
-        self._thread = threading.Thread(target=self._run, name="otlp-sender", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="trace-sender", daemon=True)
         self._thread.start()
+
+    @property
+    def num_spans_dropped(self) -> int:
+        """Spans that could not be encoded, or that the collector refused for good."""
+        return self._num_spans_refused + self._num_records_unread + self._encoder.num_spans_failed
 
     def close(self, timeout_s: float) -> None:
         """Send what waits while the collector takes it, for at most ``timeout_s``.
@@ -58,7 +73,7 @@ class Sender:
         self._thread.join(timeout_s)
         self._client.close()
         if len(self._spool):
-            _logger.warning("%d spans stay in the spool for later", self._spool.num_spans)
+            _logger.warning("%d records stay in the spool for later", self._spool.num_records)
 
     def _run(self) -> None:
         backoff_s = _BACKOFF_S_MIN
@@ -78,16 +93,30 @@ class Sender:
             backoff_s = min(2 * backoff_s, _BACKOFF_S_MAX)
 
     def _try(self, entry: SpoolEntry) -> bool:
-        """Make one attempt; whether the entry is done with, sent or not."""
+        """Send the entry as far as it goes; whether it is done with, sent or not."""
+        if entry is not self._entry:
+            self._entry = entry
+            self._requests.extend(self._encode(entry))
+        while self._requests:
+            if not self._try_request(*self._requests[0]):
+                return False
+            self._requests.popleft()
+        self._spool.remove(entry)
+        return True
+
+    def _encode(self, entry: SpoolEntry) -> list[tuple[bytes, int]]:
         try:
-            is_sent = self._client.send(entry.path.read_bytes())
+            return self._encoder.requests(RecordBatch.unpack(entry.path.read_bytes()))
         except FileNotFoundError:
-            is_sent = True  # Another exporter on the same state folder was faster.
-        except ValueError:
-            self._drop(entry, "it is malformed")
-            return True
-        if is_sent:
-            self._spool.remove(entry)
+            return []  # Another exporter on the same state folder was faster.
+        except (OSError, ValueError) as error:
+            self._num_records_unread += entry.num_records
+            _logger.error("a batch of %d records is dropped: %s", entry.num_records, error)
+            return []
+
+    def _try_request(self, request: bytes, num_spans: int) -> bool:
+        """Make one attempt; whether the request is done with, sent or not."""
+        if self._client.send(request):
             self._num_refusals = 0
             if self._is_away:
                 self._is_away = False
@@ -96,16 +125,12 @@ class Sender:
         if not self._client.is_reachable():
             if not self._is_away:
                 self._is_away = True
-                _logger.warning("the collector is away; spans wait in the spool")
+                _logger.warning("the collector is away; records wait in the spool")
             return False
         self._num_refusals += 1
         if self._num_refusals < _NUM_REFUSALS_MAX:
             return False
-        self._drop(entry, "the collector refuses it")
-        return True
-
-    def _drop(self, entry: SpoolEntry, reason: str) -> None:
-        _logger.error("a request of %d spans is dropped: %s", entry.num_spans, reason)
-        self.num_spans_dropped += entry.num_spans
         self._num_refusals = 0
-        self._spool.remove(entry)
+        self._num_spans_refused += num_spans
+        _logger.error("a request of %d spans is dropped: it is refused", num_spans)
+        return True

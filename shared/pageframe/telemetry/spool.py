@@ -1,8 +1,8 @@
-"""Encoded export requests on disk, waiting for the collector: a bounded first-in, first-out queue.
+"""Batches of records on disk, waiting to be encoded and sent: a bounded first-in, first-out queue.
 
-Every request passes through it, whether the collector is there or not. So there is one path to
-test, what is read from a ring is safe before the ring forgets it, and requests that a stopped
-exporter could not send are sent by the next one. While the collector keeps up, a file lives for
+Every batch passes through it, whether the collector is there or not. So there is one path to test,
+a ring is emptied as fast as a disk takes it, however long encoding takes, and what a stopped
+exporter could not send is sent by the next one. While sending keeps up, a file lives for
 milliseconds in the page cache and hardly ever reaches the disk.
 """
 
@@ -15,20 +15,20 @@ from pathlib import Path
 from typing import Final
 
 SPOOL_BYTES_DEFAULT: Final = 1024 * 1024 * 1024
-_SUFFIX: Final = ".otlp"
+_SUFFIX: Final = ".records"
 
 
 @dataclass(frozen=True, slots=True)
 class SpoolEntry:
-    """One waiting request: its file, its size, and how many spans it holds."""
+    """One waiting batch: its file, the file's size, and how many records it holds."""
 
     path: Path
     num_bytes: int
-    num_spans: int
+    num_records: int
 
 
 class Spool:
-    """A queue of requests in a folder; one thread puts, another takes."""
+    """A queue of packed batches in a folder; one thread puts, another takes."""
 
     def __init__(self, folder: Path, num_bytes_max: int = SPOOL_BYTES_DEFAULT) -> None:
         """Make the folder if needed and take over what waits in it.
@@ -43,7 +43,7 @@ class Spool:
         self._num_put = 0
         found = sorted(folder.glob(f"*{_SUFFIX}"))
         self._entries = collections.deque(
-            SpoolEntry(path, path.stat().st_size, _num_spans_in_name(path)) for path in found
+            SpoolEntry(path, path.stat().st_size, _num_records_in_name(path)) for path in found
         )
         self._num_bytes = sum(entry.num_bytes for entry in self._entries)
 
@@ -51,32 +51,32 @@ class Spool:
         return len(self._entries)
 
     @property
-    def num_spans(self) -> int:
-        """Spans that wait."""
+    def num_records(self) -> int:
+        """Records that wait."""
         with self._changed:
-            return sum(entry.num_spans for entry in self._entries)
+            return sum(entry.num_records for entry in self._entries)
 
     def has_room(self, num_bytes: int) -> bool:
-        """Whether a request of this size would be taken."""
+        """Whether a batch of this size would be taken."""
         return self._num_bytes + num_bytes <= self._num_bytes_max
 
-    def put(self, request: bytes, num_spans: int) -> bool:
-        """Add a request at the end; False when the spool or the disk is full."""
-        if not self.has_room(len(request)):
+    def put(self, batch: bytes, num_records: int) -> bool:
+        """Add a batch at the end; False when the spool or the disk is full."""
+        if not self.has_room(len(batch)):
             return False
         self._num_put += 1
-        name = f"{time.time_ns():020d}-{os.getpid()}-{self._num_put}-{num_spans}{_SUFFIX}"
+        name = f"{time.time_ns():020d}-{os.getpid()}-{self._num_put}-{num_records}{_SUFFIX}"
         path = self._folder / name
         draft = path.with_suffix(".new")
         try:
-            draft.write_bytes(request)
+            draft.write_bytes(batch)
             draft.rename(path)
         except OSError:
             draft.unlink(missing_ok=True)
             return False
         with self._changed:
-            self._entries.append(SpoolEntry(path, len(request), num_spans))
-            self._num_bytes += len(request)
+            self._entries.append(SpoolEntry(path, len(batch), num_records))
+            self._num_bytes += len(batch)
             self._changed.notify()
         return True
 
@@ -100,6 +100,6 @@ class Spool:
             self._changed.notify_all()
 
 
-def _num_spans_in_name(path: Path) -> int:
+def _num_records_in_name(path: Path) -> int:
     number = path.stem.rpartition("-")[2]
     return int(number) if number.isdecimal() else 0

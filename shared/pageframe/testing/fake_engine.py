@@ -1,28 +1,33 @@
 """A slow and obvious executor: counts tokens and blocks, computes nothing.
 
 It reads plans as the module text of ``core.step`` says, one sequence at a time, so schedulers can
-be tested without memory or model. Which tokens are in the prefix index is told by a function that
-is handed in.
+be tested without memory or model. Prefix hits are told by a function that is handed in, or, with
+``shares_prefixes``, found among the sequences that run. A swapped sequence comes back in two steps:
+its first admission is refused as PROMOTING, the next one finds everything on the device.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from pageframe.core.step import (
     Announcement,
     Entries,
     FinishReason,
-    PoolAccount,
+    Fork,
+    Recovery,
     RefusedBecause,
     ReplicaFacts,
-    SequenceAccount,
     StepPlan,
     StepResult,
     StepTiming,
 )
-from pageframe.core.units import ceil_div
+from pageframe.testing.fake_books import FakeBooks
+from pageframe.testing.fake_sequence import FakeSequence, next_token
 
 _MILLISECOND_NS = 1_000_000
+
+Victim = tuple[int, Recovery, int]
+"""Sequence, how it gives way, and how many blocks it keeps."""
 
 
 def make_facts(
@@ -34,6 +39,7 @@ def make_facts(
     max_step_tokens: int = 256,
     vocab_size: int = 1000,
     eos_token_ids: tuple[int, ...] = (0,),
+    num_host_blocks: int = 0,
 ) -> ReplicaFacts:
     """Facts of a tiny replica."""
     return ReplicaFacts(
@@ -52,68 +58,25 @@ def make_facts(
         dtype="float32",
         kv_dtype="float32",
         runner="sim",
+        num_host_blocks=num_host_blocks,
     )
 
 
-def next_token(token_ids: list[int], vocab_size: int) -> int:
-    """The token after ``token_ids``, in ``[1, vocab_size)``; depends on each of them."""
-    mixed = len(token_ids)
-    for token_id in token_ids:
-        mixed = (mixed * 31 + token_id + 1) % 1_000_003
-    return 1 + mixed % (vocab_size - 1)
-
-
 @dataclass(slots=True)
-class FakeSequence:
-    """What the engine knows of a sequence; it runs when ``is_running``."""
-
-    announcement: Announcement
-    token_ids: list[int]
-    generation: int
-    num_computed: int = 0
-    is_running: bool = False
-    num_blocks_peak: int = 0
-    num_preemptions: int = 0
-
-    @property
-    def has_caught_up(self) -> bool:
-        """Whether all tokens are computed but the newest."""
-        return self.is_running and self.num_computed == len(self.token_ids) - 1
-
-
-@dataclass(slots=True)
-class FakeEngine:
+class FakeEngine(FakeBooks):
     """Applies plans.
 
     Attributes:
-        facts: What it serves.
-        num_hit_tokens: How many tokens of an announcement are in the prefix index.
         now_ns: Its clock; each step lasts a millisecond.
-        sequences: By id.
-        join_order: Running sequences, first admitted first.
         last_received: Number of the last plan that came in order.
         last_applied: Number of the last plan that was not refused.
         steps: Tokens computed, by applied step.
     """
 
-    facts: ReplicaFacts
-    num_hit_tokens: Callable[[Announcement], int] = lambda _: 0
     now_ns: int = 0
-    sequences: dict[int, FakeSequence] = field(default_factory=dict)
-    join_order: list[int] = field(default_factory=list)
     last_received: int = 0
     last_applied: int = 0
     steps: list[int] = field(default_factory=list)
-
-    @property
-    def num_free(self) -> int:
-        """Blocks that nobody holds."""
-        return self.facts.num_blocks - sum(map(self._num_blocks, self.sequences.values()))
-
-    def account(self) -> PoolAccount:
-        """Blocks by state."""
-        total, free = self.facts.num_blocks, self.num_free
-        return PoolAccount(total=total, free=free, held=total - free)
 
     def cancel(self, sequence_ids: Iterable[int]) -> StepResult:
         """End sequences between steps; unknown ids are ignored."""
@@ -125,120 +88,133 @@ class FakeEngine:
     def step(self, plan: StepPlan) -> StepResult:
         """Apply a plan, compute and sample."""
         result = StepResult(step=plan.step)
-        result.refusal = self._refusal(plan)
+        victims = self._victims(plan)
+        result.refusal = self._refusal(plan, victims)
         if not result.refusal:
             self.last_applied = plan.step
             self._announce(plan.announce, result)
             self._release(plan.finish, result)
-            self._preempt(plan, result)
-            chunks = {
-                sequence_id: 1
-                for sequence_id in self.join_order
-                if self.sequences[sequence_id].has_caught_up
-            }
+            self._preempt(victims or [], result)
+            chunks = {i: 1 for i in self.join_order if self.sequences[i].has_caught_up}
             num_decodes = len(chunks)
             self._take_must(plan.must, chunks, result)
-            self._take_may(plan.may, chunks, result)
-            self._compute(chunks, num_decodes, plan, result)
+            num_found = self._take_may(plan.may, chunks, result)
+            # Tokens that a prefix hit brought were not computed.
+            self.steps.append(sum(chunks.values()) - sum(num_found.values()))
+            takers = self._compute(chunks, num_found, result)
+            assert num_decodes <= len(takers), f"{num_decodes} decodes, {len(takers)} tokens"
+            self._fork(plan.forks, takers, result)
+            for sequence_id in takers:
+                self._sample(sequence_id, result)
         result.account = self.account()
         result.timing = StepTiming(start_ns=self.now_ns or 1, execute_ns=_MILLISECOND_NS)
         self.now_ns += _MILLISECOND_NS
         return result
 
-    def _refusal(self, plan: StepPlan) -> str:
+    def _refusal(self, plan: StepPlan, victims: list[Victim] | None) -> str:
         if plan.step != self.last_received + 1:
             return "STEP_OUT_OF_ORDER"
         self.last_received = plan.step
         if plan.builds_on != self.last_applied:
             return "BUILDS_ON_UNAPPLIED_STEP"
-        victims = self._victims(plan)
-        return "" if victims is not None else "MUST_DOES_NOT_FIT"
+        return "MUST_DOES_NOT_FIT" if victims is None else ""
 
-    def _victims(self, plan: StepPlan) -> list[int] | None:
-        """The victims that have to go so that everything that must run fits."""
-        must = dict(zip(plan.must.sequence_ids, plan.must.num_tokens, strict=True))
-        free = self.num_free + sum(
-            self._num_blocks(self.sequences[i]) for i in plan.finish if i in self.sequences
-        )
-        running = [i for i in self.join_order if i not in plan.finish]
-        candidates = [
-            sequence_id
-            for sequence_id, generation in zip(
-                plan.victims.sequence_ids, plan.victims.generations, strict=True
-            )
-            if sequence_id in running and self.sequences[sequence_id].generation == generation
-        ]
-        victims: list[int] = []
+    def _victims(self, plan: StepPlan) -> list[Victim] | None:
+        """The victims that have to go so that everything that must run fits; None: it cannot."""
+        must = {i: n for i, generation, n in _rows(plan.must) if self.runs(i, generation)}
+        pool, running = self.pool.copy(), [i for i in self.join_order if i not in plan.finish]
+        for sequence_id in plan.finish:
+            pool.drop(sequence_id)
+        candidates = self._candidates(plan, running)
+        taken: list[Victim] = []
         while True:
-            need = sum(self._need(i, must.get(i, 0)) for i in running)
-            if need <= free:
-                return victims
+            trial = pool.copy()
+            for sequence_id in running:
+                is_decode = self.sequences[sequence_id].has_caught_up
+                self.write(trial, sequence_id, 1 if is_decode else must.get(sequence_id, 0))
+            if self.fits(trial) and not self.tenants_over(trial):
+                return taken
             if not candidates:
                 return None
             victim = candidates.pop(0)
-            victims.append(victim)
-            running.remove(victim)
-            free += self._num_blocks(self.sequences[victim])
+            taken.append(victim)
+            running.remove(victim[0])
+            pool.cut(victim[0], victim[2])
 
-    def _need(self, sequence_id: int, num_tokens: int) -> int:
-        sequence = self.sequences[sequence_id]
-        num_tokens = 1 if sequence.has_caught_up else num_tokens
-        end = min(sequence.num_computed + num_tokens, len(sequence.token_ids))
-        return ceil_div(end, self.facts.block_size) - self._num_blocks(sequence)
-
-    def _num_blocks(self, sequence: FakeSequence) -> int:
-        return ceil_div(sequence.num_computed, self.facts.block_size)
+    def _candidates(self, plan: StepPlan, running: list[int]) -> list[Victim]:
+        """Victims that may be taken, as they would give way."""
+        victims = plan.victims
+        candidates: dict[int, Victim] = {}
+        for index, sequence_id in enumerate(victims.sequence_ids):
+            if sequence_id not in running or not self.runs(sequence_id, victims.generations[index]):
+                continue
+            recovery, num_kept = victims.recoveries[index], 0
+            if recovery is Recovery.TAIL:
+                num_kept = self.pool.num_blocks_of(sequence_id) - victims.num_blocks[index]
+                if num_kept < 1:
+                    recovery, num_kept = Recovery.RECOMPUTE, 0
+            candidates.setdefault(sequence_id, (sequence_id, recovery, num_kept))
+        return list(candidates.values())
 
     def _announce(self, announcements: list[Announcement], result: StepResult) -> None:
         for announcement in announcements:
             sequence_id = announcement.sequence_id
             assert sequence_id not in self.sequences, f"sequence {sequence_id} is known already"
-            self.sequences[sequence_id] = FakeSequence(
+            sequence = FakeSequence(
                 announcement, list(announcement.token_ids), announcement.generation
             )
+            num_cached = self.find(sequence)[1]
+            leader_id, num_leader_tokens = self.leader(sequence, num_cached)
+            self.sequences[sequence_id] = sequence
             result.announced_ids.append(sequence_id)
-            result.num_cached_tokens.append(self.num_hit_tokens(announcement))
+            result.num_cached_tokens.append(num_cached)
+            result.leader_ids.append(leader_id)
+            result.num_leader_tokens.append(num_leader_tokens)
 
     def _release(self, sequence_ids: Iterable[int], result: StepResult) -> None:
         for sequence_id in sequence_ids:
             if sequence_id in self.sequences:
                 result.released.append(sequence_id)
-                self._forget(sequence_id, result)
+                self.forget(sequence_id, result)
 
-    def _forget(self, sequence_id: int, result: StepResult) -> None:
-        sequence = self.sequences.pop(sequence_id)
-        if sequence.is_running:
-            self.join_order.remove(sequence_id)
-        result.accounts[sequence_id] = SequenceAccount(
-            num_blocks_peak=sequence.num_blocks_peak, num_preemptions=sequence.num_preemptions
-        )
-
-    def _preempt(self, plan: StepPlan, result: StepResult) -> None:
-        for sequence_id in self._victims(plan) or ():
+    def _preempt(self, victims: list[Victim], result: StepResult) -> None:
+        for sequence_id, asked, num_kept in victims:
             sequence = self.sequences[sequence_id]
-            result.preempted_ids.append(sequence_id)
-            result.preempted_num_blocks.append(self._num_blocks(sequence))
+            num_blocks = self.pool.num_blocks_of(sequence_id)
+            num_host_free = self.facts.num_host_blocks - self.num_host_used()
+            fits_host = num_blocks <= num_host_free
+            recovery = Recovery.RECOMPUTE if asked is Recovery.SWAP and not fits_host else asked
+            if recovery is Recovery.SWAP:
+                sequence.num_swapped = sequence.num_computed
+                sequence.is_promoted = False
+            self.pool.cut(sequence_id, num_kept)
+            sequence.num_computed = min(sequence.num_computed, num_kept * self.facts.block_size)
             sequence.generation += 1
             sequence.num_preemptions += 1
-            sequence.num_computed = 0
-            sequence.is_running = False
-            self.join_order.remove(sequence_id)
+            if not num_kept:
+                sequence.is_running = False
+                self.join_order.remove(sequence_id)
+            result.preempted_ids.append(sequence_id)
             result.preempted_generations.append(sequence.generation)
+            result.preempted_num_blocks.append(num_blocks - num_kept)
+            result.preempted_recoveries.append(recovery)
+            result.preempted_num_computed.append(sequence.num_computed)
 
     def _take_must(self, must: Entries, chunks: dict[int, int], result: StepResult) -> None:
         for sequence_id, generation, num_tokens in _rows(must):
-            sequence = self.sequences.get(sequence_id)
-            if sequence is None or sequence.generation != generation or not sequence.is_running:
+            if not self.runs(sequence_id, generation):
                 result.stale_ids.append(sequence_id)
                 continue
             result.computed_ids.append(sequence_id)
             if sequence_id not in chunks:
-                chunks[sequence_id] = min(
-                    num_tokens, len(sequence.token_ids) - sequence.num_computed
-                )
+                chunks[sequence_id] = min(num_tokens, self.sequences[sequence_id].num_uncomputed)
+        for sequence_id, num_tokens in chunks.items():
+            self.write(self.pool, sequence_id, num_tokens)
+        assert self.num_free >= 0, f"{self.num_free} blocks are free"
 
-    def _take_may(self, may: Entries, chunks: dict[int, int], result: StepResult) -> None:
-        taken = sum(self._need_for(i, n) for i, n in chunks.items())
+    def _take_may(self, may: Entries, chunks: dict[int, int], result: StepResult) -> dict[int, int]:
+        """Take what fits; returns how many tokens of each were found and need not be computed."""
+        num_found: dict[int, int] = {}
         is_full = False
         for sequence_id, generation, num_tokens in _rows(may):
             sequence = self.sequences.get(sequence_id)
@@ -248,58 +224,94 @@ class FakeEngine:
             if sequence_id in chunks:
                 result.computed_ids.append(sequence_id)
                 continue
-            hit = 0 if sequence.is_running else self._num_hit(sequence)
-            left = len(sequence.token_ids) - sequence.num_computed - hit
-            chunk = hit + min(num_tokens, left)
-            need = self._need_for(sequence_id, chunk)
-            if is_full or need > self.num_free - taken:
-                because = RefusedBecause.BEHIND_REFUSED if is_full else RefusedBecause.POOL_FULL
+            if is_full:
+                refused: RefusedBecause | None = RefusedBecause.BEHIND_REFUSED
+            else:
+                refused, num_found[sequence_id] = self._try(
+                    sequence_id, sequence, num_tokens, chunks
+                )
+            if refused is None:
+                result.computed_ids.append(sequence_id)
+            else:
                 result.refused_ids.append(sequence_id)
-                result.refused_because.append(because)
-                is_full = True
-                continue
-            taken += need
-            chunks[sequence_id] = chunk
-            result.computed_ids.append(sequence_id)
-            if not sequence.is_running:
-                sequence.is_running = True
-                self.join_order.append(sequence_id)
+                result.refused_because.append(refused)
+            is_full = is_full or refused is RefusedBecause.POOL_FULL
+        return num_found
 
-    def _num_hit(self, sequence: FakeSequence) -> int:
-        if sequence.generation:
-            return 0
-        return min(self.num_hit_tokens(sequence.announcement), len(sequence.token_ids) - 1)
-
-    def _need_for(self, sequence_id: int, num_tokens: int) -> int:
-        sequence = self.sequences[sequence_id]
-        after = ceil_div(sequence.num_computed + num_tokens, self.facts.block_size)
-        return after - self._num_blocks(sequence)
+    def _try(
+        self, sequence_id: int, sequence: FakeSequence, num_tokens: int, chunks: dict[int, int]
+    ) -> tuple[RefusedBecause | None, int]:
+        """Take one entry whole or not at all; also says how many of its tokens were found."""
+        source_id, num_found = (0, 0) if sequence.is_running else self.find(sequence)
+        if not sequence.is_running and self._has_no_row():
+            return RefusedBecause.NOT_READY, 0
+        trial = self.pool.copy()
+        start = sequence.num_computed
+        end = start + num_found + min(num_tokens, sequence.num_uncomputed - num_found)
+        if source_id:
+            trial.share(source_id, sequence_id, num_found // self.facts.block_size)
+            start = num_found
+        trial.write(sequence_id, start, end, sequence.announcement.tenant)
+        if sequence.announcement.tenant in self.tenants_over(trial):
+            return RefusedBecause.QUOTA, 0
+        if not self.fits(trial):
+            return RefusedBecause.POOL_FULL, 0
+        if sequence.num_swapped and not sequence.is_promoted:
+            sequence.is_promoted = True
+            return RefusedBecause.PROMOTING, 0
+        self.pool = trial
+        chunks[sequence_id] = end - sequence.num_computed
+        if not sequence.is_running:
+            sequence.is_running = True
+            sequence.num_swapped = 0
+            sequence.num_blocks_shared += num_found // self.facts.block_size if source_id else 0
+            self.join_order.append(sequence_id)
+        return None, num_found
 
     def _compute(
-        self, chunks: dict[int, int], num_decodes: int, plan: StepPlan, result: StepResult
-    ) -> None:
-        asked = dict(zip(plan.may.sequence_ids, plan.may.num_tokens, strict=True))
-        # Tokens that a prefix hit brought were not computed.
-        self.steps.append(
-            num_decodes
-            + sum(
-                min(num_tokens, asked.get(i, num_tokens))
-                for i, num_tokens in list(chunks.items())[num_decodes:]
-            )
-        )
+        self, chunks: dict[int, int], num_found: dict[int, int], result: StepResult
+    ) -> list[int]:
+        """Compute; returns who takes a token."""
+        result.first_positions = [
+            self.sequences[i].num_computed + num_found.get(i, 0) for i in result.computed_ids
+        ]
         for sequence_id, num_tokens in chunks.items():
             sequence = self.sequences[sequence_id]
             sequence.num_computed += num_tokens
-            held = self._num_blocks(sequence)
-            sequence.num_blocks_peak = max(sequence.num_blocks_peak, held)
-        assert self.num_free >= 0, f"{self.num_free} blocks are free"
+            num_blocks = self.pool.num_blocks_of(sequence_id)
+            sequence.num_blocks_peak = max(sequence.num_blocks_peak, num_blocks)
         result.num_computed = [self.sequences[i].num_computed for i in result.computed_ids]
-        for sequence_id in chunks:
-            sequence = self.sequences[sequence_id]
-            if sequence.num_computed == len(sequence.token_ids):
-                self._sample(sequence_id, sequence, result)
+        return [i for i in chunks if not self.sequences[i].num_uncomputed]
 
-    def _sample(self, sequence_id: int, sequence: FakeSequence, result: StepResult) -> None:
+    def _fork(self, forks: list[Fork], takers: list[int], result: StepResult) -> None:
+        """Add the children of those who take a token to ``takers``."""
+        for fork in forks:
+            parent_id, parent = fork.parent_id, self.sequences.get(fork.parent_id)
+            for child_id in fork.child_ids:
+                is_sound = parent_id in takers and self.runs(parent_id, fork.generation)
+                if parent is None or not is_sound or self._has_no_row():
+                    result.unforked_ids.append(child_id)
+                    continue
+                num_blocks = self.pool.num_blocks_of(parent_id)
+                self.pool.share(parent_id, child_id, num_blocks)
+                self.sequences[child_id] = FakeSequence(
+                    announcement=parent.announcement,
+                    token_ids=list(parent.token_ids),
+                    generation=0,
+                    num_computed=parent.num_computed,
+                    is_running=True,
+                    num_blocks_peak=num_blocks,
+                    num_blocks_shared=num_blocks,
+                )
+                self.join_order.append(child_id)
+                takers.append(child_id)
+                result.forked_ids.append(child_id)
+
+    def _has_no_row(self) -> bool:
+        return len(self.join_order) >= self.facts.max_num_sequences
+
+    def _sample(self, sequence_id: int, result: StepResult) -> None:
+        sequence = self.sequences[sequence_id]
         token_id = next_token(sequence.token_ids, self.facts.vocab_size)
         sequence.token_ids.append(token_id)
         reason = self._finish_reason(sequence, token_id)
@@ -307,7 +319,7 @@ class FakeEngine:
         result.token_ids.append(token_id)
         result.finish_reasons.append(reason)
         if reason:
-            self._forget(sequence_id, result)
+            self.forget(sequence_id, result)
 
     def _finish_reason(self, sequence: FakeSequence, token_id: int) -> FinishReason:
         sampling = sequence.announcement.sampling

@@ -1,6 +1,6 @@
 """Facts of a replica and the account of its pool, between domain types and protobuf."""
 
-from pageframe.core.step import PoolAccount, ReplicaFacts
+from pageframe.core.step import PoolAccount, ReplicaFacts, TenantQuota
 from pageframe.v1 import executor_service_pb2, kv_block_pb2
 
 
@@ -14,6 +14,8 @@ def pool_to_proto(account: PoolAccount) -> kv_block_pb2.PoolAccount:
         fenced=account.fenced,
         quarantined=account.quarantined,
         pinned=account.pinned,
+        host_total=account.host_total,
+        host_used=account.host_used,
     )
 
 
@@ -27,6 +29,8 @@ def pool_from_proto(message: kv_block_pb2.PoolAccount) -> PoolAccount:
         fenced=message.fenced,
         quarantined=message.quarantined,
         pinned=message.pinned,
+        host_total=message.host_total,
+        host_used=message.host_used,
     )
 
 
@@ -48,6 +52,7 @@ def replica_to_proto(facts: ReplicaFacts) -> executor_service_pb2.Replica:
         dtype=facts.dtype,
         kv_dtype=facts.kv_dtype,
         runner=facts.runner,
+        num_host_blocks=facts.num_host_blocks,
     )
 
 
@@ -69,4 +74,23 @@ def replica_from_proto(message: executor_service_pb2.Replica) -> ReplicaFacts:
         dtype=message.dtype,
         kv_dtype=message.kv_dtype,
         runner=message.runner,
+        num_host_blocks=message.num_host_blocks,
+    )
+
+
+def quota_to_proto(quota: TenantQuota) -> executor_service_pb2.TenantQuota:
+    """Convert the bounds of one tenant."""
+    return executor_service_pb2.TenantQuota(
+        tenant=quota.tenant,
+        floor_blocks=quota.floor_blocks,
+        ceiling_blocks=quota.ceiling_blocks,
+    )
+
+
+def quota_from_proto(message: executor_service_pb2.TenantQuota) -> TenantQuota:
+    """Convert the bounds of one tenant."""
+    return TenantQuota(
+        tenant=message.tenant,
+        floor_blocks=message.floor_blocks,
+        ceiling_blocks=message.ceiling_blocks if message.HasField("ceiling_blocks") else None,
     )

@@ -33,6 +33,8 @@ def submission_to_proto(submission: Submission) -> pb.Submission:
         priority=submission.priority,
         tenant=submission.tenant,
         cache_salt=submission.cache_salt,
+        session_id=submission.session_id,
+        prefix_handle=submission.prefix_handle,
         trace_id=submission.trace_id,
         span_id=submission.span_id,
         arrival_ns=submission.arrival_ns,
@@ -74,6 +76,8 @@ def submission_from_proto(message: pb.Submission) -> Submission:
         priority=message.priority,
         tenant=message.tenant,
         cache_salt=message.cache_salt,
+        session_id=message.session_id,
+        prefix_handle=message.prefix_handle,
         trace_id=message.trace_id,
         span_id=message.span_id,
         arrival_ns=message.arrival_ns,
@@ -134,6 +138,7 @@ def account_to_proto(completion: Completion) -> sequence_pb2.MemoryAccount:
         num_blocks_shared=account.num_blocks_shared,
         num_copies_on_write=account.num_copies_on_write,
         num_preemptions=account.num_preemptions,
+        num_blocks_saved=account.num_blocks_saved,
     )
     for cause, waited_ns in completion.stall_ns.items():
         duration = Duration()

@@ -86,6 +86,8 @@ def announcement_to_proto(announcement: Announcement) -> pb.Announcement:
         request_id=announcement.request_id,
         tenant=announcement.tenant,
         cache_salt=announcement.cache_salt,
+        session_id=announcement.session_id,
+        prefix_handle=announcement.prefix_handle,
         trace_id=announcement.trace_id,
         span_id=announcement.span_id,
     )
@@ -120,6 +122,8 @@ def announcement_from_proto(message: pb.Announcement) -> Announcement:
         request_id=message.request_id,
         tenant=message.tenant,
         cache_salt=message.cache_salt,
+        session_id=message.session_id,
+        prefix_handle=message.prefix_handle,
         trace_id=message.trace_id,
         span_id=message.span_id,
     )
@@ -135,15 +139,22 @@ def result_to_proto(result: StepResult) -> pb.StepResult:
         finish_reasons=cast("list[sequence_pb2.FinishReason.ValueType]", result.finish_reasons),
         computed_ids=result.computed_ids,
         num_computed=result.num_computed,
+        first_positions=result.first_positions,
         refused_ids=result.refused_ids,
         refused_because=cast("list[pb.RefusedBecause.ValueType]", result.refused_because),
         preempted_ids=result.preempted_ids,
         preempted_generations=result.preempted_generations,
         preempted_num_blocks=result.preempted_num_blocks,
+        preempted_recoveries=_recoveries_to_proto(result.preempted_recoveries),
+        preempted_num_computed=result.preempted_num_computed,
+        forked_ids=result.forked_ids,
+        unforked_ids=result.unforked_ids,
         stale_ids=result.stale_ids,
         released_ids=result.released,
         announced_ids=result.announced_ids,
         num_cached_tokens=result.num_cached_tokens,
+        leader_ids=result.leader_ids,
+        num_leader_tokens=result.num_leader_tokens,
         pool=pool_to_proto(result.account),
         timing=pb.StepTiming(
             start_ns=timing.start_ns,
@@ -156,6 +167,8 @@ def result_to_proto(result: StepResult) -> pb.StepResult:
         message.logprobs.add(index=index, logprobs=logprobs_to_proto(logprobs))
     for sequence_id, entries in result.prompt_logprobs.items():
         message.prompt_logprobs.add(id=sequence_id, logprobs=logprobs_list_to_proto(entries))
+    for sequence_id, reason in result.errors.items():
+        message.errors.add(sequence_id=sequence_id, reason=reason)
     for sequence_id, account in result.accounts.items():
         message.accounts.append(_account_to_proto(sequence_id, account))
     return message
@@ -168,15 +181,23 @@ def result_from_proto(message: pb.StepResult) -> StepResult:
         PreconditionError: MALFORMED_STEP.
     """
     _check_parallel("sampled", message.sampled_ids, message.token_ids, message.finish_reasons)
-    _check_parallel("computed", message.computed_ids, message.num_computed)
+    _check_parallel("computed", message.computed_ids, message.num_computed, message.first_positions)
     _check_parallel("refused", message.refused_ids, message.refused_because)
     _check_parallel(
         "preempted",
         message.preempted_ids,
         message.preempted_generations,
         message.preempted_num_blocks,
+        message.preempted_recoveries,
+        message.preempted_num_computed,
     )
-    _check_parallel("announced", message.announced_ids, message.num_cached_tokens)
+    _check_parallel(
+        "announced",
+        message.announced_ids,
+        message.num_cached_tokens,
+        message.leader_ids,
+        message.num_leader_tokens,
+    )
     timing = message.timing
     return StepResult(
         step=message.step,
@@ -189,15 +210,23 @@ def result_from_proto(message: pb.StepResult) -> StepResult:
         },
         computed_ids=list(message.computed_ids),
         num_computed=list(message.num_computed),
+        first_positions=list(message.first_positions),
         refused_ids=list(message.refused_ids),
         refused_because=list(message.refused_because),
         preempted_ids=list(message.preempted_ids),
         preempted_generations=list(message.preempted_generations),
         preempted_num_blocks=list(message.preempted_num_blocks),
+        preempted_recoveries=_recoveries_from_proto(message.preempted_recoveries),
+        preempted_num_computed=list(message.preempted_num_computed),
+        forked_ids=list(message.forked_ids),
+        unforked_ids=list(message.unforked_ids),
         stale_ids=list(message.stale_ids),
         released=list(message.released_ids),
         announced_ids=list(message.announced_ids),
         num_cached_tokens=list(message.num_cached_tokens),
+        leader_ids=list(message.leader_ids),
+        num_leader_tokens=list(message.num_leader_tokens),
+        errors={entry.sequence_id: entry.reason for entry in message.errors},
         accounts={entry.sequence_id: _account_from_proto(entry) for entry in message.accounts},
         account=pool_from_proto(message.pool),
         timing=StepTiming(
@@ -250,7 +279,7 @@ def _victims_to_proto(victims: Victims) -> pb.PlanVictims:
     return pb.PlanVictims(
         sequence_ids=victims.sequence_ids,
         generations=victims.generations,
-        recoveries=[pb.Recovery.ValueType(recovery) for recovery in victims.recoveries],
+        recoveries=_recoveries_to_proto(victims.recoveries),
         num_blocks=victims.num_blocks,
         beneficiary_ids=victims.beneficiary_ids,
     )
@@ -265,17 +294,24 @@ def _victims_from_proto(message: pb.PlanVictims) -> Victims:
         message.num_blocks,
         message.beneficiary_ids,
     )
-    try:
-        recoveries = [Recovery(value) for value in message.recoveries]
-    except ValueError:
-        raise _malformed(f"unknown recovery among {list(message.recoveries)}") from None
     return Victims(
         list(message.sequence_ids),
         list(message.generations),
-        recoveries,
+        _recoveries_from_proto(message.recoveries),
         list(message.num_blocks),
         list(message.beneficiary_ids),
     )
+
+
+def _recoveries_to_proto(recoveries: Sequence[Recovery]) -> list[pb.Recovery.ValueType]:
+    return [pb.Recovery.ValueType(recovery) for recovery in recoveries]
+
+
+def _recoveries_from_proto(values: Sequence[pb.Recovery.ValueType]) -> list[Recovery]:
+    try:
+        return [Recovery(value) for value in values]
+    except ValueError:
+        raise _malformed(f"unknown recovery among {list(values)}") from None
 
 
 def _fork_to_proto(fork: Fork) -> pb.PlanFork:
@@ -284,16 +320,21 @@ def _fork_to_proto(fork: Fork) -> pb.PlanFork:
         generation=fork.generation,
         child_ids=fork.child_ids,
         sample_indices=fork.sample_indices,
+        span_ids=fork.span_ids,
     )
 
 
 def _fork_from_proto(message: pb.PlanFork) -> Fork:
-    _check_parallel("fork", message.child_ids, message.sample_indices)
+    _check_parallel("fork", message.child_ids, message.sample_indices, message.span_ids)
+    for child_id in message.child_ids:
+        if not 1 <= child_id <= _SEQUENCE_ID_MAX:
+            raise _malformed(f"a fork of sequence {message.parent_id} has child id {child_id}")
     return Fork(
         parent_id=message.parent_id,
         generation=message.generation,
         child_ids=list(message.child_ids),
         sample_indices=list(message.sample_indices),
+        span_ids=list(message.span_ids),
     )
 
 

@@ -35,6 +35,7 @@ def _run(*arguments, address=None, stdin=b""):
 def test_json_has_what_a_machine_needs():
     with playing(SCRIPT) as (gateway, address):
         arguments = ("The capital", "--max-tokens", "3", "--temperature", "0", "--stop", "x")
+        arguments += ("--session", "chat-7", "--prefix-handle", "rules")
         result = _run(*arguments, "--json", "--server", address)
     assert result.returncode == 0, result.stderr
     content = json.loads(result.stdout)
@@ -46,6 +47,7 @@ def test_json_has_what_a_machine_needs():
     request = gateway.requests[0]
     assert (request.text, list(request.stop)) == ("The capital", ["x"])
     assert (request.sampling.max_tokens, request.sampling.temperature) == (3, 0.0)
+    assert (request.session_id, request.prefix_handle) == ("chat-7", "rules")
 
 
 def test_without_json_it_is_text():

@@ -52,14 +52,12 @@ def delta(text, *token_ids, sample_index=0):
     )
 
 
-def end(num_tokens, sample_index=0, num_cached_tokens=0):
+def end(num_tokens, sample_index=0, **account):
     return pb.GenerateResponse(
         completion=pb.Completion(
             sample_index=sample_index,
             finish_reason=sequence_pb2.FINISH_REASON_LENGTH,
-            account=sequence_pb2.MemoryAccount(
-                num_completion_tokens=num_tokens, num_cached_tokens=num_cached_tokens
-            ),
+            account=sequence_pb2.MemoryAccount(num_completion_tokens=num_tokens, **account),
         )
     )
 

@@ -48,6 +48,16 @@ def test_events_come_as_they_are_sent(run):
 
 
 @both
+def test_session_and_prefix_handle_are_sent_on_every_attempt(run):
+    scripts = [[header(), delta("a", 1), GONE], [header(), delta("b", 2), end(2)]]
+    request = GenerationRequest(prompt="x", session_id="chat-7", prefix_handle="rules")
+    with playing(*scripts) as (gateway, address):
+        run(address, request)
+    sent = [(entry.session_id, entry.prefix_handle) for entry in gateway.requests]
+    assert sent == [("chat-7", "rules")] * 2
+
+
+@both
 def test_a_broken_stream_is_resumed_unnoticed(run):
     scripts = [
         [header(seed=8), delta("a", 1), GONE],
@@ -94,7 +104,7 @@ def test_a_whole_generation_is_put_together():
         delta("a", 1),
         end(1, 1),
         delta("c", 2),
-        end(2, 0, num_cached_tokens=2),
+        end(2, 0, num_cached_tokens=2, num_blocks_saved=3),
     ]
     with playing(script) as (_, address), PageframeClient(address) as client:
         result = client.complete(GenerationRequest(prompt="x", num_samples=2))
@@ -105,6 +115,7 @@ def test_a_whole_generation_is_put_together():
         ("b", [3]),
     ]
     assert result.samples[0].account.num_cached_tokens == 2
+    assert result.samples[0].account.num_blocks_saved == 3
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,9 @@ from pageframe.config.settings import (
     load_settings,
     variable_name,
 )
+from pageframe.config.values import RecoveryName
 from pageframe.core.errors import InvalidRequestError
+from pageframe.core.step import TenantQuota
 from pageframe.core.trace import TraceMode
 
 
@@ -65,7 +67,7 @@ def test_every_setting_can_be_a_flag_a_variable_and_a_key(tmp_path: Path) -> Non
     words = dict.fromkeys(OPTION_FIELDS, "1") | {
         "model": "m", "runner": "sim", "device": "cuda:1", "dtype": "fp32", "kv-dtype": "int8",
         "trace": "audit", "grpc": "127.0.0.1:1", "http": "127.0.0.1:2", "log-level": "debug",
-        "state-dir": str(tmp_path),
+        "state-dir": str(tmp_path), "recovery": "tail", "tenant-quotas": "a=1:2",
     }  # fmt: skip
     by_flag = load_settings(words, {}, working_dir=tmp_path)
     by_variable = load_settings(
@@ -78,7 +80,7 @@ def test_every_setting_can_be_a_flag_a_variable_and_a_key(tmp_path: Path) -> Non
     assert by_flag == by_variable == by_file
     defaults = load_settings({}, {}, working_dir=tmp_path / "empty")
     for field in OPTION_FIELDS.values():
-        if field != "lookahead":  # on by default, and "1" is on
+        if field not in ("lookahead", "prefix_cache"):  # on by default, and "1" is on
             assert getattr(by_flag, field) != getattr(defaults, field), field
 
 
@@ -124,6 +126,13 @@ def test_an_unknown_key_is_named_with_its_file(tmp_path: Path) -> None:
         ("grpc", "50051", "HOST:PORT"),
         ("http", "80", "HOST:PORT"),
         ("drain-timeout", "soon", "30s"),
+        ("host-kv-memory", "some", "2GiB"),
+        ("num-blocks-max", "-1", "greater than or equal to 0"),
+        ("recovery", "pray", "'recompute', 'swap' or 'tail'"),
+        ("tenant-quotas", "alice", "alice=100:500"),
+        ("tenant-quotas", "a=5:4", "floor of 5 above the ceiling of 4"),
+        ("session-ttl", "25h", "less than or equal to 86400"),
+        ("eviction-policy", "", "at least 1 character"),
         ("model", "", "at least 1 character"),
         ("state-dir", "", "folder"),
     ],
@@ -186,7 +195,13 @@ def test_the_state_folder_follows_xdg(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_a_launch_file_round_trips_and_is_private(tmp_path: Path) -> None:
-    settings = Settings(kv_memory_bytes=1024, trace=TraceMode.AUDIT, state_dir=tmp_path)
+    settings = Settings(
+        kv_memory_bytes=1024,
+        trace=TraceMode.AUDIT,
+        state_dir=tmp_path,
+        recovery=RecoveryName.SWAP,
+        tenant_quotas=(TenantQuota(tenant="a", floor_blocks=1),),
+    )
     launch = Launch(
         settings=settings,
         model_path=tmp_path / "model",

@@ -8,7 +8,9 @@ from pageframe.config.values import (
     parse_duration_seconds,
     parse_host_port,
     parse_size_bytes,
+    parse_tenant_quotas,
 )
+from pageframe.core.step import TenantQuota
 
 
 @pytest.mark.parametrize(
@@ -74,3 +76,26 @@ def test_sizes_read_well() -> None:
     assert format_size(3 * 1024**3 // 2) == "1.5 GiB"
     assert format_size(300 * 1024**2) == "300 MiB"
     assert format_size(2048) == "2 KiB"
+
+
+def test_quotas_are_floors_and_ceilings_by_tenant() -> None:
+    assert parse_tenant_quotas("alice=100:500, bob = 0:200,carol=7:") == (
+        TenantQuota(tenant="alice", floor_blocks=100, ceiling_blocks=500),
+        TenantQuota(tenant="bob", floor_blocks=0, ceiling_blocks=200),
+        TenantQuota(tenant="carol", floor_blocks=7, ceiling_blocks=None),
+    )
+    assert parse_tenant_quotas("a=3:3")[0].ceiling_blocks == 3
+    assert parse_tenant_quotas("off") == parse_tenant_quotas(" ") == ()
+
+
+@pytest.mark.parametrize("text", ["alice", "a=1", "a=1:2:3", "a=-1:2", "=1:2", "a=:5", "a=1:2,"])
+def test_a_malformed_quota_is_refused_with_an_example(text: str) -> None:
+    with pytest.raises(ValueError, match="alice=100:500"):
+        parse_tenant_quotas(text)
+
+
+def test_quotas_that_contradict_themselves_are_refused() -> None:
+    with pytest.raises(ValueError, match="'a' twice"):
+        parse_tenant_quotas("a=1:2,a=1:3")
+    with pytest.raises(ValueError, match="floor of 3 above the ceiling of 2 for 'a'"):
+        parse_tenant_quotas("a=3:2")

@@ -7,13 +7,12 @@ from collections.abc import AsyncIterator
 import grpc
 
 from pageframe.core.errors import PageframeError
-from pageframe.executor.memory_servicer import KvMemoryServicer
 from pageframe.executor.servicer import ExecutorServicer
 from pageframe.executor.step_thread import StepThread
 from pageframe.rpc.status import from_rpc_error
 from pageframe.testing.fake_engine import make_facts
 from pageframe.v1 import executor_service_pb2 as pb
-from pageframe.v1 import executor_service_pb2_grpc, kv_memory_service_pb2_grpc
+from pageframe.v1 import executor_service_pb2_grpc
 from unit.executor.played_engine import PATIENCE_S, PlayedEngine
 
 INCARNATION = 77
@@ -61,7 +60,6 @@ class ExecutorHouse:
         self.steps = StepThread(asyncio.get_running_loop())
         self.servicer = ExecutorServicer(self.steps, pool_incarnation=INCARNATION)
         self.stub = executor_service_pb2_grpc.ExecutorServiceStub(channel)
-        self.memory_stub = kv_memory_service_pb2_grpc.KvMemoryServiceStub(channel)
 
     def call(self) -> Peer:
         """A stream on which nothing was said yet."""
@@ -102,7 +100,6 @@ async def executor_house(
     async with grpc.aio.insecure_channel(address) as channel:
         house = ExecutorHouse(channel, engine or PlayedEngine())
         executor_service_pb2_grpc.add_ExecutorServiceServicer_to_server(house.servicer, server)
-        kv_memory_service_pb2_grpc.add_KvMemoryServiceServicer_to_server(KvMemoryServicer(), server)
         server.add_insecure_port(address)
         await server.start()
         await house.steps.start(lambda: house.engine)

@@ -12,24 +12,29 @@ import numpy as np
 
 from pageframe.core.sampling import SamplingParams
 from pageframe.core.step import FinishReason
-from pageframe.executor.batch import ModelFacts, StepBatch, StepOutput
+from pageframe.executor.batch import BlockMoves, ModelFacts, StepBatch, StepOutput
 
 VOCAB_SIZE = 97
 EOS_TOKEN_ID = 3
 
 
-def next_token(history: np.ndarray) -> int:
-    """The token that follows ``history``; it depends on all of it."""
-    return zlib.crc32(np.ascontiguousarray(history, dtype=np.int32).tobytes()) % VOCAB_SIZE
+def next_token(history: np.ndarray, sample_index: int = 0) -> int:
+    """The token that follows ``history``; it depends on all of it, and on who asks."""
+    data = np.ascontiguousarray(history, dtype=np.int32).tobytes()
+    return zlib.crc32(data, sample_index) % VOCAB_SIZE
 
 
 def reference_output(
-    token_ids: list[int], num_prompt_tokens: int, sampling: SamplingParams, max_model_len: int
+    token_ids: list[int],
+    num_prompt_tokens: int,
+    sampling: SamplingParams,
+    max_model_len: int,
+    sample_index: int = 0,
 ) -> tuple[list[int], FinishReason]:
     """The output that one sequence alone, never interrupted, would have; with why it ended."""
     tokens = list(token_ids)
     while True:
-        token = next_token(np.array(tokens))
+        token = next_token(np.array(tokens), sample_index)
         tokens.append(token)
         num_output = len(tokens) - num_prompt_tokens
         ending = set(sampling.stop_token_ids)
@@ -46,9 +51,11 @@ class FakeRunner:
     """See the module text. ``fail_next`` makes the next execution raise, after its writes."""
 
     fail_next: bool = False
+    fail_next_move: bool = False
     fail_admit_of: set[int] = field(default_factory=set)
     rows: dict[int, list[int]] = field(default_factory=dict)
     batches: list[list[int]] = field(default_factory=list)
+    sample_indices: dict[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.facts = ModelFacts(
@@ -64,9 +71,41 @@ class FakeRunner:
             runner="sim",
         )
 
-    def allocate_pool(self, num_blocks: int, block_size: int) -> None:
+    block_bytes = 16
+
+    def allocate_pool(
+        self, num_blocks: int, block_size: int, *, num_blocks_max: int = 0, num_host_slots: int = 0
+    ) -> None:
         self.block_size = block_size
-        self.arena = np.full(num_blocks * block_size, -1, dtype=np.int32)
+        self.num_blocks, self.num_host_slots = num_blocks, num_host_slots
+        self.arena = np.full(max(num_blocks, num_blocks_max) * block_size, -1, dtype=np.int32)
+        self.host = np.full((num_host_slots, block_size), -2, dtype=np.int32)
+
+    def resize_pool(self, num_blocks: int) -> None:
+        self.num_blocks = num_blocks
+        self.arena[num_blocks * self.block_size :] = -1
+
+    def move_blocks(self, moves: BlockMoves) -> None:
+        moves.check(self.num_blocks, self.num_host_slots)
+        if self.fail_next_move:
+            self.fail_next_move = False
+            raise RuntimeError("the copy engine is on fire")
+        blocks = self.arena.reshape(-1, self.block_size)
+        self.host[moves.out_slots] = blocks[moves.out_sources]
+        blocks[moves.copy_targets] = blocks[moves.copy_sources]
+        blocks[moves.in_targets] = self.host[moves.in_slots]
+
+    def read_block(self, block_id: int) -> bytes:
+        return self.arena.reshape(-1, self.block_size)[block_id].tobytes()
+
+    def write_block(self, block_id: int, data: bytes) -> None:
+        self.arena.reshape(-1, self.block_size)[block_id] = np.frombuffer(data, dtype=np.int32)
+
+    def read_host(self, slot: int) -> bytes:
+        return self.host[slot].tobytes()
+
+    def write_host(self, slot: int, data: bytes) -> None:
+        self.host[slot] = np.frombuffer(data, dtype=np.int32)
 
     def warm_up(self) -> None:
         pass
@@ -77,6 +116,7 @@ class FakeRunner:
     def admit(self, row, *, sampling, sample_index, token_ids, num_prompt_tokens) -> None:
         assert row not in self.rows, f"row {row} is taken"
         self.rows[row] = token_ids.tolist()
+        self.sample_indices[row] = sample_index
         if sample_index in self.fail_admit_of:
             raise ValueError(f"sample {sample_index} is not wanted")
 
@@ -90,7 +130,11 @@ class FakeRunner:
         if self.fail_next:
             self.fail_next = False
             raise RuntimeError("the device is on fire")
-        tokens = [next_token(self._history(batch, index)) for index in batch.samples]
+        sampled = zip(batch.samples.tolist(), batch.sample_rows.tolist(), strict=True)
+        tokens = [
+            next_token(self._history(batch, index), self.sample_indices[row])
+            for index, row in sampled
+        ]
         return StepOutput(token_ids=np.array(tokens, dtype=np.int32))
 
     def _history(self, batch: StepBatch, index: int) -> np.ndarray:
@@ -108,6 +152,9 @@ class FakeRunner:
         assert np.isin(np.arange(batch.num_decodes), batch.samples).all()
         assert len(set(batch.rows.tolist())) == num_sequences
         assert set(batch.rows.tolist()) <= self.rows.keys()
+        assert set(batch.sample_rows.tolist()) <= self.rows.keys()
+        assert len(batch.sample_rows) == len(batch.samples)
+        assert batch.slots.max() < self.num_blocks * self.block_size
         assert len(set(batch.slots.tolist())) == num_tokens
         for index in range(num_sequences):
             start, end = batch.query_start[index], batch.query_start[index + 1]

@@ -2,11 +2,34 @@
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from pageframe.core.step import PoolAccount, StepPlan, StepResult
+from pageframe.core.step import PoolAccount, StepPlan, StepResult, TenantQuota
 
 PATIENCE_S = 30
+
+
+class PlayedDesk:
+    """Keeps nothing by name, unless told when something is due.
+
+    Attributes:
+        next_due_ns: When ``pass_time`` is due.
+        num_passes: How often it was called.
+        quotas: Those of the last hello.
+    """
+
+    def __init__(self) -> None:
+        self.next_due_ns = 0
+        self.num_passes = 0
+        self.quotas: list[TenantQuota] = []
+
+    def pass_time(self) -> bool:
+        self.num_passes += 1
+        self.next_due_ns = 0
+        return True
+
+    def replace_quotas(self, quotas: Sequence[TenantQuota]) -> None:
+        self.quotas = list(quotas)
 
 
 class PlayedEngine:
@@ -19,6 +42,7 @@ class PlayedEngine:
         violations: What integrity checks find.
         num_checks: How many there were.
         last_applied_step: As in the engine.
+        num_free: Free blocks of its pool of 4.
     """
 
     def __init__(self) -> None:
@@ -29,6 +53,8 @@ class PlayedEngine:
         self.num_checks = 0
         self.last_applied_step = 0
         self.is_idle = True
+        self.desk = PlayedDesk()
+        self.num_free = 4
         self.on_launch: Callable[[], None] = lambda: None
         self._entered = threading.Event()
         self._checked = threading.Event()
@@ -61,11 +87,11 @@ class PlayedEngine:
         if self.failure is not None:
             raise self.failure
         self.last_applied_step = plan.step
-        return StepResult(step=plan.step)
+        return StepResult(step=plan.step, account=self.account())
 
     def cancel(self, sequence_ids: list[int]) -> StepResult:
         self._note(("cancel", sequence_ids))
-        return StepResult(step=0, released=sequence_ids)
+        return StepResult(step=0, released=sequence_ids, account=self.account())
 
     def reset(self) -> None:
         self._note("reset")
@@ -73,7 +99,7 @@ class PlayedEngine:
 
     def account(self) -> PoolAccount:
         self.threads.add(threading.current_thread().name)
-        return PoolAccount(total=4, free=4)
+        return PoolAccount(total=4, free=self.num_free, held=4 - self.num_free)
 
     def check_integrity(self) -> list[str]:
         self.threads.add(threading.current_thread().name)

@@ -12,7 +12,8 @@ from pageframe.core.step import (
     TokenLogprobs,
 )
 from pageframe.executor.batch import StepOutput
-from pageframe.executor.engine import NO_TOKEN, StepEngine, StepFailedError
+from pageframe.executor.engine import StepEngine, StepFailedError
+from pageframe.executor.reporting import NO_TOKEN
 from pageframe.executor.memory.integrity import ViolationKind
 from unit.executor.fake_runner import EOS_TOKEN_ID, FakeRunner, reference_output
 from unit.memory.kv_records import RecordingSink, ReplayedPool
@@ -36,6 +37,7 @@ class Bench:
             max_step_tokens=32,
             max_model_len=64,
             trace=self.sink,
+            has_prefix_cache=False,
             clock=self.clock,
             check_every_step=check,
         )
@@ -277,7 +279,7 @@ def test_a_broken_block_ends_its_sequence_and_the_server_goes_on():
     bench.start(1)
     bench.start(2)
     broken = int(bench.engine.memory.tables.blocks_of(0)[0])
-    bench.engine.memory.pool.ref_counts[broken] += 1
+    bench.engine.memory.pool.columns.ref_counts[broken] += 1
     (violation,) = bench.engine.check_integrity()
     assert (violation.kind, violation.sequence_ids) == (ViolationKind.REFERENCES, (1,))
     result = bench.step()
@@ -291,7 +293,7 @@ def test_a_broken_block_ends_its_sequence_and_the_server_goes_on():
 def test_with_the_debug_switch_a_broken_block_is_found_in_the_step_itself():
     bench = Bench(check=True)
     bench.start(1)
-    bench.engine.memory.pool.ref_counts[0] += 1
+    bench.engine.memory.pool.columns.ref_counts[0] += 1
     result = bench.step()
     assert (result.sampled_ids, result.finish_reasons) == ([1], [FinishReason.ERROR])
     assert result.account == PoolAccount(total=8, free=7, quarantined=1)
@@ -300,7 +302,7 @@ def test_with_the_debug_switch_a_broken_block_is_found_in_the_step_itself():
 def test_without_the_debug_switch_the_check_runs_when_the_pool_is_idle():
     bench = Bench(check=False)
     bench.start(1)
-    bench.engine.memory.pool._free.pop(1)
+    bench.engine.memory.pool.supply._free.pop(1)
     assert bench.step().account.quarantined == 0
     assert bench.engine.cancel([1]).account.quarantined == 1
 

@@ -120,9 +120,8 @@ class RandomScheduler:
         spoilers: list[Callable[[], None]] = [
             lambda: setattr(plan, "builds_on", plan.builds_on - 1),
             lambda: setattr(plan, "step", plan.step + 1),
-            lambda: plan.victims.add(1, 0, Recovery.SWAP),
             lambda: plan.forks.append(
-                Fork(parent_id=1, generation=0, child_ids=[1000], sample_indices=[1])
+                Fork(parent_id=1, generation=99, child_ids=[1000], sample_indices=[1], span_ids=[0])
             ),
         ]
         if self.random.random() < 0.05:
@@ -168,9 +167,9 @@ def state_of(engine: StepEngine) -> tuple:
     """What a refused plan must leave alone."""
     memory = engine.memory
     return (
-        memory.pool.states.tobytes(),
-        memory.pool.ref_counts.tobytes(),
-        memory.pool.free_ids().tobytes(),
+        memory.pool.columns.states.tobytes(),
+        memory.pool.columns.ref_counts.tobytes(),
+        memory.pool.supply.free_ids().tobytes(),
         memory.tables.num_blocks.tobytes(),
         memory.sequences.num_tokens.tobytes(),
         memory.sequences.num_computed.tobytes(),
@@ -198,6 +197,7 @@ def test_preempted_refused_and_stale_work_never_changes_a_token(
         max_step_tokens=40,
         max_model_len=200,
         trace=sink,
+        has_prefix_cache=False,
         clock=ManualClock(),
         check_every_step=False,
     )
@@ -225,15 +225,19 @@ def test_preempted_refused_and_stale_work_never_changes_a_token(
     assert scheduler.num_preemptions > 0
     assert scheduler.num_refused_plans > 0
     assert scheduler.num_stale > 0
-    _compare_with_reference(scheduler)
+    compare_with_reference(scheduler)
 
 
-def _compare_with_reference(scheduler: RandomScheduler) -> None:
+def compare_with_reference(scheduler: RandomScheduler) -> None:
     num_whole = 0
     for sequence_id, view in scheduler.views.items():
         request = view.announcement
         output, reason = reference_output(
-            list(request.token_ids), request.num_prompt_tokens, request.sampling, 200
+            list(request.token_ids),
+            request.num_prompt_tokens,
+            request.sampling,
+            200,
+            request.sample_index,
         )
         num_resumed = len(request.token_ids) - request.num_prompt_tokens
         delivered = [*request.token_ids[request.num_prompt_tokens :], *view.output]

@@ -14,7 +14,6 @@ from pageframe.executor.engine import StepEngine
 from pageframe.executor.model.sim import SimConfig, SimRunner
 from pageframe.rpc.status import from_rpc_error
 from pageframe.v1 import executor_service_pb2 as pb
-from pageframe.v1 import kv_memory_service_pb2
 from pageframe.wire.replica import pool_from_proto, replica_from_proto
 from pageframe.wire.step import plan_to_proto, result_from_proto
 from unit.executor.executor_house import FACTS, INCARNATION, executor_house
@@ -304,22 +303,5 @@ def test_describe_says_what_is_served_and_how_full_it_is(run):
         response = await house.stub.Describe(pb.DescribeRequest(), timeout=PATIENCE_S)
         assert replica_from_proto(response.replica) == FACTS
         assert (response.pool.total, response.pool.free) == (4, 4)
-
-    run(scenario)
-
-
-_METHODS = kv_memory_service_pb2.DESCRIPTOR.services_by_name["KvMemoryService"].methods
-
-
-@pytest.mark.parametrize("method", [method.name for method in _METHODS])
-def test_the_memory_service_refuses_every_method_by_name(run, method):
-    descriptor = next(entry for entry in _METHODS if entry.name == method)
-    request = getattr(kv_memory_service_pb2, descriptor.input_type.name)()
-
-    async def scenario(house):
-        call = getattr(house.memory_stub, method)(request, timeout=PATIENCE_S)
-        error = await _refusal(call.read() if method == "Watch" else call)
-        assert _is(error, "UNIMPLEMENTED", "KV_MEMORY_SERVICE_UNAVAILABLE")
-        assert error.limits == {"method": method}
 
     run(scenario)

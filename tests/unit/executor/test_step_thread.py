@@ -8,7 +8,7 @@ import pytest
 import structlog
 
 from pageframe.core.errors import ResourceExhaustedError
-from pageframe.core.step import PoolAccount, StepPlan
+from pageframe.core.step import PoolAccount, StepPlan, TenantQuota
 from pageframe.executor.step_thread import Session, StepThread
 from unit.executor.played_engine import PATIENCE_S, PlayedEngine
 
@@ -120,7 +120,7 @@ def test_a_take_over_waits_for_the_running_step():
         await house.run_held_step()
         house.post_plans(2)
         house.session.close()
-        account = asyncio.create_task(house.steps.take_over())
+        account = asyncio.create_task(house.steps.take_over(house.session, []))
         await house.settle()
         assert await account == PoolAccount(total=4, free=4)
         assert house.engine.calls == [("step", 1), "reset"]
@@ -140,7 +140,7 @@ def test_everything_runs_on_one_thread_of_its_own_from_the_building_on():
         assert house.engine.threads == {"step"}
         house.post_plans(1)
         house.steps.post_cancel(house.session, [7])
-        await house.steps.take_over()
+        await house.steps.take_over(house.session, [])
         await house.steps.account()
         await house.engine.wait_checked()
         await house.steps.stop()
@@ -267,3 +267,38 @@ def test_a_thread_that_never_started_can_be_stopped():
         await StepThread(asyncio.get_running_loop()).stop()
 
     asyncio.run(asyncio.wait_for(main(), PATIENCE_S))
+
+
+def test_a_change_between_steps_is_reported_once():
+    async def scenario(house):
+        await house.steps.take_over(house.session, [])
+        await house.steps.call(lambda: setattr(house.engine, "num_free", 1))
+        await house.settle()
+        assert house.delivered == [(0, 0)]
+
+    run(scenario)
+
+
+def test_what_is_due_is_done_at_rest_without_a_command():
+    async def scenario(house):
+        await house.steps.take_over(house.session, [])
+
+        def begin() -> None:
+            house.engine.desk.next_due_ns = 1
+            house.engine.num_free = 2
+
+        house.steps.watch(lambda: None)
+        await house.steps.call(begin)
+        await house.settle()
+        assert house.engine.desk.num_passes == 1
+
+    run(scenario)
+
+
+def test_a_hello_brings_quotas():
+    async def scenario(house):
+        quota = TenantQuota(tenant="alice", floor_blocks=2)
+        await house.steps.take_over(house.session, [quota])
+        assert house.engine.desk.quotas == [quota]
+
+    run(scenario)

@@ -5,11 +5,11 @@ import contextlib
 
 from pageframe.core.clock import ManualClock
 from pageframe.core.trace import NullTraceSink
-from pageframe.gateway.auth import Authenticator
 from pageframe.gateway.codec_store import CodecStore
 from pageframe.gateway.generation import GenerationService
 from pageframe.gateway.request import GenerateInput
 from pageframe.gateway.tokenizer import TextCodec
+from pageframe.rpc.auth import Authenticator
 
 
 def make_service(link, sink=None):

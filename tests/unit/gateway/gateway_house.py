@@ -7,12 +7,12 @@ import grpc
 
 from pageframe.core.clock import SystemClock
 from pageframe.core.trace import NullTraceSink
-from pageframe.gateway.auth import Authenticator
 from pageframe.gateway.client import SchedulerLink
 from pageframe.gateway.codec_store import CodecStore
 from pageframe.gateway.generation import GenerationService
 from pageframe.gateway.server import register
 from pageframe.gateway.servicer import GatewayServicer
+from pageframe.rpc.auth import Authenticator
 from pageframe.v1 import (
     gateway_service_pb2_grpc,
     scheduler_service_pb2,

@@ -14,9 +14,9 @@ from pageframe.core.errors import (
 )
 from pageframe.core.request import Delivery
 from pageframe.core.step import FinishReason, TokenLogprobs
-from pageframe.gateway.auth import Authenticator
 from pageframe.gateway.output import OutputDelta, SampleEnd
 from pageframe.gateway.request import GenerateInput
+from pageframe.rpc.auth import Authenticator
 from pageframe.telemetry.context import TraceContext
 from unit.gateway.driving import abandon, collect, encode, make_service, next_output, start
 from unit.gateway.fake_link import FakeLink

@@ -10,7 +10,7 @@ import pytest
 
 from pageframe.core.errors import InvalidRequestError, PageframeError
 from pageframe.core.request import TokenEvents
-from pageframe.gateway.auth import Authenticator
+from pageframe.rpc.auth import Authenticator, Caller
 from pageframe.rpc.status import from_rpc_error
 from pageframe.v1 import gateway_service_pb2, sequence_pb2
 from unit.gateway import tiny_tokenizers
@@ -192,6 +192,21 @@ def test_an_error_completion_is_a_status_with_its_numbers(folder):
     assert dict(error.limits) == {"num_waiting": "7"}
 
 
+def test_session_and_handle_go_on_and_what_was_saved_comes_back(folder):
+    async def scenario():
+        async with gateway_house(folder) as house:
+            request = _request(session_id="chat-7", prefix_handle="rules")
+            call = house.stub.Generate(request, timeout=TIMEOUT_S)
+            submission = await house.submitted()
+            account = sequence_pb2.MemoryAccount(num_blocks_shared=6, num_copies_on_write=2)
+            house.scheduler.end(submission, account=account)
+            return submission, [message async for message in call]
+
+    submission, messages = asyncio.run(scenario())
+    assert (submission.session_id, submission.prefix_handle) == ("chat-7", "rules")
+    assert messages[-1].completion.account.num_blocks_saved == 4
+
+
 @pytest.mark.parametrize(
     ("fields", "status", "reason"),
     [
@@ -206,7 +221,8 @@ def test_an_error_completion_is_a_status_with_its_numbers(folder):
         ({"sampling": {"temperature": float("nan")}}, "INVALID_ARGUMENT",
          "SAMPLING_PARAMETER_OUT_OF_RANGE"),
         ({"sampling": {"max_tokens": 0}}, "INVALID_ARGUMENT", "SAMPLING_PARAMETER_OUT_OF_RANGE"),
-        ({"session_id": "s"}, "UNIMPLEMENTED", "SESSION_ID_NOT_OFFERED"),
+        ({"session_id": "s" * 257}, "INVALID_ARGUMENT", "SESSION_ID_TOO_LONG"),
+        ({"prefix_handle": "h" * 257}, "INVALID_ARGUMENT", "PREFIX_HANDLE_TOO_LONG"),
     ],
 )  # fmt: skip
 def test_bad_input_is_a_status_and_the_next_request_works(folder, fields, status, reason):
@@ -255,7 +271,7 @@ def test_tokenize_detokenize_and_models(folder):
 
 def test_keys_open_the_door_and_name_the_tenant(folder):
     async def scenario():
-        async with gateway_house(folder, keys={"k1": "red"}) as house:
+        async with gateway_house(folder, keys={"k1": Caller("red")}) as house:
             refused = await _error(house.stub.Generate(_request(), timeout=TIMEOUT_S))
             call = house.stub.Generate(
                 _request(), timeout=TIMEOUT_S, metadata=(("authorization", "Bearer k1"),)

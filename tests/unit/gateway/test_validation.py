@@ -10,7 +10,6 @@ from pageframe.core.errors import (
     InvalidRequestError,
     NotFoundError,
     OutOfRangeError,
-    UnimplementedError,
 )
 from pageframe.core.sampling import SamplingParams
 from pageframe.gateway.chat import ChatMessage
@@ -82,10 +81,16 @@ def test_an_unknown_model_is_not_found():
     assert error.limits == {"model": "other", "served": "tiny"}
 
 
-@pytest.mark.parametrize("field_name", ["session_id", "prefix_handle"])
-def test_what_is_not_offered_says_so(field_name):
-    error = _refusal(UnimplementedError, _request(**{field_name: "x"}))
-    assert error.reason == f"{field_name.upper()}_NOT_OFFERED"
+@pytest.mark.parametrize(
+    ("field_name", "num_bytes_max"),
+    [("request_id", 128), ("session_id", 256), ("prefix_handle", 256)],
+)
+def test_names_are_bounded_in_bytes_not_in_characters(field_name, num_bytes_max):
+    check_input(_request(**{field_name: "x" * num_bytes_max}), FACTS, NOW_NS)
+    error = _refusal(InvalidRequestError, _request(**{field_name: "é" * (num_bytes_max // 2 + 1)}))
+    assert error.reason == f"{field_name.upper()}_TOO_LONG"
+    assert error.limits["num_bytes"] == str(num_bytes_max + 2)
+    assert error.limits["num_bytes_max"] == str(num_bytes_max)
 
 
 def test_a_deadline_that_has_passed_is_refused():

@@ -5,8 +5,14 @@ import numpy as np
 from pageframe.core.sampling import SamplingParams
 from pageframe.core.step import Announcement, Entries, Recovery, StepPlan, Victims
 from pageframe.executor.memory.apply import AppliedStep, StepBounds, apply
+from pageframe.executor.memory.block_pool import BlockPool
+from pageframe.executor.memory.eviction import LruEviction
+from pageframe.executor.memory.giving_up import leave_window
 from pageframe.executor.memory.integrity import check_integrity
 from pageframe.executor.memory.kv_memory import KvMemory
+from pageframe.executor.memory.options import MemoryOptions
+from pageframe.executor.memory.prefix_index import PrefixIndex
+from pageframe.executor.memory.publishing import publish
 from unit.memory.kv_records import RecordingSink
 
 
@@ -32,16 +38,32 @@ def victims(*rows: tuple[int, int]) -> Victims:
     return made
 
 
+def new_pool(num_blocks: int, sink: RecordingSink, num_blocks_max: int = 0) -> BlockPool:
+    """A pool of its own, blocks of 4 tokens, evicting what was used longest ago."""
+    return BlockPool(
+        num_blocks,
+        sink,
+        index=PrefixIndex(max(num_blocks, num_blocks_max), 4),
+        eviction=LruEviction(),
+        num_blocks_max=num_blocks_max,
+    )
+
+
 class Harness:
     """Applies plans in order and pretends that each step computed and sampled."""
 
-    def __init__(self, *, num_blocks: int = 8, block_size: int = 4, num_rows: int = 4) -> None:
+    def __init__(
+        self, *, num_blocks: int = 8, block_size: int = 4, num_rows: int = 4, **options
+    ) -> None:
         self.sink = RecordingSink()
         self.memory = KvMemory(
-            num_blocks=num_blocks,
-            block_size=block_size,
-            max_num_sequences=num_rows,
-            max_model_len=64,
+            MemoryOptions(
+                num_blocks=num_blocks,
+                block_size=block_size,
+                max_num_sequences=num_rows,
+                max_model_len=64,
+                **{"has_prefix_cache": False, **options},
+            ),
             trace=self.sink,
         )
         self.bounds = StepBounds(max_step_tokens=32, max_model_len=64, vocab_size=1000)
@@ -61,10 +83,16 @@ class Harness:
         applied = self.apply(**changes)
         sequences = self.memory.sequences
         assert applied.result.refusal == ""
+        self.memory.transfers.take()
+        self.memory.transfers.finish()
         sequences.num_computed[applied.decode_rows] += 1
         for row, num_tokens in applied.chunks.items():
             sequences.num_computed[row] += num_tokens
+        for parent, child in applied.forks:
+            sequences.num_computed[child.row] = sequences.num_computed[parent.row]
         rows = sequences.running_rows()
+        publish(self.memory, rows)
+        leave_window(self.memory, rows)
         rows = rows[sequences.num_computed[rows] == sequences.num_tokens[rows]]
         sequences.append_tokens(rows, np.full(len(rows), 5, dtype=np.int32))
         return applied
@@ -83,9 +111,9 @@ class Harness:
             for s in memory.sequences.all()
         ]
         return (
-            memory.pool.states.tolist(),
-            memory.pool.ref_counts.tolist(),
-            memory.pool.free_ids().tolist(),
+            memory.pool.columns.states.tolist(),
+            memory.pool.columns.ref_counts.tolist(),
+            memory.pool.supply.free_ids().tolist(),
             memory.tables.num_blocks.tolist(),
             memory.tables.entries.tolist(),
             memory.sequences.num_tokens.tolist(),

@@ -1,7 +1,7 @@
 import pytest
 
 from pageframe.core.sampling import SamplingParams
-from pageframe.core.step import Fork, PoolAccount, Recovery, RefusedBecause, Victims
+from pageframe.core.step import PoolAccount, RefusedBecause
 from pageframe.executor.memory.sequence_table import SequenceState
 from unit.memory.memories import Harness, announcement, entries, victims
 
@@ -234,7 +234,7 @@ def test_a_known_sequence_is_announced_anew_only_with_a_newer_generation():
 def test_what_can_never_run_is_rejected_alone(bad):
     harness = Harness()
     applied = harness.apply(announce=[bad, announcement(2)])
-    assert applied.rejected_ids == [bad.sequence_id]
+    assert list(applied.rejected) == [bad.sequence_id]
     assert applied.result.announced_ids == [2]
 
 
@@ -289,24 +289,6 @@ def test_more_running_tokens_than_a_step_takes_are_refused():
     before = harness.snapshot()
     assert harness.apply(must=entries((1, 0, 33))).result.refusal == "STEP_TOKENS_EXCEEDED"
     assert harness.snapshot() == before
-
-
-@pytest.mark.parametrize("recovery", [Recovery.SWAP, Recovery.TAIL])
-def test_a_recovery_that_is_not_offered_refuses_the_plan(recovery):
-    harness = Harness()
-    running(harness, 1)
-    before = harness.snapshot()
-    chosen = Victims()
-    chosen.add(1, 0, recovery)
-    assert harness.apply(victims=chosen).result.refusal == "RECOVERY_UNAVAILABLE"
-    assert harness.snapshot() == before
-
-
-def test_a_fork_refuses_the_plan():
-    harness = Harness()
-    running(harness, 1)
-    fork = Fork(parent_id=1, generation=0, child_ids=[2], sample_indices=[1])
-    assert harness.apply(forks=[fork]).result.refusal == "FORK_UNAVAILABLE"
 
 
 def test_blocks_that_a_step_in_flight_may_touch_do_not_serve_an_admission():

@@ -3,15 +3,17 @@ import pytest
 
 from pageframe.core.step import PoolAccount
 from pageframe.core.trace import KvCause
-from pageframe.executor.memory.block_pool import (
+from pageframe.executor.memory.block_columns import (
     BlockNotHeldError,
-    BlockPool,
-    BlocksExhaustedError,
     BlockState,
     UnknownBlockError,
 )
+from pageframe.executor.memory.block_pool import BlockPool
+from pageframe.executor.memory.block_supply import BlocksExhaustedError
+from pageframe.executor.memory.pool_upkeep import quarantine
 from pageframe.executor.memory.purpose import Purpose
 from unit.memory.kv_records import RecordingSink, ReplayedPool
+from unit.memory.memories import new_pool
 
 PREFILL = Purpose(KvCause.PREFILL, sequence_id=7, generation=1, position=32)
 FINISHED = Purpose(KvCause.FINISHED, sequence_id=7, generation=1, position=40)
@@ -28,7 +30,7 @@ def sink() -> RecordingSink:
 
 @pytest.fixture
 def pool(sink) -> BlockPool:
-    return BlockPool(4, sink)
+    return new_pool(4, sink)
 
 
 def test_a_block_goes_from_free_to_held_to_free_when_no_step_is_in_flight(pool, sink):
@@ -82,7 +84,9 @@ def test_a_shared_block_is_free_only_after_its_last_reference(pool, sink):
 
 
 def test_allocate_each_gives_every_sequence_a_block_and_a_record_of_its_own(pool, sink):
-    block_ids = pool.allocate_each(np.array([5, 6]), ids(0, 3), ids(16, 48), KvCause.DECODE)
+    block_ids = pool.allocate_each(
+        np.array([5, 6]), ids(0, 3), ids(16, 48), ids(0, 0), KvCause.DECODE
+    )
     assert block_ids.tolist() == [0, 1]
     first, second = sink.records
     assert (first.sequence_id, first.generation, first.position) == (5, 0, 16)
@@ -104,7 +108,7 @@ def test_more_than_is_free_is_refused_with_the_numbers(pool):
     pool.allocate(3, PREFILL)
     with pytest.raises(BlocksExhaustedError) as caught:
         pool.allocate(2, PREFILL)
-    assert caught.value.limits == {"num_blocks": "2", "num_free": "1", "num_total": "4"}
+    assert caught.value.limits == {"num_blocks": "2", "num_available": "1"}
     assert pool.account() == PoolAccount(total=4, free=1, held=3)
 
 
@@ -122,7 +126,7 @@ def test_a_block_named_twice_in_one_release_is_refused(pool):
     pool.allocate(1, PREFILL)
     with pytest.raises(BlockNotHeldError):
         pool.release(ids(0, 0), FINISHED)
-    assert pool.ref_counts.tolist() == [1, 0, 0, 0]
+    assert pool.columns.ref_counts.tolist() == [1, 0, 0, 0]
 
 
 def test_a_free_block_cannot_be_shared(pool):
@@ -162,8 +166,8 @@ def test_quarantine_takes_a_block_out_of_any_state_for_good(pool, sink, state):
     pool.launch(1)
     if state == "fenced":
         pool.release(ids(0), FINISHED)
-    pool.quarantine(ids(0), Purpose(KvCause.INTEGRITY))
-    pool.quarantine(ids(0), Purpose(KvCause.INTEGRITY))
+    quarantine(pool, ids(0), Purpose(KvCause.INTEGRITY))
+    quarantine(pool, ids(0), Purpose(KvCause.INTEGRITY))
     pool.complete(1)
     assert pool.account() == PoolAccount(total=4, free=3, quarantined=1)
     assert pool.allocate(3, PREFILL).tolist() == [1, 2, 3]

@@ -3,6 +3,7 @@ import pytest
 
 from pageframe.core.sampling import SamplingParams
 from pageframe.executor.memory.block_table import BlockTables
+from pageframe.executor.memory.key_chain import KeyChain
 from pageframe.executor.memory.sequence_table import (
     NO_ROW,
     Sequence,
@@ -23,6 +24,7 @@ def new_sequence(sequence_id: int, num_tokens: int = 3) -> Sequence:
         sampling=SamplingParams(),
         sample_index=0,
         parked_tokens=np.arange(num_tokens, dtype=np.int32) + 100 * sequence_id,
+        keys=KeyChain(bytes(32)),
     )
 
 

@@ -117,13 +117,21 @@ def test_models_without_the_attention_interface_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("kv_dtype", ["fp8", "int8"])
-def test_quantised_keys_and_values_are_not_offered(folder, kv_dtype):
-    reason = _reason(UnimplementedError, model=str(folder), kv_dtype=kv_dtype)
-    assert reason == "KV_DTYPE_UNAVAILABLE"
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("runner", ["native", "transformers"])
+def test_quantised_keys_and_values_are_counted_with_their_scales(folder, kv_dtype, dtype, runner):
+    loaded = load_runner(str(folder), runner=runner, device="cpu", dtype=dtype, kv_dtype=kv_dtype)
+    assert (loaded.facts.dtype, loaded.facts.kv_dtype) == (dtype, kv_dtype)
+    # 3 layers, keys and values, 2 heads: 8 channels of one byte and a scale of four each.
+    assert loaded.facts.kv_bytes_per_token == 3 * 2 * 2 * (8 + 4)
+    loaded.allocate_pool(2, 16)
+    assert loaded.block_bytes == 16 * loaded.facts.kv_bytes_per_token
+    loaded.warm_up()
+    loaded.close()
 
 
 @pytest.mark.parametrize(
-    "setting", [{"dtype": "int4"}, {"runner": "magic"}, {"kv_dtype": "float64"}]
+    "setting", [{"dtype": "int4"}, {"runner": "magic"}, {"kv_dtype": "float64"}, {"dtype": "int8"}]
 )
 def test_unknown_settings_are_refused(folder, setting):
     assert _reason(InvalidRequestError, model=str(folder), **setting) == "SETTING_INVALID"

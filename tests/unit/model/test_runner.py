@@ -6,7 +6,7 @@ import torch
 
 from pageframe.core.sampling import SamplingParams
 from pageframe.core.step import TokenLogprobs
-from pageframe.executor.batch import ModelFacts, StepBatch
+from pageframe.executor.batch import BlockMoves, ModelFacts, StepBatch
 from pageframe.executor.model import runner as runner_module
 from pageframe.executor.model.decoder import KvShape
 from pageframe.executor.model.prompt_logprobs import PromptCollection
@@ -81,13 +81,13 @@ def parts():
     runner = PagedRunner(
         decoder, facts, sampler, torch.device("cpu"), torch.float32, max_step_tokens=64
     )
-    runner.allocate_pool(num_blocks=8, block_size=4)
+    runner.allocate_pool(num_blocks=8, block_size=4, num_host_slots=2)
     runner.warm_up()
     decoder.num_logits_rows.clear()
     return runner, decoder, sampler
 
 
-def _batch(entries, copies=()):
+def _batch(entries):
     """``entries``: (row, new tokens, context length, block table, samples?) each; blocks of 4."""
     positions = [np.arange(end - len(new), end) for _, new, end, _, _ in entries]
     slots = [
@@ -108,8 +108,7 @@ def _batch(entries, copies=()):
         context_lens=np.array([end for _, _, end, *_ in entries], np.int32),
         block_tables=tables,
         samples=np.array([index for index, entry in enumerate(entries) if entry[4]], np.int32),
-        copy_sources=np.array([source for source, _ in copies], np.int64),
-        copy_targets=np.array([target for _, target in copies], np.int64),
+        sample_rows=np.array([entry[0] for entry in entries if entry[4]], np.int32),
     )
 
 
@@ -148,15 +147,39 @@ def test_nobody_samples_and_the_head_is_not_computed(parts):
     assert (decoder.num_logits_rows, sampler.asked) == ([], [])
 
 
-def test_blocks_are_copied_before_the_step_writes(parts):
+def test_blocks_that_were_moved_are_attended_to(parts):
     runner, _, _ = parts
     runner.execute(_batch([(0, [1, 2, 3], 3, [5], True)]))
     # A child takes a copy of the shared block and writes its own token there, while its parent
     # writes another token into the original.
-    output = runner.execute(
-        _batch([(0, [10], 4, [5], True), (1, [20], 4, [2], True)], copies=[(5, 2)])
-    )
+    runner.move_blocks(BlockMoves(copy_sources=np.array([5]), copy_targets=np.array([2])))
+    output = runner.execute(_batch([(0, [10], 4, [5], True), (1, [20], 4, [2], True)]))
     assert output.token_ids.tolist() == [16, 26]
+    # The parent leaves, its block is written by somebody else, and it comes back into another.
+    runner.move_blocks(BlockMoves(out_sources=np.array([5]), out_slots=np.array([1])))
+    runner.execute(_batch([(3, [9, 9, 9, 9], 4, [5], True)]))
+    runner.move_blocks(BlockMoves(in_slots=np.array([1]), in_targets=np.array([7])))
+    output = runner.execute(_batch([(0, [4], 5, [7, 6], True)]))
+    assert output.token_ids.tolist() == [20]
+
+
+def test_a_pool_that_shrank_and_grew_goes_on(parts):
+    runner, _, _ = parts
+    runner.execute(_batch([(0, [1, 2, 3], 3, [5], True)]))
+    runner.resize_pool(6)
+    assert runner.execute(_batch([(0, [4], 4, [5], True)])).token_ids.tolist() == [10]
+    runner.resize_pool(8)
+    assert runner.execute(_batch([(0, [5], 5, [5, 7], True)])).token_ids.tolist() == [15]
+
+
+def test_children_of_a_fork_draw_from_one_row_of_logits(parts):
+    runner, decoder, sampler = parts
+    batch = _batch([(5, [3], 1, [6], True), (7, [4, 4], 2, [3], True)])
+    batch.samples = np.array([0, 1, 1, 1], np.int32)
+    batch.sample_rows = np.array([5, 7, 2, 9], np.int32)
+    assert runner.execute(batch).token_ids.tolist() == [3, 8, 8, 8]
+    assert decoder.num_logits_rows == [4]
+    assert sampler.asked == [([5, 7, 2, 9], [1, 2, 2, 2])]
 
 
 def test_prompt_logprobs_are_delivered_once_with_the_last_chunk(parts):

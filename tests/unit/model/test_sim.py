@@ -34,7 +34,7 @@ def admit(runner, row, tokens, *, sample_index=0, **sampling):
     )
 
 
-def make_batch(entries, *, block_size=4, copies=()):
+def make_batch(entries, *, block_size=4):
     """``entries``: (row, all tokens, from, to, block table, samples) in batch order."""
     token_ids, positions, slots, query_start = [], [], [], [0]
     for _, tokens, start, stop, table, _ in entries:
@@ -56,8 +56,7 @@ def make_batch(entries, *, block_size=4, copies=()):
         context_lens=np.array([entry[3] for entry in entries], np.int32),
         block_tables=np.array(tables, np.int32),
         samples=np.array([i for i, entry in enumerate(entries) if entry[5]], np.int32),
-        copy_sources=np.array([source for source, _ in copies], np.int64),
-        copy_targets=np.array([target for _, target in copies], np.int64),
+        sample_rows=np.array([entry[0] for entry in entries if entry[5]], np.int32),
     )
 
 
@@ -172,29 +171,6 @@ def test_what_a_block_held_before_does_not_matter():
     runner.release(0)
     admit(runner, 0, PROMPT)
     assert step(runner, (0, PROMPT, 0, 7, [4, 3], True)) == generate(PROMPT, 1)
-
-
-def test_copies_come_before_writes_and_leave_the_source_alone():
-    runner = make_runner()
-    admit(runner, 0, PROMPT)
-    admit(runner, 1, PROMPT, sample_index=1)
-    admit(runner, 2, [30, 31, 32, 33])
-    step(runner, (2, [30, 31, 32, 33], 0, 4, [9], True))
-    step(runner, (0, PROMPT, 0, 7, [3, 4], True))
-    # Row 1 shares block 3 and copies block 4 into a used one, in the very step that writes there.
-    left, right = [*PROMPT, 50], [*PROMPT, 60]
-    copies = [(4, 9)]
-    # Until the copied block is full, and on.
-    for stop in range(8, 12):
-        left_table, right_table = [3, 4, 5], [3, 9, 10]
-        entries = [
-            (0, left, stop - 1, stop, left_table, True),
-            (1, right, stop - 1, stop, right_table, True),
-        ]
-        sampled = runner.execute(make_batch(entries, copies=copies)).token_ids.tolist()
-        copies = []
-        assert sampled == [*generate(left, 1), *generate(right, 1, sample_index=1)]
-        left, right = [*left, sampled[0]], [*right, sampled[1]]
 
 
 @pytest.mark.parametrize("seed", range(5))

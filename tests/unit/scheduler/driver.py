@@ -22,7 +22,8 @@ from pageframe.core.trace import NullTraceSink, TraceSink
 from pageframe.core.units import ceil_div
 from pageframe.scheduler.core import Scheduler
 from pageframe.scheduler.sequence import SequenceState
-from pageframe.testing.fake_engine import FakeEngine, make_facts, next_token
+from pageframe.testing.fake_engine import FakeEngine, make_facts
+from pageframe.testing.fake_sequence import next_token
 
 Sample = tuple[int, int, int]
 """Gateway, handle, sample index."""

@@ -2,7 +2,6 @@
 
 import json
 import threading
-from pathlib import Path
 
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
@@ -14,10 +13,12 @@ from pageframe.telemetry.destinations import (
     JsonLinesDestination,
     NowhereDestination,
     OtlpDestination,
+    SpanBatch,
     choose_destination,
-    encode_requests,
+    split_into_requests,
 )
 from pageframe.telemetry.mapping import SpanMapper
+from pageframe.telemetry.protobuf_form import ProtobufForm
 from pageframe.telemetry.reader import read_spans
 from pageframe.telemetry.records import SpanRecord
 from pageframe.telemetry.sender import Sender
@@ -26,9 +27,9 @@ from pageframe.telemetry.spool import Spool
 TIMEOUT_S = 20.0
 
 
-def make_spans(num_spans, num_ids=1, first_span_id=1):
+def make_batch(form, num_spans, num_ids=1, first_span_id=1):
     mapper = SpanMapper(service_name="pageframe-executor", incarnation=1, producer_pid=1)
-    return [
+    spans = [
         mapper.spans(
             SpanRecord(
                 name="kv.allocate",
@@ -42,6 +43,11 @@ def make_spans(num_spans, num_ids=1, first_span_id=1):
         )[0]
         for index in range(num_spans)
     ]
+    return SpanBatch(mapper.resource, form.spans(spans))
+
+
+def deliver(destination, num_spans, **options):
+    destination.deliver(make_batch(destination.form, num_spans, **options))
 
 
 def span_ids_in(requests):
@@ -88,22 +94,23 @@ class FakeCollector:
 
 
 def test_a_batch_is_one_request_while_it_is_small():
-    spans = make_spans(10)
-    ((request, num_spans),) = encode_requests(spans, 1 << 20)
+    form = ProtobufForm()
+    ((request, num_spans),) = split_into_requests(form, make_batch(form, 10), 1 << 20)
     assert num_spans == 10
     assert span_ids_in([request]) == list(range(1, 11))
 
 
 def test_a_large_batch_is_split_so_that_each_request_stays_under_the_bound():
-    spans = make_spans(40, num_ids=500)
-    requests = list(encode_requests(spans, 20_000))
+    form = ProtobufForm()
+    requests = list(split_into_requests(form, make_batch(form, 40, num_ids=500), 20_000))
     assert all(len(request) < 20_000 for request, _ in requests)
     assert [num for _, num in requests] == [len(span_ids_in([request])) for request, _ in requests]
     assert span_ids_in(request for request, _ in requests) == list(range(1, 41))
 
 
 def test_a_single_span_keeps_its_complete_list_whatever_the_bound():
-    ((request, _),) = encode_requests(make_spans(1, num_ids=5_000), 1_000)
+    form = ProtobufForm()
+    ((request, _),) = split_into_requests(form, make_batch(form, 1, num_ids=5_000), 1_000)
     message = ExportTraceServiceRequest.FromString(request)
     (attribute,) = message.resource_spans[0].scope_spans[0].spans[0].attributes
     assert [value.int_value for value in attribute.value.array_value.values] == list(range(5_000))
@@ -111,8 +118,8 @@ def test_a_single_span_keeps_its_complete_list_whatever_the_bound():
 
 def test_each_line_of_a_trace_file_is_an_export_request(tmp_path):
     destination = JsonLinesDestination(tmp_path, "pageframe")
-    destination.deliver(make_spans(2))
-    destination.deliver(make_spans(1, first_span_id=3))
+    deliver(destination, 2)
+    deliver(destination, 1, first_span_id=3)
     destination.close(1.0)
     lines = (tmp_path / "pageframe.jsonl").read_text().splitlines()
     assert len(lines) == 2
@@ -125,13 +132,13 @@ def test_each_line_of_a_trace_file_is_an_export_request(tmp_path):
 def test_a_line_torn_by_a_kill_is_cut_off_before_more_is_written(tmp_path):
     path = tmp_path / "pageframe.jsonl"
     destination = JsonLinesDestination(tmp_path, "pageframe")
-    destination.deliver(make_spans(1))
+    deliver(destination, 1)
     destination.close(1.0)
     whole = path.read_bytes()
     path.write_bytes(whole + b'{"resourceSpans":[' + b"x" * 100_000)
     destination = JsonLinesDestination(tmp_path, "pageframe")
     assert path.read_bytes() == whole
-    destination.deliver(make_spans(1, first_span_id=2))
+    deliver(destination, 1, first_span_id=2)
     destination.close(1.0)
     assert len(read_spans(path)) == 2
 
@@ -146,18 +153,18 @@ def test_a_file_without_any_whole_line_is_emptied(tmp_path, content):
 def test_full_files_are_put_aside_and_only_the_newest_kept(tmp_path):
     destination = JsonLinesDestination(tmp_path, "p", file_bytes_max=1, num_files_max=3)
     for span_id in range(1, 8):
-        destination.deliver(make_spans(1, first_span_id=span_id))
+        deliver(destination, 1, first_span_id=span_id)
     destination.close(1.0)
     assert len(list(tmp_path.glob("*.jsonl"))) == 3
     assert sorted(span.span_id for span in read_spans(tmp_path)) == [6, 7]
 
 
-def test_a_file_that_cannot_be_written_counts_its_spans_as_dropped(tmp_path, monkeypatch):
+def test_a_file_that_cannot_be_written_counts_its_spans_as_dropped(tmp_path):
     destination = JsonLinesDestination(tmp_path, "p")
-    destination._exporter._exporter._stream.close()
-    destination.deliver(make_spans(3))
+    destination._file.close()
+    deliver(destination, 3)
     assert destination.num_spans_dropped == 3
-    destination.deliver(make_spans(1, first_span_id=9))
+    deliver(destination, 1, first_span_id=9)
     destination.close(1.0)
     assert [span.span_id for span in read_spans(tmp_path)] == [9]
 
@@ -184,6 +191,101 @@ def test_a_full_spool_takes_no_more_until_something_leaves(tmp_path):
     assert spool.put(b"123", 1)
 
 
+def make_requests(count):
+    form = ProtobufForm()
+    batches = [make_batch(form, 50, first_span_id=1 + 50 * index) for index in range(count)]
+    return [form.request(batch.resource, batch.entries) for batch in batches]
+
+
+def take_all(spool):
+    taken = []
+    while (entry := spool.oldest(0)) is not None:
+        taken.append(entry.read())
+        spool.remove(entry)
+    return taken
+
+
+@pytest.mark.parametrize("num_compressed", [0, 1, 3, 4])
+def test_requests_are_the_same_and_in_order_however_many_are_compressed(tmp_path, num_compressed):
+    spool = Spool(tmp_path)
+    requests = make_requests(5)
+    for request in requests[:4]:
+        assert spool.put(request, 50)
+    for _ in range(num_compressed):
+        assert spool.compress_one()
+    assert spool.put(requests[4], 50)
+    assert spool.compress_one()
+    assert (len(spool), spool.num_spans) == (5, 250)
+    assert spool.num_bytes == sum(path.stat().st_size for path in tmp_path.iterdir())
+    assert take_all(Spool(tmp_path)) == requests
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_spool_is_emptied_in_order_while_it_is_compressed(tmp_path):
+    spool = Spool(tmp_path)
+    requests = make_requests(4)
+    for request in requests:
+        spool.put(request, 50)
+    assert spool.compress_one()
+    assert spool.compress_one()
+    assert take_all(spool) == requests
+    assert not spool.compress_one()
+    assert (len(spool), spool.num_bytes) == (0, 0)
+
+
+def test_compressing_makes_room(tmp_path):
+    (request,) = make_requests(1)
+    spool = Spool(tmp_path, num_bytes_max=2 * len(request))
+    assert spool.put(request, 50)
+    assert spool.put(request, 50)
+    assert not spool.put(request, 50)
+    assert spool.compress_one()
+    assert spool.compress_one()
+    assert spool.put(request, 50)
+    assert spool.num_bytes < 2 * len(request)
+
+
+def test_a_request_compressed_by_a_killed_exporter_is_not_sent_twice(tmp_path):
+    first = Spool(tmp_path)
+    first.put(b"request", 1)
+    (path,) = tmp_path.iterdir()
+    assert first.compress_one()
+    path.write_bytes(b"request")  # As if the kill had come before the old file was removed.
+    assert take_all(Spool(tmp_path)) == [b"request"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_compressed_request_that_was_cut_off_is_counted_as_dropped(tmp_path):
+    first = Spool(tmp_path)
+    for number in range(3):
+        assert first.put(b"request %d" % number, 1)
+        assert first.compress_one()
+    last = max(tmp_path.iterdir())
+    last.write_bytes(last.read_bytes()[:-3])
+    collector = FakeCollector()
+    sender = Sender(Spool(tmp_path), collector)
+    sender.close(TIMEOUT_S)
+    assert collector.taken == [b"request 0", b"request 1"]
+    assert sender.num_spans_dropped == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_waits_for_an_absent_collector_is_compressed(tmp_path):
+    collector = FakeCollector(is_up=False)
+    spool = Spool(tmp_path)
+    requests = make_requests(3)
+    for request in requests:
+        spool.put(request, 50)
+    sender = Sender(spool, collector)
+    # Compressing is what the pauses between the attempts are used for.
+    collector.wait_for_attempts(4)
+    assert {path.suffix for path in tmp_path.iterdir()} == {".otlpz"}
+    collector.is_up = True
+    sender.close(TIMEOUT_S)
+    Sender(Spool(tmp_path), collector).close(TIMEOUT_S)
+    assert collector.taken == requests
+
+
 def test_a_draft_left_by_a_kill_is_not_taken_for_a_request(tmp_path):
     (tmp_path / "1-1-1-1.new").write_bytes(b"half")
     assert len(Spool(tmp_path)) == 0
@@ -193,7 +295,7 @@ def test_a_collector_that_comes_back_gets_everything_once_and_in_order(tmp_path)
     collector = FakeCollector(is_up=False)
     destination = OtlpDestination(tmp_path, client=collector)
     for span_id in (1, 2, 3):
-        destination.deliver(make_spans(1, first_span_id=span_id))
+        deliver(destination, 1, first_span_id=span_id)
     collector.wait_for_attempts(2)
     assert collector.taken == []
     collector.is_up = True
@@ -208,7 +310,7 @@ def test_a_collector_that_comes_back_gets_everything_once_and_in_order(tmp_path)
 def test_closing_while_the_collector_is_away_keeps_the_spool_for_the_next_start(tmp_path):
     away = FakeCollector(is_up=False)
     destination = OtlpDestination(tmp_path, client=away)
-    destination.deliver(make_spans(2))
+    deliver(destination, 2)
     destination.close(TIMEOUT_S)
     back = FakeCollector()
     OtlpDestination(tmp_path, client=back).close(TIMEOUT_S)
@@ -219,8 +321,8 @@ def test_spans_that_do_not_fit_into_the_spool_are_counted(tmp_path):
     away = FakeCollector(is_up=False)
     destination = OtlpDestination(tmp_path, client=away, spool_bytes_max=400)
     for _ in range(4):
-        destination.deliver(make_spans(1))
-    assert destination.num_spans_dropped == 4 - len(list(Path(tmp_path).glob("*.otlp"))) > 0
+        deliver(destination, 1)
+    assert destination.num_spans_dropped == 4 - destination._spool.num_spans > 0
     assert not destination.has_room()
     destination.close(TIMEOUT_S)
 

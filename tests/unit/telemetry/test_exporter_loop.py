@@ -1,9 +1,13 @@
 """The exporter's loop in one process: commit after delivery, restarts, replaced rings, drops."""
 
+import json
+
 import pytest
 
 from pageframe.core.trace import KvCause, KvOperation, TraceMode
 from pageframe.telemetry.exporter import Exporter
+from pageframe.telemetry.json_form import JsonForm
+from pageframe.telemetry.reader import spans_of
 from pageframe.telemetry.ring import RECORD_HEADER, RingReader, RingWriter
 from pageframe.telemetry.sink import RingTraceSink
 
@@ -14,6 +18,7 @@ class ListDestination:
     """Keeps spans in a list."""
 
     def __init__(self):
+        self.form = JsonForm()
         self.spans = []
         self.num_spans_dropped = 0
         self.room = True
@@ -23,9 +28,9 @@ class ListDestination:
     def has_room(self):
         return self.room
 
-    def deliver(self, spans):
-        self.on_deliver(spans)
-        self.spans += spans
+    def deliver(self, batch):
+        self.on_deliver(batch)
+        self.spans += spans_of(json.loads(self.form.request(batch.resource, batch.entries)))
 
     def close(self, timeout_s):
         self.closed_with_s = timeout_s
@@ -214,7 +219,7 @@ def test_a_batch_that_cannot_be_delivered_does_not_stop_the_next(path, destinati
 
     def fail(_):
         destination.on_deliver = lambda _: None
-        raise RuntimeError("no")
+        raise RuntimeError("no room")
 
     destination.on_deliver = fail
     record_kv(sink)
@@ -224,6 +229,9 @@ def test_a_batch_that_cannot_be_delivered_does_not_stop_the_next(path, destinati
     exporter.run_pass()
     exporter.flush()
     assert destination.operations == [2]
+    (drop,) = [span for span in destination.spans if span.name == "trace.drop"]
+    # The operation, and the root of the pool's own trace.
+    assert drop.attributes["pageframe.trace.num_dropped"] == 2
 
 
 def test_a_record_that_is_not_understood_is_passed_over(path, destination, time):
@@ -237,6 +245,34 @@ def test_a_record_that_is_not_understood_is_passed_over(path, destination, time)
     assert exporter.run_pass() == 2
     exporter.flush()
     assert destination.operations == [1]
+    exporter.flush()
+    (drop,) = [span for span in destination.spans if span.name == "trace.drop"]
+    assert drop.attributes["pageframe.trace.num_dropped"] == 1
+
+
+def test_a_span_that_cannot_be_encoded_is_counted_and_its_neighbours_are_not(
+    path, destination, time
+):
+    sink = make_sink(path)
+    for name, link_span_id in (("before", 1), ("broken", 2**64), ("after", 1)):
+        sink.span(
+            name,
+            trace_id=bytes(range(16)),
+            span_id=3,
+            parent_span_id=2,
+            start_ns=1,
+            end_ns=2,
+            attributes={},
+            links=[(bytes(16), link_span_id)],
+        )
+    exporter = Exporter([path], destination, now_ns=time)
+    exporter.run_pass()
+    exporter.flush()
+    exporter.flush()
+    names = [span.name for span in destination.spans]
+    assert [name for name in names if name in {"before", "broken", "after"}] == ["before", "after"]
+    (drop,) = [span for span in destination.spans if span.name == "trace.drop"]
+    assert drop.attributes["pageframe.trace.num_dropped"] == 1
 
 
 def test_draining_delivers_everything_and_removes_rings_of_ended_services(

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from pageframe.core.errors import InvalidRequestError, NotFoundError
-from pageframe.telemetry.destinations import JsonLinesDestination
+from pageframe.telemetry.destinations import JsonLinesDestination, SpanBatch
 from pageframe.telemetry.mapping import SpanMapper
 from pageframe.telemetry.reader import Span, read_spans, spans_by_trace
 from pageframe.telemetry.records import SpanRecord
@@ -33,7 +33,8 @@ def write(folder, *records, stem="pageframe"):
     mapper = SpanMapper(service_name="pageframe-scheduler", incarnation=1, producer_pid=1)
     destination = JsonLinesDestination(folder, stem)
     for record in records:
-        destination.deliver(mapper.spans(record))
+        entries = destination.form.spans(mapper.spans(record))
+        destination.deliver(SpanBatch(mapper.resource, entries))
     destination.close(1.0)
 
 

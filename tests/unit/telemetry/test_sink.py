@@ -1,6 +1,7 @@
 """The sink: numbering, drops, sampling, waiting under audit."""
 
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,7 @@ from pageframe.core.trace import KvCause, KvOperation, NullTraceSink, TraceMode
 from pageframe.telemetry.context import is_sampled
 from pageframe.telemetry.records import KvRecord, SpanRecord, unpack
 from pageframe.telemetry.ring import RingReader, RingWriter
-from pageframe.telemetry.sink import (
-    LockedRingTraceSink,
-    RingTraceSink,
-    SilentTraceSink,
-    default_ring_path,
-)
+from pageframe.telemetry.sink import LockedRingTraceSink, RingTraceSink, SilentTraceSink
 
 ALL = 1 << 40
 TRACE_ID = bytes(range(16))
@@ -249,9 +245,31 @@ def test_threads_share_a_locked_sink_and_numbers_follow_the_order_in_the_ring(tm
     assert len(records) == 12_000
 
 
-def test_two_state_folders_never_share_a_ring(tmp_path):
-    first = default_ring_path(tmp_path / "a", "pageframe-executor")
-    second = default_ring_path(tmp_path / "b", "pageframe-executor")
-    assert first != second
-    assert first == default_ring_path(tmp_path / "a", "pageframe-executor")
-    assert first != default_ring_path(tmp_path / "a", "pageframe-gateway")
+def test_the_default_ring_holds_a_second_of_fifty_thousand_operations(tmp_path):
+    """An exporter that is busy for a second loses nothing, whatever the mode."""
+    sink = RingTraceSink.create(tmp_path / "ring", "s", TraceMode.ALL)
+    sink.sequence_begin(1, trace_id=TRACE_ID, span_id=SPAN_ID, request_id="", tenant="t" * 64)
+    for number in range(50_000):
+        record_kv(sink, sequence_id=1, block_ids=[number, 1, 2, 3], target_ids=[4, 5, 6, 7])
+    assert sink.num_dropped == 0
+
+
+def test_the_ring_gets_the_time_of_the_machine_when_no_clock_is_given(tmp_path):
+    sink = RingTraceSink.create(tmp_path / "ring", "s", TraceMode.ALL)
+    before_ns = time.time_ns()
+    record_kv(sink)
+    after_ns = time.time_ns()
+    (record,) = read_all(RingReader(tmp_path / "ring"))
+    # The clock of the sink never steps back; the machine's may be set in between, by an hour.
+    assert abs(record.time_ns - before_ns) < 3_600_000_000_000 + after_ns - before_ns
+
+
+@pytest.mark.parametrize("num_blocks", [0, 1, 2, 300])
+@pytest.mark.parametrize("num_targets", [0, 1, 300])
+def test_every_shape_of_record_comes_back_also_the_second_time(tmp_path, num_blocks, num_targets):
+    sink = RingTraceSink.create(tmp_path / "ring", "s", TraceMode.ALL)
+    blocks, targets = tuple(range(num_blocks)), tuple(range(500, 500 + num_targets))
+    for _ in range(2):
+        record_kv(sink, block_ids=blocks, target_ids=targets)
+    for record in read_all(RingReader(tmp_path / "ring")):
+        assert (record.block_ids, record.target_ids) == (blocks, targets)

@@ -16,17 +16,25 @@ from pageframe.core.step import (
     Fork,
     PoolAccount,
     Recovery,
+    RefusedBecause,
     ReplicaFacts,
     SequenceAccount,
     StepPlan,
     StepResult,
     StepTiming,
+    TenantQuota,
     TokenLogprobs,
     Victims,
 )
 from pageframe.v1 import executor_service_pb2 as pb
-from pageframe.wire.replica import replica_from_proto, replica_to_proto
+from pageframe.wire.replica import (
+    quota_from_proto,
+    quota_to_proto,
+    replica_from_proto,
+    replica_to_proto,
+)
 from pageframe.wire.request import (
+    account_to_proto,
     events_from_proto,
     events_to_proto,
     submission_from_proto,
@@ -43,6 +51,8 @@ from pageframe.wire.step import (
 )
 
 ids = st.integers(1, 2**64 - 1)
+# The executor keeps those of sequences in arrays of signed words.
+sequence_ids = st.integers(1, 2**63 - 1)
 counts = st.integers(0, 2**31 - 1)
 tokens = st.integers(0, 2**31 - 1)
 # Figures that a 32-bit float holds exactly.
@@ -98,7 +108,7 @@ victims = parallel(ids, counts, st.sampled_from(Recovery), counts, st.integers(0
 def announcements(draw):
     token_ids = draw(st.lists(tokens, min_size=1, max_size=5))
     return Announcement(
-        sequence_id=draw(ids),
+        sequence_id=draw(sequence_ids),
         token_ids=token_ids,
         num_prompt_tokens=draw(st.integers(1, len(token_ids))),
         sampling=draw(samplings),
@@ -107,18 +117,21 @@ def announcements(draw):
         request_id=draw(st.text(max_size=5)),
         tenant=draw(st.text(max_size=5)),
         cache_salt=draw(st.binary(max_size=4)),
+        session_id=draw(st.text(max_size=5)),
+        prefix_handle=draw(st.text(max_size=5)),
         trace_id=draw(trace_ids),
         span_id=draw(st.binary(min_size=8, max_size=8)),
     )
 
 
-forks = parallel(ids, counts).flatmap(
+forks = parallel(sequence_ids, counts, st.integers(0, 2**64 - 1)).flatmap(
     lambda c: st.builds(
         Fork,
         parent_id=ids,
         generation=counts,
         child_ids=st.just(list(c[0])),
         sample_indices=st.just(list(c[1])),
+        span_ids=st.just(list(c[2])),
     )
 )
 plans = st.builds(
@@ -139,10 +152,12 @@ def results(draw):
     sampled, token_ids, finish = draw(
         parallel(ids, st.integers(-1, 2**31 - 1), st.sampled_from(FinishReason))
     )
-    computed, num_computed = draw(parallel(ids, counts))
-    refused, because = draw(parallel(ids, st.integers(1, 4)))
-    preempted, generations, num_blocks = draw(parallel(ids, counts, counts))
-    announced, cached = draw(parallel(ids, counts))
+    computed, num_computed, first_positions = draw(parallel(ids, counts, counts))
+    refused, because = draw(parallel(ids, st.sampled_from(RefusedBecause)))
+    preempted, generations, num_blocks, recoveries, num_kept = draw(
+        parallel(ids, counts, counts, st.sampled_from(Recovery), counts)
+    )
+    announced, cached, leaders, num_leader_tokens = draw(parallel(ids, counts, counts, counts))
     return StepResult(
         step=draw(counts),
         sampled_ids=sampled,
@@ -152,15 +167,23 @@ def results(draw):
         prompt_logprobs=draw(st.dictionaries(ids, st.lists(logprobs, max_size=2), max_size=2)),
         computed_ids=computed,
         num_computed=num_computed,
+        first_positions=first_positions,
         refused_ids=refused,
-        refused_because=because,
+        refused_because=[int(cause) for cause in because],
         preempted_ids=preempted,
         preempted_generations=generations,
         preempted_num_blocks=num_blocks,
+        preempted_recoveries=recoveries,
+        preempted_num_computed=num_kept,
+        forked_ids=draw(st.lists(ids, max_size=2)),
+        unforked_ids=draw(st.lists(ids, max_size=2)),
         stale_ids=draw(st.lists(ids, max_size=2)),
         released=draw(st.lists(ids, max_size=2)),
         announced_ids=announced,
         num_cached_tokens=cached,
+        leader_ids=leaders,
+        num_leader_tokens=num_leader_tokens,
+        errors=draw(st.dictionaries(ids, st.text(max_size=5), max_size=2)),
         accounts=draw(st.dictionaries(ids, accounts, max_size=2)),
         account=draw(pools),
         timing=StepTiming(start_ns=draw(ids), apply_ns=draw(counts), execute_ns=draw(counts)),
@@ -199,6 +222,8 @@ def test_sampling(sampling):
         priority=st.integers(-(2**31), 2**31 - 1),
         tenant=st.text(max_size=5),
         cache_salt=st.binary(max_size=4),
+        session_id=st.text(max_size=5),
+        prefix_handle=st.text(max_size=5),
         trace_id=trace_ids,
         span_id=st.binary(min_size=8, max_size=8),
         arrival_ns=ids,
@@ -269,9 +294,24 @@ def test_facts():
         replica_id="r", model="m", model_folder="/f", vocab_size=9, max_model_len=8,
         eos_token_ids=(1, 2), block_size=4, num_blocks=3, kv_bytes_per_token=5,
         max_num_sequences=6, max_step_tokens=7, device="cpu", dtype="float32",
-        kv_dtype="float16", runner="native",
+        kv_dtype="float16", runner="native", num_host_blocks=11,
     )  # fmt: skip
     assert replica_from_proto(replica_to_proto(facts)) == facts
+
+
+@pytest.mark.parametrize("ceiling_blocks", [None, 0, 7])
+def test_a_quota_without_a_ceiling_differs_from_a_ceiling_of_none(ceiling_blocks):
+    quota = TenantQuota(tenant="a", floor_blocks=3, ceiling_blocks=ceiling_blocks)
+    wire = pb.TenantQuota.FromString(quota_to_proto(quota).SerializeToString())
+    assert quota_from_proto(wire) == quota
+
+
+def test_an_account_tells_how_many_blocks_were_saved():
+    account = SequenceAccount(num_blocks_shared=5, num_copies_on_write=2)
+    completion = Completion(
+        handle=1, sample_index=0, finish_reason=FinishReason.STOP, account=account
+    )
+    assert account_to_proto(completion).num_blocks_saved == 3
 
 
 def test_a_refusal_is_a_result_in_which_nothing_happened():
@@ -297,6 +337,8 @@ def test_a_refusal_is_a_result_in_which_nothing_happened():
                 beneficiary_ids=[0],
             ),
         ),
+        pb.StepPlan(step=1, forks=[pb.PlanFork(child_ids=[2], sample_indices=[1])]),
+        pb.StepPlan(step=1, forks=[pb.PlanFork(child_ids=[0], sample_indices=[1], span_ids=[0])]),
         pb.StepPlan(step=1, announce=[pb.Announcement(sequence_id=0, token_ids=[1])]),
         pb.StepPlan(
             step=1,
@@ -307,7 +349,17 @@ def test_a_refusal_is_a_result_in_which_nothing_happened():
             announce=[pb.Announcement(sequence_id=1, token_ids=[1], num_prompt_tokens=1)],
         ),
     ],
-    ids=["step", "arrays", "zero", "recovery", "id", "prompt", "sampling"],
+    ids=[
+        "step",
+        "arrays",
+        "zero",
+        "recovery",
+        "fork arrays",
+        "fork child",
+        "id",
+        "prompt",
+        "sampling",
+    ],
 )
 def test_a_malformed_plan_is_refused(plan):
     with pytest.raises(PreconditionError) as caught:
@@ -315,9 +367,30 @@ def test_a_malformed_plan_is_refused(plan):
     assert caught.value.reason == "MALFORMED_STEP"
 
 
-def test_a_result_with_arrays_of_two_lengths_is_refused():
-    with pytest.raises(PreconditionError, match="sampled"):
-        result_from_proto(pb.StepResult(sampled_ids=[1, 2], token_ids=[3], finish_reasons=[0]))
+@pytest.mark.parametrize(
+    ("name", "result"),
+    [
+        ("sampled", pb.StepResult(sampled_ids=[1, 2], token_ids=[3], finish_reasons=[0])),
+        ("computed", pb.StepResult(computed_ids=[1], num_computed=[3])),
+        ("preempted", pb.StepResult(preempted_ids=[1], preempted_generations=[1])),
+        ("announced", pb.StepResult(announced_ids=[1], num_cached_tokens=[0], leader_ids=[0])),
+    ],
+)
+def test_a_result_with_arrays_of_two_lengths_is_refused(name, result):
+    with pytest.raises(PreconditionError, match=name):
+        result_from_proto(result)
+
+
+def test_a_result_with_an_unknown_recovery_is_refused():
+    result = pb.StepResult(
+        preempted_ids=[1],
+        preempted_generations=[1],
+        preempted_num_blocks=[1],
+        preempted_recoveries=[0],
+        preempted_num_computed=[0],
+    )
+    with pytest.raises(PreconditionError, match="unknown recovery"):
+        result_from_proto(result)
 
 
 def test_events_whose_counts_do_not_add_up_are_refused():

@@ -1,24 +1,24 @@
 """A plan is applied by a pure function of the memory's state and the plan.
 
     announce ─▶ finish ─▶ victims, only until `must` fits ─▶ decodes ─▶ `must` ─▶ `may`, each whole
-                                                                                    or not at all
+                                                                        or not at all ─▶ forks
 
-First everything that may end in a refusal is decided on numbers alone, then memory is changed; so
-a refused plan has changed nothing. ``must`` is what is written there *and* every running sequence
-that has caught up. Those are found by array comparison; only the few that cross into a new block in
-this step cost Python work each.
+First everything that may end in a refusal is decided on numbers alone (``choice``), then memory is
+changed; so a refused plan has changed nothing. ``must`` is what is written there *and* every
+running sequence that has caught up. Those are found by array comparison; only the few that cross
+into a new block, or write into a shared one, cost Python work each.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from pageframe.core.errors import InvalidRequestError
+from pageframe.core.errors import InvalidRequestError, PageframeError
 from pageframe.core.step import (
     Announcement,
     Entries,
-    Recovery,
+    Fork,
     RefusedBecause,
     SequenceAccount,
     StepPlan,
@@ -27,15 +27,16 @@ from pageframe.core.step import (
 from pageframe.core.trace import KvCause
 from pageframe.core.units import ceil_div
 from pageframe.executor.batch import Int32Array
+from pageframe.executor.memory.block_columns import BlockState
+from pageframe.executor.memory.choice import Choice, choose, num_uncomputed, rows_of
+from pageframe.executor.memory.giving_up import preempt
 from pageframe.executor.memory.kv_memory import KvMemory
+from pageframe.executor.memory.matching import Match
+from pageframe.executor.memory.retaining import check_handle
 from pageframe.executor.memory.sequence_table import NO_ROW, Sequence
+from pageframe.executor.memory.sharing import fork, make_writable, rows_to_copy
 
 STEP_OUT_OF_ORDER = "STEP_OUT_OF_ORDER"
-BUILDS_ON_UNAPPLIED_STEP = "BUILDS_ON_UNAPPLIED_STEP"
-RECOVERY_UNAVAILABLE = "RECOVERY_UNAVAILABLE"
-FORK_UNAVAILABLE = "FORK_UNAVAILABLE"
-MUST_DOES_NOT_FIT = "MUST_DOES_NOT_FIT"
-STEP_TOKENS_EXCEEDED = "STEP_TOKENS_EXCEEDED"
 
 _NO_ROWS: Int32Array = np.empty(0, dtype=np.int32)
 
@@ -66,7 +67,8 @@ class AppliedStep:
         named_rows: Rows that ran because an entry of ``must`` or ``may`` names them.
         vacated_rows: Rows given up, before any was given out again.
         admitted: Sequences that got a row.
-        rejected_ids: Announced sequences that can never run.
+        forks: Parents and children that run from the next step on, in batch order.
+        rejected: Announced sequences that can never run, with the reason; it may be empty.
     """
 
     result: StepResult
@@ -75,43 +77,13 @@ class AppliedStep:
     named_rows: set[int] = field(default_factory=set)
     vacated_rows: list[int] = field(default_factory=list)
     admitted: list[Sequence] = field(default_factory=list)
-    rejected_ids: list[int] = field(default_factory=list)
+    forks: list[tuple[Sequence, Sequence]] = field(default_factory=list)
+    rejected: dict[int, str] = field(default_factory=dict)
 
     @property
     def num_tokens(self) -> int:
         """Tokens to compute in all."""
         return len(self.decode_rows) + sum(self.chunks.values())
-
-
-@dataclass(slots=True, kw_only=True)
-class _Choice:
-    """What must run and who must go for it; decided before anything is changed."""
-
-    refusal: str = ""
-    decode_rows: Int32Array = field(default_factory=lambda: _NO_ROWS)
-    chunks: dict[int, int] = field(default_factory=dict)
-    named_rows: set[int] = field(default_factory=set)
-    victims: list[Sequence] = field(default_factory=list)
-    stale_ids: list[int] = field(default_factory=list)
-
-
-class _Forecast:
-    """How many blocks would be free if some rows gave up theirs, exact under sharing."""
-
-    def __init__(self, memory: KvMemory) -> None:
-        self._memory = memory
-        self._references: Int32Array | None = None
-        self.num_free = memory.pool.num_free
-
-    def give_up(self, row: int) -> None:
-        """Count the blocks of ``row`` that nobody else refers to."""
-        if not self._memory.pool.is_quiet:
-            return  # They come free only when the step in flight has finished.
-        if self._references is None:
-            self._references = self._memory.pool.ref_counts.copy()
-        block_ids = self._memory.tables.blocks_of(row)
-        self._references[block_ids] -= 1
-        self.num_free += int(np.count_nonzero(self._references[block_ids] == 0))
 
 
 def apply(memory: KvMemory, plan: StepPlan, bounds: StepBounds) -> AppliedStep:
@@ -125,7 +97,7 @@ def apply(memory: KvMemory, plan: StepPlan, bounds: StepBounds) -> AppliedStep:
         applied.result.refusal = STEP_OUT_OF_ORDER
         return applied
     memory.last_received_step = plan.step
-    choice = _choose(memory, plan, bounds)
+    choice = choose(memory, plan, bounds.max_step_tokens)
     if choice.refusal:
         applied.result.refusal = choice.refusal
         return applied
@@ -134,107 +106,11 @@ def apply(memory: KvMemory, plan: StepPlan, bounds: StepBounds) -> AppliedStep:
     applied.result.stale_ids += choice.stale_ids
     _announce(memory, plan.announce, bounds, applied)
     _finish(memory, plan.finish, applied)
-    _preempt(memory, choice.victims, applied)
+    _preempt(memory, choice, applied)
     _run_must(memory, choice, applied)
     _run_may(memory, plan.may, bounds, applied)
+    _fork(memory, plan.forks, applied)
     return applied
-
-
-def _choose(memory: KvMemory, plan: StepPlan, bounds: StepBounds) -> _Choice:
-    """Decide what must run, which victims it takes, or why the plan is refused. Mutates nothing."""
-    if plan.builds_on != memory.last_applied_step:
-        return _Choice(refusal=BUILDS_ON_UNAPPLIED_STEP)
-    if any(recovery != Recovery.RECOMPUTE for recovery in plan.victims.recoveries):
-        return _Choice(refusal=RECOVERY_UNAVAILABLE)
-    if plan.forks:
-        return _Choice(refusal=FORK_UNAVAILABLE)
-    leaving = _leaving(memory, plan)
-    forecast = _Forecast(memory)
-    for row in leaving:
-        forecast.give_up(row)
-    choice = _Choice()
-    decode_rows = memory.sequences.caught_up_rows()
-    choice.decode_rows = decode_rows[~np.isin(decode_rows, leaving)] if leaving else decode_rows
-    _choose_chunks(memory, plan.must, leaving, choice)
-    _choose_victims(memory, plan, leaving, forecast, choice)
-    if len(choice.decode_rows) + sum(choice.chunks.values()) > bounds.max_step_tokens:
-        choice.refusal = choice.refusal or STEP_TOKENS_EXCEEDED
-    return choice
-
-
-def _leaving(memory: KvMemory, plan: StepPlan) -> list[int]:
-    """Rows of sequences that the plan ends, or announces anew after a rebuild."""
-    sequences = [memory.sequences.get(sequence_id) for sequence_id in plan.finish]
-    for announcement in plan.announce:
-        known = memory.sequences.get(announcement.sequence_id)
-        if known is not None and known.generation < announcement.generation:
-            sequences.append(known)
-    rows = (sequence.row for sequence in sequences if sequence is not None)
-    return list(dict.fromkeys(row for row in rows if row != NO_ROW))
-
-
-def _running(
-    memory: KvMemory, sequence_id: int, generation: int, leaving: list[int]
-) -> Sequence | None:
-    """The sequence if it runs on, in this generation."""
-    sequence = memory.sequences.get(sequence_id)
-    if sequence is None or sequence.generation != generation:
-        return None
-    return None if sequence.row == NO_ROW or sequence.row in leaving else sequence
-
-
-def _choose_chunks(memory: KvMemory, must: Entries, leaving: list[int], choice: _Choice) -> None:
-    for sequence_id, generation, num_tokens in _rows_of(must):
-        sequence = _running(memory, sequence_id, generation, leaving)
-        if sequence is None:
-            choice.stale_ids.append(sequence_id)
-            continue
-        num_uncomputed = _num_uncomputed(memory, sequence.row)
-        if num_uncomputed > 1 and num_tokens > 0:
-            chunk = choice.chunks.get(sequence.row, 0) + num_tokens
-            choice.chunks[sequence.row] = min(chunk, num_uncomputed)
-        if num_uncomputed == 1 or num_tokens > 0:
-            choice.named_rows.add(sequence.row)
-
-
-def _choose_victims(
-    memory: KvMemory, plan: StepPlan, leaving: list[int], forecast: _Forecast, choice: _Choice
-) -> None:
-    """Take victims in order until the blocks that ``must`` lacks are there."""
-    sequences, tables = memory.sequences, memory.tables
-    crossing = set(tables.rows_at_boundary(choice.decode_rows, sequences.num_computed).tolist())
-    lacking = dict.fromkeys(crossing, 1)
-    for row, num_tokens in choice.chunks.items():
-        lacking[row] = tables.num_missing(row, int(sequences.num_computed[row]) + num_tokens)
-    num_lacking = sum(lacking.values())
-    victims = dict.fromkeys(_live_victims(memory, plan, leaving, choice.stale_ids))
-    for victim in victims:
-        if num_lacking <= forecast.num_free:
-            break
-        forecast.give_up(victim.row)
-        num_lacking -= lacking.get(victim.row, 0)
-        choice.victims.append(victim)
-    if num_lacking > forecast.num_free:
-        choice.refusal = MUST_DOES_NOT_FIT
-        return
-    gone = [victim.row for victim in choice.victims]
-    if gone:
-        choice.decode_rows = choice.decode_rows[~np.isin(choice.decode_rows, gone)]
-        choice.named_rows.difference_update(gone)
-        for row in gone:
-            choice.chunks.pop(row, None)
-
-
-def _live_victims(
-    memory: KvMemory, plan: StepPlan, leaving: list[int], stale_ids: list[int]
-) -> Iterator[Sequence]:
-    victims = zip(plan.victims.sequence_ids, plan.victims.generations, strict=True)
-    for sequence_id, generation in victims:
-        sequence = _running(memory, sequence_id, generation, leaving)
-        if sequence is None:
-            stale_ids.append(sequence_id)
-        else:
-            yield sequence
 
 
 def _announce(
@@ -250,12 +126,41 @@ def _announce(
             continue
         if known is not None:
             _forget(memory, known, KvCause.PREEMPTED, applied)
-        if not _can_ever_run(announcement, bounds):
-            applied.rejected_ids.append(announcement.sequence_id)
+        reason = _why_never(memory, announcement, bounds)
+        if reason is not None:
+            applied.rejected[announcement.sequence_id] = reason
             continue
-        memory.announce(announcement)
-        applied.result.announced_ids.append(announcement.sequence_id)
-        applied.result.num_cached_tokens.append(0)
+        _know(memory, announcement, applied.result)
+
+
+def _know(memory: KvMemory, announcement: Announcement, result: StepResult) -> None:
+    """Take a new sequence in, and answer how much of it is here or about to be."""
+    sequence = memory.announce(announcement)
+    match = memory.match(sequence)
+    block_size, token_ids = memory.options.block_size, sequence.parked_tokens
+    num_cached = match.num_tokens_in_all(block_size, len(token_ids))
+    num_found = num_cached // block_size
+    leader_id = num_led = 0
+    if memory.options.has_prefix_cache:
+        keys = sequence.keys.up_to(len(token_ids), token_ids, block_size)[num_found:]
+        leader_id, num_led = memory.leaders.find(keys)
+        memory.leaders.lead(sequence.sequence_id, keys)
+    result.announced_ids.append(sequence.sequence_id)
+    result.num_cached_tokens.append(num_cached)
+    result.leader_ids.append(leader_id)
+    num_shared = min((num_found + num_led) * block_size, len(token_ids) - 1)
+    result.num_leader_tokens.append(num_shared if leader_id else 0)
+
+
+def _why_never(memory: KvMemory, announcement: Announcement, bounds: StepBounds) -> str | None:
+    """Why an announced sequence can never run; None if it can."""
+    if not _can_ever_run(announcement, bounds):
+        return ""
+    try:
+        check_handle(memory, announcement)
+    except PageframeError as error:
+        return error.reason
+    return None
 
 
 def _can_ever_run(announcement: Announcement, bounds: StepBounds) -> bool:
@@ -290,20 +195,32 @@ def _forget(
     return memory.forget(sequence, cause)
 
 
-def _preempt(memory: KvMemory, victims: list[Sequence], applied: AppliedStep) -> None:
-    for victim in victims:
-        applied.vacated_rows.append(victim.row)
-        applied.result.preempted_num_blocks.append(memory.preempt(victim))
-        applied.result.preempted_ids.append(victim.sequence_id)
-        applied.result.preempted_generations.append(victim.generation)
+def _preempt(memory: KvMemory, choice: Choice, applied: AppliedStep) -> None:
+    result = applied.result
+    for victim in choice.victims:
+        sequence, row = victim.sequence, victim.sequence.row
+        recovery, num_blocks, num_computed = preempt(
+            memory, sequence, victim.recovery, victim.num_tail_blocks
+        )
+        if sequence.row == NO_ROW:
+            applied.vacated_rows.append(row)
+        result.preempted_ids.append(sequence.sequence_id)
+        result.preempted_generations.append(sequence.generation)
+        result.preempted_num_blocks.append(num_blocks)
+        result.preempted_recoveries.append(recovery)
+        result.preempted_num_computed.append(num_computed)
 
 
-def _run_must(memory: KvMemory, choice: _Choice, applied: AppliedStep) -> None:
+def _run_must(memory: KvMemory, choice: Choice, applied: AppliedStep) -> None:
     applied.decode_rows = choice.decode_rows
     applied.chunks = choice.chunks
     applied.named_rows = choice.named_rows
+    if choice.has_writers:
+        make_writable(memory, choice.decode_rows, KvCause.DECODE)
     memory.cover_next(choice.decode_rows)
     for row, num_tokens in choice.chunks.items():
+        if choice.has_writers:
+            make_writable(memory, np.array([row], dtype=np.int32), KvCause.PREFILL)
         memory.cover(row, int(memory.sequences.num_computed[row]) + num_tokens)
 
 
@@ -311,7 +228,7 @@ def _run_may(memory: KvMemory, may: Entries, bounds: StepBounds, applied: Applie
     result = applied.result
     num_tokens_left = bounds.max_step_tokens - applied.num_tokens
     is_full = False
-    for sequence_id, generation, num_tokens in _rows_of(may):
+    for sequence_id, generation, num_tokens in rows_of(may):
         sequence = memory.sequences.get(sequence_id)
         if sequence is None or sequence.generation != generation:
             result.stale_ids.append(sequence_id)
@@ -335,40 +252,111 @@ def _try_entry(
     applied: AppliedStep,
 ) -> tuple[RefusedBecause | None, int]:
     """Take one ``may`` entry whole or not at all; also says how many tokens it added."""
+    if sequence.row == NO_ROW:
+        return _try_admission(memory, sequence, num_tokens, num_tokens_left, applied)
     row = sequence.row
-    planned, num_computed, num_uncomputed = 0, 0, len(sequence.parked_tokens)
-    if row != NO_ROW:
-        num_computed = int(memory.sequences.num_computed[row])
-        num_uncomputed = _num_uncomputed(memory, row)
-        # A running sequence without a chunk that lacks one token is among the decodes already.
-        planned = applied.chunks.get(row, 1 if num_uncomputed == 1 else 0)
-    num_added = min(num_tokens, num_uncomputed - planned)
+    num_computed = int(memory.sequences.num_computed[row])
+    num_left = num_uncomputed(memory, row)
+    # A running sequence without a chunk that lacks one token is among the decodes already.
+    planned = applied.chunks.get(row, 1 if num_left == 1 and row in applied.decode_rows else 0)
+    num_added = min(num_tokens, num_left - planned)
     if num_added < 1 and planned:
         applied.named_rows.add(row)
         return None, 0
-    has_no_row = row == NO_ROW and not memory.sequences.has_empty_row
-    if num_added < 1 or num_added > num_tokens_left or has_no_row:
+    if num_added < 1 or num_added > num_tokens_left:
         return RefusedBecause.NOT_READY, 0
     end = num_computed + planned + num_added
-    num_missing = (
-        ceil_div(end, memory.tables.block_size)
-        if row == NO_ROW
-        else memory.tables.num_missing(row, end)
-    )
-    if num_missing > memory.pool.num_free:
-        return RefusedBecause.POOL_FULL, 0
-    if row == NO_ROW:
-        memory.sequences.seat(sequence)
-        applied.admitted.append(sequence)
-    memory.cover(sequence.row, end)
-    applied.chunks[sequence.row] = planned + num_added
-    applied.named_rows.add(sequence.row)
+    refused = _grow(memory, sequence, end, is_new=not planned)
+    if refused is not None:
+        return refused, 0
+    applied.chunks[row] = planned + num_added
+    applied.named_rows.add(row)
     return None, num_added
 
 
-def _rows_of(entries: Entries) -> Iterator[tuple[int, int, int]]:
-    return zip(entries.sequence_ids, entries.generations, entries.num_tokens, strict=True)
+def _grow(memory: KvMemory, sequence: Sequence, end: int, *, is_new: bool) -> RefusedBecause | None:
+    """Give a running sequence what it lacks to hold ``end`` tokens."""
+    row: Int32Array = np.array([sequence.row], dtype=np.int32)
+    num_blocks = memory.tables.num_missing(sequence.row, end) + int(is_new)
+    refused = memory.obstacle(sequence.tenant_id, num_blocks) if num_blocks else None
+    if refused is not None and is_new:
+        # One block more than missing was asked for, should it have to copy; look closer.
+        num_blocks -= 1 - len(rows_to_copy(memory, row))
+        refused = memory.obstacle(sequence.tenant_id, num_blocks)
+    if refused is None:
+        make_writable(memory, row, KvCause.PREFILL)
+        memory.cover(sequence.row, end)
+    return refused
 
 
-def _num_uncomputed(memory: KvMemory, row: int) -> int:
-    return int(memory.sequences.num_tokens[row] - memory.sequences.num_computed[row])
+def _try_admission(
+    memory: KvMemory,
+    sequence: Sequence,
+    num_tokens: int,
+    num_tokens_left: int,
+    applied: AppliedStep,
+) -> tuple[RefusedBecause | None, int]:
+    """Seat a sequence on what is in memory already, and let it compute ``num_tokens`` more."""
+    if num_tokens < 1 or not memory.sequences.has_empty_row:
+        return RefusedBecause.NOT_READY, 0
+    match = memory.match(sequence)
+    end = min(match.num_tokens + num_tokens, len(sequence.parked_tokens))
+    if end - match.num_tokens > num_tokens_left:
+        return RefusedBecause.NOT_READY, 0
+    refused = memory.obstacle(sequence.tenant_id, _num_blocks_to_hold(memory, match, end))
+    if refused is not None:
+        return refused, 0
+    if match.promotions:
+        memory.fetch(sequence, match)
+        return RefusedBecause.PROMOTING, 0
+    memory.seat(sequence, match)
+    make_writable(memory, np.array([sequence.row], dtype=np.int32), KvCause.PREFILL)
+    memory.cover(sequence.row, end)
+    applied.admitted.append(sequence)
+    applied.chunks[sequence.row] = end - match.num_tokens
+    applied.named_rows.add(sequence.row)
+    return None, end - match.num_tokens
+
+
+def _num_blocks_to_hold(memory: KvMemory, match: Match, end: int) -> int:
+    """Blocks that an admission takes from those available: new ones, and cached ones it shares."""
+    block_size = memory.options.block_size
+    if match.promotions:
+        num_new = len(match.promotions)
+    else:
+        # A hit that ends inside a block is copied before it is written.
+        is_inside = match.num_tokens % block_size != 0
+        num_new = ceil_div(end, block_size) - len(match.block_ids) + is_inside
+    states = memory.pool.columns.states[match.block_ids]
+    return num_new + int(np.count_nonzero(states == BlockState.CACHED))
+
+
+def _fork(memory: KvMemory, forks: list[Fork], applied: AppliedStep) -> None:
+    """Seat the children of parents that take a token in this step."""
+    decoding = set(applied.decode_rows.tolist()) if forks else set()
+    for entry in forks:
+        parent = memory.sequences.get(entry.parent_id)
+        is_sound = parent is not None and parent.generation == entry.generation
+        takes_token = parent is not None and (
+            parent.row in decoding or applied.chunks.get(parent.row, 0) == _num_left(memory, parent)
+        )
+        for child_id, sample_index, span_id in zip(
+            entry.child_ids, entry.sample_indices, entry.span_ids, strict=True
+        ):
+            is_new = memory.sequences.get(child_id) is None
+            if (
+                parent is None
+                or not (is_sound and takes_token and is_new)
+                or not memory.sequences.has_empty_row
+            ):
+                applied.result.unforked_ids.append(child_id)
+                continue
+            trace_span_id = span_id.to_bytes(8, "big") if span_id else b""
+            child = fork(memory, parent, child_id, sample_index, trace_span_id)
+            applied.forks.append((parent, child))
+            applied.result.forked_ids.append(child_id)
+
+
+def _num_left(memory: KvMemory, sequence: Sequence) -> int:
+    """Uncomputed tokens of a running sequence; -1 when it does not run."""
+    return num_uncomputed(memory, sequence.row) if sequence.row != NO_ROW else -1

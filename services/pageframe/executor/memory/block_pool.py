@@ -1,143 +1,145 @@
 """The owner of block state: nobody else decides what a block is or who may have it.
 
-    FREE ──allocate──▶ HELD ──last reference dropped──▶ FENCED ──step has finished──▶ FREE
-                        │ ▲ acquire: one reference more
+    FREE ──allocate──▶ HELD ──last reference dropped──▶ CACHED ──evict──▶ FENCED ──▶ FREE
+                        │ ▲ acquire: one reference       if indexed,         ▲ a step that may touch
+                        │ └──────────── more ◀───────────── else ────────────┘ it has finished
 
-CACHED blocks (no reference, but in a prefix index) and QUARANTINED ones (found in two places at
-once) are states of the same array. Reference counts, states and owners are NumPy columns over block
-ids, so an operation costs a few array instructions however many blocks it moves. Every operation
-is recorded in the trace sink, in the order in which it happened: replaying the records rebuilds the
-pool.
+References are entries of block tables and pins. QUARANTINED blocks were found in two places at
+once. Every operation is recorded in the trace sink, in the order in which it happened: replaying
+the records rebuilds the pool.
 """
 
-import enum
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pageframe.core.errors import InternalError
 from pageframe.core.step import PoolAccount
 from pageframe.core.trace import KvCause, KvOperation, TraceSink
 from pageframe.executor.batch import Int32Array
-from pageframe.executor.memory.fence import Fence
-from pageframe.executor.memory.free_list import FreeList
+from pageframe.executor.memory.block_columns import (
+    BlockColumns,
+    BlockFacts,
+    BlockState,
+    Tenants,
+)
+from pageframe.executor.memory.block_keys import BlockKey
+from pageframe.executor.memory.block_supply import BlockSupply
+from pageframe.executor.memory.eviction import EvictionPolicy
+from pageframe.executor.memory.prefix_index import PrefixIndex
 from pageframe.executor.memory.purpose import Purpose
-
-
-@enum.unique
-class BlockState(enum.IntEnum):
-    """Where a block stands; each block is in exactly one state."""
-
-    FREE = 0
-    HELD = 1
-    CACHED = 2
-    FENCED = 3
-    QUARANTINED = 4
-
-
-class BlocksExhaustedError(InternalError):
-    """More blocks were asked for than are free; the caller has to look first."""
-
-
-class BlockNotHeldError(InternalError):
-    """A reference was taken or dropped where none exists: a double free, or a late share."""
-
-
-class UnknownBlockError(InternalError):
-    """A block id outside the pool."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BlockFacts:
-    """What is known about one block.
-
-    Attributes:
-        block_id: Which.
-        state: Where it stands.
-        num_references: Table entries and pins that name it.
-        sequence_id: The sequence it was last allocated to or given up by; 0 when free.
-        cause: Why it is in this state; None when it has been free from the start.
-        since_step: The step in which it came into this state; 0 outside any step.
-    """
-
-    block_id: int
-    state: BlockState
-    num_references: int
-    sequence_id: int
-    cause: KvCause | None
-    since_step: int
+from pageframe.executor.memory.recorder import OperationRecorder
 
 
 class BlockPool:
     """All blocks of a replica.
 
-    Attributes:
+    Args:
         num_blocks: Blocks in the pool.
-        states: uint8 [num_blocks], values of ``BlockState``. Read only for others.
-        ref_counts: int32 [num_blocks]. Read only for others.
-        current_step: Step that operations are recorded under; 0 outside any step.
+        trace: Takes a record of every operation.
+        index: Empty, for at least ``num_blocks_max`` blocks.
+        eviction: Chooses among cached blocks; empty.
+        num_blocks_max: Blocks that it may grow to; 0 for no more than it has.
+
+    Attributes:
+        num_blocks: Blocks in the pool now.
+        columns: What is known of each block. Read only for others.
+        index: Which blocks hold which prefix. Read only for others.
+        tenants: Numbers of tenants.
+        supply: Spare blocks. Read only for others.
+        recorder: Where operations are recorded.
     """
 
-    def __init__(self, num_blocks: int, trace: TraceSink) -> None:
+    def __init__(
+        self,
+        num_blocks: int,
+        trace: TraceSink,
+        *,
+        index: PrefixIndex,
+        eviction: EvictionPolicy,
+        num_blocks_max: int = 0,
+    ) -> None:
         assert num_blocks > 0, f"a pool of {num_blocks} blocks"
         self.num_blocks = num_blocks
-        self.states: NDArray[np.uint8] = np.zeros(num_blocks, dtype=np.uint8)
-        self.ref_counts: Int32Array = np.zeros(num_blocks, dtype=np.int32)
-        self.current_step = 0
+        self.columns = BlockColumns(num_blocks, max(num_blocks, num_blocks_max))
+        self.index = index
+        self.tenants = Tenants()
+        self.recorder = OperationRecorder(trace, self._count_free)
+        self.supply = BlockSupply(num_blocks, self.columns, index, eviction, self.recorder)
         self._trace = trace
-        self._free = FreeList(num_blocks)
-        self._fence = Fence()
-        self._owner_ids: NDArray[np.int64] = np.zeros(num_blocks, dtype=np.int64)
-        self._causes: NDArray[np.uint8] = np.zeros(num_blocks, dtype=np.uint8)
-        self._since_steps: NDArray[np.int64] = np.zeros(num_blocks, dtype=np.int64)
-        self._num_by_state = [num_blocks, 0, 0, 0, 0]
-        self._launched = 0
-        self._completed = 0
+
+    @property
+    def current_step(self) -> int:
+        """Step that operations are recorded under; 0 outside any step."""
+        return self.recorder.step
+
+    @current_step.setter
+    def current_step(self, step: int) -> None:
+        self.recorder.step = step
+
+    @property
+    def num_blocks_max(self) -> int:
+        """Blocks that the pool may grow to."""
+        return len(self.columns.states)
 
     @property
     def num_free(self) -> int:
-        """Blocks that can be allocated now."""
-        return len(self._free)
+        """Blocks on the free list."""
+        return self.supply.num_free
+
+    @property
+    def num_available(self) -> int:
+        """Blocks that can be allocated now, cached ones included."""
+        return self.supply.num_available
 
     @property
     def num_held(self) -> int:
         """Blocks that somebody refers to."""
-        return self._num_by_state[BlockState.HELD]
+        return self.columns.num_by_state[BlockState.HELD]
+
+    @property
+    def num_pinned(self) -> int:
+        """Held blocks that have at least one pin."""
+        return self.columns.num_pinned
 
     @property
     def is_quiet(self) -> bool:
         """Whether no step is in flight, so that what is given up now is free at once."""
-        return self._completed == self._launched
+        return self.supply.is_quiet
+
+    def on_evict(self, before_evict: Callable[[list[int], Purpose], None]) -> None:
+        """Have ``before_evict`` called with cached blocks about to be given up, and for whom."""
+        self.supply.before_evict = before_evict
 
     def launch(self, step: int) -> None:
         """A step that may touch any held block is about to be launched."""
-        assert step > self._launched, f"step {step} launched after {self._launched}"
-        self._launched = step
+        self.supply.launch(step)
 
     def complete(self, step: int) -> None:
         """Step ``step`` and all before it have finished: free what waited for them."""
-        assert self._completed <= step <= self._launched, (
-            f"step {step} completed after {self._completed}, launched {self._launched}"
-        )
-        self._completed = step
-        self._pass_fence(has_waited=True)
+        self.supply.complete(step)
 
     def restart(self) -> None:
         """Count steps from 1 again, for a new scheduler epoch. No step may be in flight."""
-        assert self.is_quiet, f"step {self._launched} in flight, {self._completed} completed"
-        self._launched = self._completed = self.current_step = 0
+        self.supply.restart()
+        self.current_step = 0
+
+    def check_available(self, num_blocks: int) -> None:
+        """Refuse with ``BlocksExhaustedError`` if fewer can be allocated now."""
+        self.supply.check_available(num_blocks)
 
     def allocate(self, num_blocks: int, purpose: Purpose) -> Int32Array:
-        """Take free blocks for one sequence, each with one reference: int32 [num_blocks].
+        """Take blocks for one sequence, each with one reference: int32 [num_blocks].
+
+        Evicts what is lacking on the free list.
 
         Raises:
-            BlocksExhaustedError: fewer are free; nothing was changed.
+            BlocksExhaustedError: fewer can be had; nothing was changed.
         """
-        block_ids = self._take(num_blocks)
-        self._own(block_ids, purpose.sequence_id, purpose.cause)
-        self._record(KvOperation.ALLOCATE, purpose, block_ids, self.num_free)
+        block_ids = self.supply.take(num_blocks, purpose.tenant_id, purpose)
+        self.columns.owner_ids[block_ids] = purpose.sequence_id
+        self.columns.causes[block_ids] = purpose.cause
+        self.recorder.record(KvOperation.ALLOCATE, purpose, block_ids.tolist())
         return block_ids
 
     def allocate_each(
@@ -145,15 +147,17 @@ class BlockPool:
         sequence_ids: NDArray[np.int64],
         generations: Int32Array,
         positions: Int32Array,
+        tenant_ids: Int32Array,
         cause: KvCause,
     ) -> Int32Array:
-        """Take one free block for each of n sequences: int32 [n]. All arguments are [n].
+        """Take one block for each of n sequences: int32 [n]. All arrays are [n].
 
         Raises:
-            BlocksExhaustedError: fewer are free; nothing was changed.
+            BlocksExhaustedError: fewer can be had; nothing was changed.
         """
-        block_ids = self._take(len(sequence_ids))
-        self._own(block_ids, sequence_ids, cause)
+        block_ids = self.supply.take(len(sequence_ids), tenant_ids, Purpose(cause))
+        self.columns.owner_ids[block_ids] = sequence_ids
+        self.columns.causes[block_ids] = cause
         num_free_after = self.num_free + len(block_ids)
         columns = (sequence_ids, generations, positions, block_ids)
         rows = zip(*(column.tolist() for column in columns), strict=True)
@@ -172,18 +176,59 @@ class BlockPool:
         return block_ids
 
     def acquire(self, block_ids: Int32Array, purpose: Purpose) -> None:
-        """Add one reference to each of these held blocks.
+        """Add one reference to each of these held or cached blocks.
 
         Raises:
-            BlockNotHeldError: one of them has no reference; nothing was changed.
+            BlockNotHeldError: one is neither held nor cached, or is named twice; nothing changed.
             UnknownBlockError: an id is outside the pool; nothing was changed.
         """
-        self._check_held(block_ids)
-        self.ref_counts[block_ids] += 1
-        self._record(KvOperation.SHARE, purpose, block_ids, self.num_free)
+        self._refer(block_ids, purpose)
+        self.recorder.record(KvOperation.SHARE, purpose, block_ids.tolist())
+
+    def copy_each(
+        self,
+        sources: Int32Array,
+        sequence_ids: NDArray[np.int64],
+        generations: Int32Array,
+        positions: Int32Array,
+        tenant_ids: Int32Array,
+        cause: KvCause,
+    ) -> Int32Array:
+        """Replace one held block each of n sequences by a copy: int32 [n], where each copy goes.
+
+        One reference moves from each source to its target. A source may be named several times, if
+        it has as many references. All arrays are [n].
+
+        Raises:
+            BlocksExhaustedError: too few can be had; nothing was changed.
+        """
+        columns = self.columns
+        targets = self.allocate_each(sequence_ids, generations, positions, tenant_ids, cause)
+        np.subtract.at(columns.ref_counts, sources, 1)
+        assert (columns.ref_counts[sources] >= 0).all(), f"of {sources}, some are copied too often"
+        rows = zip(
+            *(
+                column.tolist()
+                for column in (sequence_ids, generations, positions, sources, targets)
+            ),
+            strict=True,
+        )
+        record = self.recorder.record
+        for sequence_id, generation, position, source, target in rows:
+            purpose = Purpose(cause, sequence_id, generation, position)
+            record(KvOperation.COPY_ON_WRITE, purpose, (source,), (target,))
+            record(KvOperation.RELEASE, purpose, (source,))
+        # Each once; numpy.unique would do, but imports 60 ms worth of modules at its first call.
+        dropped = list(dict.fromkeys(sources[columns.ref_counts[sources] == 0].tolist()))
+        if dropped:
+            self._let_go(np.array(dropped, dtype=np.int32), Purpose(cause))
+        return targets
 
     def release(self, block_ids: Int32Array, purpose: Purpose) -> int:
-        """Drop one reference of each; those with none left go to the fence, and on when quiet.
+        """Drop one reference of each; they are in the order of their chain.
+
+        Those with none left are cached if they are indexed, else they go to the fence, and on
+        when quiet.
 
         Returns:
             How many blocks lost their last reference.
@@ -192,49 +237,86 @@ class BlockPool:
             BlockNotHeldError: one of them has no reference, or is named twice; nothing was changed.
             UnknownBlockError: an id is outside the pool; nothing was changed.
         """
-        if not len(block_ids):
-            return 0
-        self._check_held(block_ids)
-        references = self.ref_counts[block_ids] - 1
-        self.ref_counts[block_ids] = references
-        self._record(KvOperation.RELEASE, purpose, block_ids, self.num_free)
-        dropped = block_ids[references == 0]
-        if len(dropped):
-            self._move(dropped, BlockState.HELD, BlockState.FENCED)
-            self._causes[dropped] = purpose.cause
-            self._fence.hold(dropped, self._launched, purpose)
-        if self.is_quiet:
-            self._pass_fence(has_waited=False)
-        return len(dropped)
+        return self._drop(block_ids, KvOperation.RELEASE, purpose)
 
-    def quarantine(self, block_ids: Int32Array, purpose: Purpose) -> None:
-        """Take blocks out of use for good, whatever place or places they were found in."""
-        self._check_known(block_ids)
-        block_ids = np.unique(block_ids[self.states[block_ids] != BlockState.QUARANTINED])
-        self.states[block_ids] = BlockState.QUARANTINED
-        self.ref_counts[block_ids] = 0
-        self._causes[block_ids] = purpose.cause
-        self._since_steps[block_ids] = self.current_step
-        self._free.discard(block_ids)
-        self._fence.discard(block_ids)
-        self.recount()
-        if len(block_ids):
-            self._record(KvOperation.QUARANTINE, purpose, block_ids, self.num_free)
+    def pin(self, block_ids: Int32Array, purpose: Purpose) -> None:
+        """Add a reference to each that no block table stands for; errors as for ``acquire``."""
+        self._refer(block_ids, purpose)
+        self.columns.pin(block_ids, 1)
+        self.recorder.record(KvOperation.PIN, purpose, block_ids.tolist())
 
-    def recount(self) -> None:
-        """Count the blocks of each state anew. Walks the pool: for faults only."""
-        self._num_by_state = np.bincount(self.states, minlength=len(BlockState)).tolist()
+    def unpin(self, block_ids: Int32Array, purpose: Purpose) -> int:
+        """Take back one pin of each, in the order of their chain; else as ``release``."""
+        assert (self.columns.pin_counts[block_ids] > 0).all(), f"not all pinned: {block_ids}"
+        self.columns.pin(block_ids, -1)
+        return self._drop(block_ids, KvOperation.UNPIN, purpose)
 
-    def account(self) -> PoolAccount:
-        """Blocks by state, from running counts."""
-        _, held, cached, fenced, quarantined = self._num_by_state
+    def publish(
+        self,
+        block_ids: Int32Array,
+        keys: Sequence[BlockKey],
+        parents: Sequence[BlockKey],
+        token_ids: Sequence[bytes],
+        depths: NDArray[np.integer],
+    ) -> list[bool]:
+        """Enter held blocks into the prefix index; record it with ``record_published``.
+
+        Blocks that are in it already, or not held, and those whose content another block has, are
+        passed over.
+
+        Args:
+            block_ids: int32 [n].
+            keys: Theirs.
+            parents: The key before each.
+            token_ids: Tokens of each as bytes; empty under a private key.
+            depths: [n], logical index of each.
+
+        Returns:
+            Which of them were entered.
+        """
+        columns, index = self.columns, self.index
+        columns.depths[block_ids] = depths
+        # A block in quarantine may still stand in the table of a sequence that is about to end.
+        is_held = columns.states[block_ids] == BlockState.HELD
+        is_known = (index.is_indexed[block_ids] | ~is_held).tolist()
+        add = index.add
+        return [
+            not known and add(block_id, key, parent, tokens)
+            for block_id, known, key, parent, tokens in zip(
+                block_ids.tolist(), is_known, keys, parents, token_ids, strict=True
+            )
+        ]
+
+    def record_published(self, block_ids: Sequence[int], purpose: Purpose) -> None:
+        """Record that blocks were entered into the index, one record for many."""
+        self.recorder.record(KvOperation.INDEX, purpose, block_ids)
+
+    def unpublish(self, block_ids: Int32Array, purpose: Purpose) -> None:
+        """Take held blocks out of the prefix index; those that are not in it are passed over."""
+        indexed = block_ids[self.index.is_indexed[block_ids]].tolist()
+        for block_id in indexed:
+            assert self.columns.states[block_id] == BlockState.HELD, f"{block_id} is not held"
+            self.index.remove(block_id)
+        if indexed:
+            self.recorder.record(KvOperation.UNINDEX, purpose, indexed)
+
+    def evict(self, num_blocks: int, purpose: Purpose) -> int:
+        """Give up cached blocks, as the eviction policy chooses; returns how many there were."""
+        return self.supply.evict(num_blocks, purpose)
+
+    def account(self, *, num_host_total: int = 0, num_host_used: int = 0) -> PoolAccount:
+        """Blocks by state, from running counts; those of the host tier are the caller's."""
+        _, held, cached, fenced, quarantined, _ = self.columns.num_by_state
         return PoolAccount(
             total=self.num_blocks,
-            free=len(self._free),
+            free=self.num_free,
             held=held,
             cached=cached,
             fenced=fenced,
             quarantined=quarantined,
+            pinned=self.columns.num_pinned,
+            host_total=num_host_total,
+            host_used=num_host_used,
         )
 
     def explain(self, block_id: int) -> BlockFacts:
@@ -243,98 +325,53 @@ class BlockPool:
         Raises:
             UnknownBlockError: the id is outside the pool.
         """
-        self._check_known(np.array([block_id], dtype=np.int32))
-        cause = int(self._causes[block_id])
+        columns = self.columns
+        columns.check_known(np.array([block_id], dtype=np.int32), self.num_blocks)
+        cause = int(columns.causes[block_id])
         return BlockFacts(
             block_id=block_id,
-            state=BlockState(int(self.states[block_id])),
-            num_references=int(self.ref_counts[block_id]),
-            sequence_id=int(self._owner_ids[block_id]),
+            state=BlockState(int(columns.states[block_id])),
+            num_references=int(columns.ref_counts[block_id]),
+            num_pins=int(columns.pin_counts[block_id]),
+            is_indexed=bool(self.index.is_indexed[block_id]),
+            sequence_id=int(columns.owner_ids[block_id]),
+            tenant=self.tenants.name_of(int(columns.tenant_ids[block_id])),
             cause=KvCause(cause) if cause else None,
-            since_step=int(self._since_steps[block_id]),
+            since_step=int(columns.since_steps[block_id]),
         )
 
-    def free_ids(self) -> Int32Array:
-        """A view of the free list; valid until the next change."""
-        return self._free.block_ids()
+    def _count_free(self) -> int:
+        return self.supply.num_free
 
-    def fenced_ids(self) -> Int32Array:
-        """The blocks behind the fence, in a new array."""
-        return self._fence.block_ids()
+    def _refer(self, block_ids: Int32Array, purpose: Purpose) -> None:
+        columns = self.columns
+        columns.check_known(block_ids, self.num_blocks)
+        is_cached = columns.states[block_ids] == BlockState.CACHED
+        columns.check_held(block_ids, is_cached)
+        cached = block_ids[is_cached]
+        if len(cached):
+            columns.tenant_ids[cached] = purpose.tenant_id
+            columns.causes[cached] = purpose.cause
+            self.supply.take_up(cached)
+        columns.ref_counts[block_ids] += 1
 
-    def _take(self, num_blocks: int) -> Int32Array:
-        if num_blocks > self.num_free:
-            raise BlocksExhaustedError(
-                "BLOCKS_EXHAUSTED",
-                f"{num_blocks} blocks asked for, {self.num_free} of {self.num_blocks} are free",
-                num_blocks=num_blocks,
-                num_free=self.num_free,
-                num_total=self.num_blocks,
-            )
-        block_ids = self._free.pop(num_blocks)
-        self._move(block_ids, BlockState.FREE, BlockState.HELD)
-        self.ref_counts[block_ids] = 1
-        return block_ids
+    def _drop(self, block_ids: Int32Array, operation: KvOperation, purpose: Purpose) -> int:
+        if not len(block_ids):
+            return 0
+        columns = self.columns
+        columns.check_known(block_ids, self.num_blocks)
+        columns.check_held(block_ids)
+        references = columns.ref_counts[block_ids] - 1
+        columns.ref_counts[block_ids] = references
+        self.recorder.record(operation, purpose, block_ids.tolist())
+        dropped = block_ids[references == 0]
+        if len(dropped):
+            self._let_go(dropped, purpose)
+        return len(dropped)
 
-    def _own(
-        self, block_ids: Int32Array, owner_ids: int | NDArray[np.int64], cause: KvCause
-    ) -> None:
-        self._owner_ids[block_ids] = owner_ids
-        self._causes[block_ids] = cause
-
-    def _move(self, block_ids: Int32Array, source: BlockState, target: BlockState) -> None:
-        self.states[block_ids] = target
-        self._since_steps[block_ids] = self.current_step
-        self._num_by_state[source] -= len(block_ids)
-        self._num_by_state[target] += len(block_ids)
-
-    def _pass_fence(self, *, has_waited: bool) -> None:
-        for batch in self._fence.clear(self._completed):
-            if not len(batch.block_ids):
-                continue
-            if has_waited:
-                waited = batch.purpose._replace(cause=KvCause.STEP_COMPLETED)
-                self._record(KvOperation.FENCE_CLEAR, waited, batch.block_ids, self.num_free)
-            self._move(batch.block_ids, BlockState.FENCED, BlockState.FREE)
-            self._owner_ids[batch.block_ids] = 0
-            self._free.push(batch.block_ids)
-            self._record(KvOperation.FREE, batch.purpose, batch.block_ids, self.num_free)
-
-    def _check_known(self, block_ids: Int32Array) -> None:
-        if len(block_ids) and (block_ids.min() < 0 or block_ids.max() >= self.num_blocks):
-            raise UnknownBlockError(
-                "UNKNOWN_BLOCK",
-                f"blocks {block_ids.tolist()} are not all in [0, {self.num_blocks})",
-                block_ids=block_ids.tolist(),
-                num_total=self.num_blocks,
-            )
-
-    def _check_held(self, block_ids: Int32Array) -> None:
-        self._check_known(block_ids)
-        lacking = block_ids[self.ref_counts[block_ids] < 1].tolist()
-        if lacking or len(set(block_ids.tolist())) != len(block_ids):
-            raise BlockNotHeldError(
-                "BLOCK_NOT_HELD",
-                f"of blocks {block_ids.tolist()}, {lacking} have no reference, or one is twice",
-                block_ids=block_ids.tolist(),
-                without_reference=lacking,
-            )
-
-    def _record(
-        self,
-        operation: KvOperation,
-        purpose: Purpose,
-        block_ids: Int32Array,
-        num_free_after: int,
-    ) -> None:
-        named: Sequence[int] = block_ids.tolist()
-        self._trace.kv(
-            operation,
-            purpose.cause,
-            sequence_id=purpose.sequence_id,
-            generation=purpose.generation,
-            position=purpose.position,
-            step=self.current_step,
-            block_ids=named,
-            num_free_after=num_free_after,
-        )
+    def _let_go(self, block_ids: Int32Array, purpose: Purpose) -> None:
+        """Nobody refers to these held blocks any more; they are in the order of their chain."""
+        self.columns.causes[block_ids] = purpose.cause
+        is_indexed = self.index.is_indexed[block_ids]
+        self.supply.cache(block_ids[is_indexed])
+        self.supply.fence_off(block_ids[~is_indexed], BlockState.HELD, purpose)

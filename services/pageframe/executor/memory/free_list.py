@@ -19,8 +19,10 @@ from pageframe.executor.batch import Int32Array
 class FreeList:
     """A stack of block ids, all of ``[0, num_blocks)`` at first; block 0 is taken first."""
 
-    def __init__(self, num_blocks: int) -> None:
-        self._stack: Int32Array = np.arange(num_blocks - 1, -1, -1, dtype=np.int32)
+    def __init__(self, num_blocks: int, num_blocks_max: int = 0) -> None:
+        """There is room for ``num_blocks_max`` ids, should the pool grow; 0 for no growth."""
+        self._stack: Int32Array = np.zeros(max(num_blocks, num_blocks_max), dtype=np.int32)
+        self._stack[:num_blocks] = np.arange(num_blocks - 1, -1, -1, dtype=np.int32)
         self._size = num_blocks
 
     def __len__(self) -> int:

@@ -14,9 +14,11 @@ class Purpose(NamedTuple):
         generation: Of the sequence when the operation happened.
         position: First position of the prefill chunk, or the decoded position; for blocks given
             up, the number of tokens that the sequence had computed.
+        tenant_id: Who is charged for what is held, as ``block_columns.Tenants`` counts them.
     """
 
     cause: KvCause
     sequence_id: int = 0
     generation: int = 0
     position: int = 0
+    tenant_id: int = 0

@@ -7,13 +7,16 @@ running takes its tokens along in an array of its own and leaves its row to othe
 """
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pageframe.core.sampling import SamplingParams
 from pageframe.executor.batch import Int32Array
+from pageframe.executor.memory.block_keys import BlockKey
+from pageframe.executor.memory.key_chain import KeyChain
 
 NO_ROW = -1
 _TOKENS_PER_ROW_MIN = 256
@@ -29,6 +32,20 @@ class SequenceState(enum.IntEnum):
     PREEMPTED = 3
 
 
+class SwappedTail(NamedTuple):
+    """A block that is not full, under a key of its own.
+
+    Attributes:
+        key: Found under this key alone.
+        depth: Its logical index.
+        num_tokens: Computed tokens in it.
+    """
+
+    key: BlockKey
+    depth: int
+    num_tokens: int
+
+
 @dataclass(slots=True, kw_only=True, eq=False)
 class Sequence:
     """What is known of one sequence besides its row.
@@ -42,8 +59,19 @@ class Sequence:
         state: RUNNING exactly while it has a row.
         row: Its row, or ``NO_ROW``.
         parked_tokens: int32 [num_tokens], all its tokens while it has no row; else empty.
-        num_blocks_peak: Most blocks it held before it last lost its row.
-        num_preemptions: How often it lost its blocks.
+        request_id: The caller's name for its request.
+        tenant_id: Who is charged for its blocks; see ``block_columns.Tenants``.
+        keys: Keys of its full blocks.
+        session_id: Turns of one chat; empty for none.
+        trace_context: Trace id, and span id of its sequence span; may be empty.
+        has_run: Whether it ever had a row.
+        num_blocks_peak: Most blocks it held before it last gave some up.
+        num_blocks_shared: Blocks it used without allocating them.
+        num_copies_on_write: Blocks copied because it wrote into a shared one.
+        num_cached_tokens: Tokens found in the prefix index at its first admission.
+        num_preemptions: How often it lost blocks.
+        swapped_tail: Its last, partly filled block while it is swapped out.
+        host_keys: Blocks that the host tier holds for it while it is swapped out.
     """
 
     sequence_id: int
@@ -52,10 +80,21 @@ class Sequence:
     sampling: SamplingParams
     sample_index: int
     parked_tokens: Int32Array
+    keys: KeyChain
+    request_id: str = ""
+    tenant_id: int = 0
+    session_id: str = ""
+    trace_context: tuple[bytes, bytes] = (b"", b"")
     state: SequenceState = SequenceState.ANNOUNCED
     row: int = NO_ROW
+    has_run: bool = False
     num_blocks_peak: int = 0
+    num_blocks_shared: int = 0
+    num_copies_on_write: int = 0
+    num_cached_tokens: int = 0
     num_preemptions: int = 0
+    swapped_tail: SwappedTail | None = None
+    host_keys: list[BlockKey] = field(default_factory=list)
 
 
 class SequenceTable:
@@ -69,6 +108,8 @@ class SequenceTable:
         num_computed: int32 [num_rows], tokens whose keys and values are in the pool; also the
             position of the next token to compute.
         generations: int32 [num_rows].
+        num_published: int32 [num_rows], full blocks that were offered to the prefix index.
+        tenant_ids: int32 [num_rows].
         sequence_ids: int64 [num_rows], 0 in empty rows.
     """
 
@@ -80,6 +121,8 @@ class SequenceTable:
         self.num_tokens: Int32Array = np.zeros(num_rows, dtype=np.int32)
         self.num_computed: Int32Array = np.zeros(num_rows, dtype=np.int32)
         self.generations: Int32Array = np.zeros(num_rows, dtype=np.int32)
+        self.num_published: Int32Array = np.zeros(num_rows, dtype=np.int32)
+        self.tenant_ids: Int32Array = np.zeros(num_rows, dtype=np.int32)
         self.sequence_ids: NDArray[np.int64] = np.zeros(num_rows, dtype=np.int64)
         self._by_id: dict[int, Sequence] = {}
         self._empty_rows = list(range(num_rows - 1, -1, -1))
@@ -97,6 +140,10 @@ class SequenceTable:
     def get(self, sequence_id: int) -> Sequence | None:
         """The sequence, or None when it is not known."""
         return self._by_id.get(sequence_id)
+
+    def by_id(self, sequence_id: int) -> Sequence:
+        """The sequence, which has to be known."""
+        return self._by_id[sequence_id]
 
     def all(self) -> list[Sequence]:
         """All known sequences, oldest announcement first, in a new list."""
@@ -126,21 +173,24 @@ class SequenceTable:
         assert sequence.row == NO_ROW, f"{sequence.sequence_id} is in row {sequence.row}"
         del self._by_id[sequence.sequence_id]
 
-    def seat(self, sequence: Sequence) -> None:
-        """Give the sequence a row, with nothing computed; there must be an empty one."""
+    def seat(self, sequence: Sequence, num_computed: int = 0) -> None:
+        """Give the sequence a row; there must be an empty one."""
         assert sequence.row == NO_ROW, f"{sequence.sequence_id} is in row {sequence.row}"
         row = self._empty_rows.pop()
         num_tokens = len(sequence.parked_tokens)
         self._reserve(num_tokens)
         self.tokens[row, :num_tokens] = sequence.parked_tokens
         self.num_tokens[row] = num_tokens
-        self.num_computed[row] = 0
+        self.num_computed[row] = num_computed
+        self.num_published[row] = 0
+        self.tenant_ids[row] = sequence.tenant_id
         self.generations[row] = sequence.generation
         self.sequence_ids[row] = sequence.sequence_id
         self._join_order[self._num_running] = row
         self._num_running += 1
         sequence.parked_tokens = _NO_TOKENS
         sequence.row = row
+        sequence.has_run = True
         sequence.state = SequenceState.RUNNING
 
     def unseat(self, sequence: Sequence) -> None:
@@ -155,6 +205,10 @@ class SequenceTable:
         self._join_order[: self._num_running] = rest
         self.sequence_ids[row] = 0
         self._empty_rows.append(row)
+
+    def tokens_of_sequence(self, sequence: Sequence) -> Int32Array:
+        """All its known tokens, in a row or parked; valid until the next change."""
+        return sequence.parked_tokens if sequence.row == NO_ROW else self.tokens_of(sequence.row)
 
     def tokens_of(self, row: int) -> Int32Array:
         """A view of the row's tokens, int32 [num_tokens[row]]; valid until the next change."""

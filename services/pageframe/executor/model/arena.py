@@ -1,72 +1,207 @@
-"""The KV arena: one reserved address range that holds every block of the pool."""
+"""The KV arena: one reserved address range that holds every block of the pool.
 
-import mmap
+    blocks   uint8 [num_blocks_max, block_bytes]
+
+    ├── in the pool ──────────────┼── reserved addresses, no memory ──┤
+    0                        num_blocks                        num_blocks_max
+
+``resize`` moves the border. Layers are views over the whole range, so they outlive it.
+"""
 
 import torch
+from numpy import int64
+from numpy.typing import NDArray
 
-from pageframe.core.errors import ResourceExhaustedError
-from pageframe.executor.model.host_memory import available_memory_bytes
-from pageframe.kernels.layouts import KvLayout
+from pageframe.core.errors import ResourceExhaustedError, UnimplementedError
+from pageframe.executor.model.host_memory import HEADROOM_BYTES, available_memory_bytes
+from pageframe.executor.model.pool_checks import check_block_data, check_block_id, check_pool_size
+from pageframe.executor.model.reserved_range import ReservedRange
+from pageframe.kernels.layouts import SCALE_DTYPE, KvLayout
 from pageframe.kernels.ops.copy_blocks import copy_blocks
-
-# What must stay free beside the arena: activations, gather buffers, the interpreter itself.
-_HEADROOM_BYTES = 128 * 1024 * 1024
 
 
 class KvArena:
-    """All blocks of a pool in one tensor, laid out as ``kernels.layouts`` draws it.
+    """All blocks of a pool in one tensor of bytes, laid out as ``kernels.layouts`` draws it.
 
     On a CPU the range is an anonymous mapping: a page takes memory only once it is written, and
-    single pages can be given back without moving the others. A plain tensor could do neither.
+    single pages can be given back without moving the others. A plain tensor could do neither; on
+    a GPU there is one, and the arena stays as large as it was made.
 
     Attributes:
-        layout: Sizes.
-        num_blocks: Blocks in the arena.
-        blocks: shape (num_blocks, num_layers, 2, block_size, num_kv_heads, head_dim).
+        layout: Sizes of a block, and the element type.
+        num_blocks: Blocks in the pool.
+        num_blocks_max: Most blocks that it can be given.
+        device: Where the blocks are.
+        blocks: uint8, shape (num_blocks_max, block_bytes).
     """
 
     def __init__(
-        self, layout: KvLayout, num_blocks: int, dtype: torch.dtype, device: torch.device
+        self,
+        layout: KvLayout,
+        num_blocks: int,
+        device: torch.device,
+        *,
+        num_blocks_max: int = 0,
+        promised_bytes: int = 0,
     ) -> None:
         """Reserve the range.
 
+        Args:
+            layout: Sizes of a block, and the element type.
+            num_blocks: Blocks to start with.
+            device: Where to put them.
+            num_blocks_max: Most blocks that ``resize`` may ask for; 0 for ``num_blocks``, as it
+                always is on a GPU.
+            promised_bytes: What somebody else has been promised of the same memory and has not
+                taken yet: a host tier in main memory.
+
         Raises:
-            ResourceExhaustedError: it does not fit into the memory that is available.
+            ResourceExhaustedError: KV_ARENA_TOO_LARGE; ``num_blocks`` blocks do not fit into the
+                memory that is available beside what is promised, or there are not even addresses
+                for ``num_blocks_max``.
         """
-        assert num_blocks > 0, f"an arena of {num_blocks} blocks"
+        can_resize = device.type == "cpu"
         self.layout = layout
         self.num_blocks = num_blocks
-        num_elements = num_blocks * layout.num_elements_per_block
-        num_bytes = num_elements * dtype.itemsize
-        _check_fits(num_bytes, num_blocks, device)
-        if device.type == "cpu":
-            mapping = mmap.mmap(-1, num_bytes)
-            flat = torch.frombuffer(mapping, dtype=dtype)
+        self.num_blocks_max = (num_blocks_max or num_blocks) if can_resize else num_blocks
+        self.device = device
+        self._range: ReservedRange | None = None
+        assert 0 < num_blocks <= self.num_blocks_max, f"{num_blocks} of {num_blocks_max} blocks"
+        self._check_fits(num_blocks, promised_bytes)
+        num_bytes = self.num_blocks_max * layout.block_bytes
+        if can_resize:
+            try:
+                self._range = ReservedRange(num_bytes)
+            except MemoryError as error:
+                raise _no_addresses(self.num_blocks_max, num_bytes) from error
+            flat = torch.frombuffer(self._range.buffer, dtype=torch.uint8)
         else:
-            flat = torch.empty(num_elements, dtype=dtype, device=device)
-        self.blocks = flat.view(num_blocks, *layout.block_shape)
+            flat = torch.empty(num_bytes, dtype=torch.uint8, device=device)
+        self.blocks = flat.view(self.num_blocks_max, layout.block_bytes)
+        self._payload = (
+            self.blocks[:, : layout.num_elements_per_block * layout.dtype.itemsize]
+            .view(layout.dtype)
+            .view(self.num_blocks_max, *layout.block_shape)
+        )
+        self._scales = self._scale_views()
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes of the arena that are in memory, in whole pages."""
+        return self.blocks.nbytes if self._range is None else self._range.resident_bytes
 
     def layer(self, index: int) -> torch.Tensor:
-        """View of one layer, shape (num_blocks, 2, block_size, num_kv_heads, head_dim)."""
-        return self.blocks[:, index]
+        """Payload of one layer, of ``layout.dtype``; strided, see ``kernels.layouts``.
 
-    def copy(self, sources: torch.Tensor, targets: torch.Tensor) -> None:
-        """Copy whole blocks over all layers; all sources are read before any target is written."""
-        copy_blocks(self.blocks, sources, targets)
+        Returns:
+            shape (num_blocks_max, 2, block_size, num_kv_heads, head_dim).
+        """
+        return self._payload[:, index]
 
+    def scales(self, index: int) -> torch.Tensor | None:
+        """Scales of one layer; None unless the layout is quantised.
 
-def _check_fits(num_bytes: int, num_blocks: int, device: torch.device) -> None:
-    if device.type == "cpu":
-        available_bytes = available_memory_bytes()
-    else:
-        available_bytes = torch.cuda.mem_get_info(device)[0]
-    if num_bytes + _HEADROOM_BYTES > available_bytes:
-        raise ResourceExhaustedError(
-            "KV_ARENA_TOO_LARGE",
-            f"{num_blocks} blocks take {num_bytes / 2**20:.0f} MiB and {device} has "
-            f"{available_bytes / 2**20:.0f} MiB left, of which {_HEADROOM_BYTES >> 20} MiB are "
-            "kept; ask for fewer blocks or a smaller kv dtype",
-            needed_bytes=num_bytes,
-            available_bytes=available_bytes,
-            num_blocks=num_blocks,
+        Returns:
+            float32, shape (num_blocks_max, 2, block_size, num_kv_heads), strided.
+        """
+        return None if self._scales is None else self._scales[:, index]
+
+    def copy(self, sources: NDArray[int64], targets: NDArray[int64]) -> None:
+        """Copy whole blocks; all sources are read before any target is written.
+
+        Args:
+            sources: int64, shape (C,).
+            targets: int64, shape (C,), none twice.
+        """
+        copy_blocks(
+            self.blocks,
+            torch.from_numpy(sources).to(self.device),
+            torch.from_numpy(targets).to(self.device),
         )
+
+    def read(self, block_id: int) -> bytes:
+        """Everything that a block holds, scales and padding included.
+
+        Raises:
+            OutOfRangeError: BLOCK_OUT_OF_RANGE.
+        """
+        check_block_id(block_id, self.num_blocks)
+        return bytes(self.blocks[block_id].cpu().numpy().data)
+
+    def write(self, block_id: int, data: bytes) -> None:
+        """Make a block hold what ``read`` gave.
+
+        Raises:
+            OutOfRangeError: BLOCK_OUT_OF_RANGE.
+            InvalidRequestError: BLOCK_BYTES_INVALID.
+        """
+        check_block_id(block_id, self.num_blocks)
+        check_block_data(data, self.layout.block_bytes)
+        # A copy, because tensors cannot be made over what must not be written.
+        self.blocks[block_id].copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8))
+
+    def resize(self, num_blocks: int, *, promised_bytes: int = 0) -> None:
+        """Give the pool more blocks or fewer; those below ``num_blocks`` keep their content.
+
+        Memory goes back in whole pages, so a part of one may stay. Blocks that come (again) hold
+        zeros or what they held before.
+
+        Args:
+            num_blocks: Blocks from now on.
+            promised_bytes: As in the constructor.
+
+        Raises:
+            UnimplementedError: RESIZE_UNAVAILABLE; the arena is on a GPU.
+            OutOfRangeError: POOL_SIZE_OUT_OF_RANGE.
+            ResourceExhaustedError: KV_ARENA_TOO_LARGE; memory does not suffice for growing.
+        """
+        if self._range is None:
+            raise UnimplementedError(
+                "RESIZE_UNAVAILABLE", f"a pool on {self.device} keeps the size it was started with"
+            )
+        check_pool_size(num_blocks, self.num_blocks_max)
+        if num_blocks > self.num_blocks:
+            self._check_fits(num_blocks, promised_bytes)
+        else:
+            self._range.release(num_blocks * self.layout.block_bytes)
+        self.num_blocks = num_blocks
+
+    def _scale_views(self) -> torch.Tensor | None:
+        """All scales, shape (num_blocks_max, num_layers, 2, block_size, num_kv_heads)."""
+        layout = self.layout
+        if not layout.is_quantised:
+            return None
+        start = layout.payload_bytes_per_block
+        scales = self.blocks[:, start : start + layout.scale_bytes_per_block].view(SCALE_DTYPE)
+        return scales.view(self.num_blocks_max, *layout.block_shape[:-1])
+
+    def _check_fits(self, num_blocks: int, promised_bytes: int) -> None:
+        """Whether ``num_blocks`` blocks may take what they have not taken yet."""
+        taken_bytes = 0 if self._range is None else self._range.resident_bytes
+        needed_bytes = max(0, num_blocks * self.layout.block_bytes - taken_bytes)
+        if self.device.type == "cpu":
+            available_bytes = available_memory_bytes()
+        else:
+            available_bytes = torch.cuda.mem_get_info(self.device)[0]
+        if needed_bytes + promised_bytes + HEADROOM_BYTES > available_bytes:
+            raise ResourceExhaustedError(
+                "KV_ARENA_TOO_LARGE",
+                f"{num_blocks} blocks take {needed_bytes / 2**20:.0f} MiB more and {self.device} "
+                f"has {available_bytes / 2**20:.0f} MiB left, of which {HEADROOM_BYTES >> 20} MiB "
+                f"are kept and {promised_bytes / 2**20:.0f} MiB are the host tier's; ask for fewer "
+                "blocks, a smaller kv dtype or a smaller host tier",
+                needed_bytes=needed_bytes,
+                promised_bytes=promised_bytes,
+                available_bytes=available_bytes,
+                num_blocks=num_blocks,
+            )
+
+
+def _no_addresses(num_blocks_max: int, num_bytes: int) -> ResourceExhaustedError:
+    return ResourceExhaustedError(
+        "KV_ARENA_TOO_LARGE",
+        f"there are no addresses for the {num_bytes / 2**20:.0f} MiB of {num_blocks_max} blocks; "
+        "let the pool grow less",
+        needed_bytes=num_bytes,
+        num_blocks=num_blocks_max,
+    )

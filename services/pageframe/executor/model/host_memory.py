@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+HEADROOM_BYTES = 128 * 1024 * 1024
+"""What stays free beside blocks and host slots: activations, gather buffers, the interpreter."""
+
 _UNLIMITED_BYTES = 1 << 60
 
 

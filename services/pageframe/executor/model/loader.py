@@ -30,6 +30,8 @@ from pageframe.executor.model.runner import PagedRunner
 from pageframe.executor.model.sampler import Sampler
 from pageframe.executor.model.sim import SimConfig, SimCost, SimRunner
 from pageframe.executor.model.weights import Progress, weight_files
+from pageframe.executor.model.window_probe import probe_window_tokens
+from pageframe.kernels.layouts import QUANTISED_DTYPES, KvLayout
 
 RUNNERS = ("auto", "native", "transformers", "sim")
 _DTYPES = {
@@ -37,7 +39,8 @@ _DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-_PLANNED_KV_DTYPES = ("fp8", "int8")
+_KV_DTYPES = _DTYPES | {"fp8": torch.float8_e4m3fn, "int8": torch.int8}
+_DTYPE_NAMES = {dtype: name for name, dtype in _KV_DTYPES.items()}
 _CAUSAL_SUFFIXES = ("ForCausalLM", "LMHeadModel")
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length")
 _SIM_COST = SimCost(step_ns=2e6)
@@ -87,7 +90,8 @@ def load_runner(
         device: ``auto``, ``cpu`` or ``cuda``.
         dtype: ``float32``, ``bfloat16``, ``float16``, or ``auto``: the checkpoint's, but float32
             on a CPU that has no fast arithmetic for it.
-        kv_dtype: The same three, or ``auto``: the model's.
+        kv_dtype: The same three, ``fp8`` (e4m3) or ``int8``, both with a scale per token and head,
+            or ``auto``: the model's.
         name: Name to serve under; empty for the folder's name or the id.
         max_num_sequences: Rows of the sampler.
         max_step_tokens: Most tokens that one step will compute.
@@ -99,12 +103,12 @@ def load_runner(
         NotFoundError: MODEL_NOT_FOUND or MODEL_WEIGHTS_NOT_FOUND.
         InvalidRequestError: MODEL_NOT_CAUSAL, MODEL_CONFIG_INVALID, MODEL_WEIGHTS_INVALID, or a
             setting that has no such value.
-        UnimplementedError: KV_DTYPE_UNAVAILABLE, MODEL_NOT_NATIVE, MODEL_UNSUPPORTED.
+        UnimplementedError: MODEL_NOT_NATIVE, MODEL_UNSUPPORTED.
         PreconditionError: DEVICE_UNAVAILABLE.
         ResourceExhaustedError: MODEL_TOO_LARGE.
     """
     _check_choice("runner", runner, RUNNERS)
-    _check_kv_dtype(kv_dtype)
+    _check_choice("kv_dtype", kv_dtype, ("auto", *_KV_DTYPES))
     _check_choice("dtype", dtype, ("auto", *_DTYPES))
     if runner == "sim":
         return _load_sim(model, name, max_num_sequences, sim_cost)
@@ -125,7 +129,7 @@ def load_runner(
     )
     _check_memory(request)
     decoder, runner_name = _load_decoder(request)
-    pool_dtype = model_dtype if kv_dtype == "auto" else _DTYPES[kv_dtype]
+    pool_dtype = model_dtype if kv_dtype == "auto" else _KV_DTYPES[kv_dtype]
     facts = _facts(request, decoder, name or _default_name(model), runner_name, pool_dtype)
     sampler = Sampler(facts.vocab_size, max_num_sequences, facts.eos_token_ids, chosen_device)
     return PagedRunner(
@@ -230,6 +234,14 @@ def _facts(
     request: _Request, decoder: Decoder, name: str, runner_name: str, kv_dtype: torch.dtype
 ) -> ModelFacts:
     shape = decoder.kv_shape
+    layout = KvLayout(
+        num_layers=shape.num_layers,
+        block_size=1,
+        num_kv_heads=shape.num_kv_heads,
+        head_dim=shape.head_dim,
+        dtype=kv_dtype,
+        is_quantised=kv_dtype in QUANTISED_DTYPES,
+    )
     return ModelFacts(
         name=name,
         folder=str(request.folder),
@@ -240,13 +252,12 @@ def _facts(
             else _context_len(request.config)
         ),
         eos_token_ids=eos_token_ids(request.folder, request.config),
-        kv_bytes_per_token=(
-            shape.num_layers * 2 * shape.num_kv_heads * shape.head_dim * kv_dtype.itemsize
-        ),
+        kv_bytes_per_token=layout.kv_bytes_per_token,
         device=str(request.device),
         dtype=_dtype_name(request.dtype),
         kv_dtype=_dtype_name(kv_dtype),
         runner=runner_name,
+        window_tokens=probe_window_tokens(decoder, request.device),
     )
 
 
@@ -292,16 +303,6 @@ def _check_memory(request: _Request) -> None:
         )
 
 
-def _check_kv_dtype(kv_dtype: str) -> None:
-    if kv_dtype in _PLANNED_KV_DTYPES:
-        raise UnimplementedError(
-            "KV_DTYPE_UNAVAILABLE",
-            f"kv dtype {kv_dtype} is not offered; {', '.join(_DTYPES)} are",
-            kv_dtype=kv_dtype,
-        )
-    _check_choice("kv_dtype", kv_dtype, ("auto", *_DTYPES))
-
-
 def _check_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise InvalidRequestError(
@@ -335,7 +336,7 @@ def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _dtype_name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+    return _DTYPE_NAMES[dtype]
 
 
 def _in_percent(announce: Announce) -> Progress:

@@ -1,4 +1,7 @@
-"""Where a model meets KV memory: per step the batch's tables, per layer one call."""
+"""Where a model meets KV memory: per step the batch's tables, per layer one call.
+
+Blocks are moved between steps and before them, never here; see ``ModelRunner.move_blocks``.
+"""
 
 import numpy as np
 import torch
@@ -6,8 +9,10 @@ from numpy.typing import NDArray
 
 from pageframe.executor.batch import StepBatch
 from pageframe.executor.model.arena import KvArena
+from pageframe.kernels.layouts import KvLayout
+from pageframe.kernels.ops.attention_plan import AttentionPlan
 from pageframe.kernels.ops.kv_write import kv_write
-from pageframe.kernels.ops.paged_attention import AttentionPlan, PagedAttention
+from pageframe.kernels.ops.paged_attention import PagedAttention
 
 
 class PagedKv:
@@ -17,12 +22,13 @@ class PagedKv:
     """
 
     def __init__(self, arena: KvArena) -> None:
-        self._arena = arena
-        self._block_size = arena.layout.block_size
-        self._dtype = arena.blocks.dtype
-        self._device = arena.blocks.device
-        self._layers = [arena.layer(index) for index in range(arena.layout.num_layers)]
-        self._attention = PagedAttention(self._block_size, self._dtype, self._device)
+        layout = arena.layout
+        self._layout = layout
+        self._layers = [arena.layer(index) for index in range(layout.num_layers)]
+        self._device = self._layers[0].device
+        self._scales = [arena.scales(index) for index in range(layout.num_layers)]
+        # Made by the first call, which knows the type of the model's activations.
+        self._attention: PagedAttention | None = None
         self._batch: StepBatch | None = None
         self._plans: dict[int | None, AttentionPlan] = {}
         self._block_ids = self._offsets = torch.empty(0, dtype=torch.int64)
@@ -30,17 +36,13 @@ class PagedKv:
     @property
     def block_size(self) -> int:
         """Tokens per block."""
-        return self._block_size
+        return self._layout.block_size
 
     def begin_step(self, batch: StepBatch) -> None:
-        """Copy the blocks that the step asks for, and take its tables for the layers to come."""
-        if batch.copy_sources.size:
-            self._arena.copy(
-                self._to_device(batch.copy_sources), self._to_device(batch.copy_targets)
-            )
+        """Take the tables of a step for the layers to come."""
         slots = self._to_device(batch.slots)
-        self._block_ids = slots // self._block_size
-        self._offsets = slots % self._block_size
+        self._block_ids = slots // self._layout.block_size
+        self._offsets = slots % self._layout.block_size
         self._plans.clear()
         self._batch = batch
 
@@ -67,16 +69,25 @@ class PagedKv:
         Returns:
             shape (T, num_heads, head_dim), dtype of ``query``; valid until the next call.
         """
-        layer = self._layers[layer_index]
-        kv_write(keys, values, layer, self._block_ids, self._offsets)
-        mixed = self._attention.run(self._plan(window), query.to(self._dtype), layer, scale)
+        layer, scales = self._layers[layer_index], self._scales[layer_index]
+        kv_write(keys, values, layer, self._block_ids, self._offsets, kv_scales=scales)
+        if self._attention is None:
+            dtype = compute_dtype(query.dtype, self._layout, self._device)
+            self._attention = PagedAttention(self._layout.block_size, dtype, self._device)
+        mixed = self._attention.run(
+            self._plan(self._attention, window),
+            query.to(self._attention.dtype),
+            layer,
+            scale,
+            kv_scales=scales,
+        )
         return mixed.to(query.dtype)
 
-    def _plan(self, window: int | None) -> AttentionPlan:
+    def _plan(self, attention: PagedAttention, window: int | None) -> AttentionPlan:
         plan = self._plans.get(window)
         if plan is None:
             assert self._batch is not None, "attention outside a step"
-            plan = self._attention.plan(
+            plan = attention.plan(
                 query_start=self._batch.query_start,
                 context_lens=self._batch.context_lens,
                 block_tables=self._batch.block_tables,
@@ -87,3 +98,14 @@ class PagedKv:
 
     def _to_device(self, array: NDArray[np.int64]) -> torch.Tensor:
         return torch.from_numpy(array).to(self._device)
+
+
+def compute_dtype(query_dtype: torch.dtype, layout: KvLayout, device: torch.device) -> torch.dtype:
+    """The type that attention computes in.
+
+    The wider one of queries and pool. A quantised pool has none of its own: there it is the
+    queries', but float32 on a CPU, where conversion to bfloat16 took twice as long (AVX2).
+    """
+    if not layout.is_quantised:
+        return torch.promote_types(query_dtype, layout.dtype)
+    return torch.float32 if device.type == "cpu" else query_dtype

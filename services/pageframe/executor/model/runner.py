@@ -1,6 +1,7 @@
 """The paged runner: one step from a batch of tables to sampled tokens, for any ``Decoder``."""
 
 import time
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -9,12 +10,13 @@ from numpy.typing import NDArray
 
 from pageframe.core.sampling import SamplingParams
 from pageframe.core.step import TokenLogprobs
-from pageframe.executor.batch import Int32Array, ModelFacts, StepBatch, StepOutput
+from pageframe.executor.batch import BlockMoves, Int32Array, ModelFacts, StepBatch, StepOutput
 from pageframe.executor.model.arena import KvArena
 from pageframe.executor.model.decoder import Decoder
+from pageframe.executor.model.host_arena import HostArena
 from pageframe.executor.model.paged_kv import PagedKv
 from pageframe.executor.model.prompt_logprobs import PromptCollection
-from pageframe.kernels.layouts import KvLayout
+from pageframe.kernels.layouts import QUANTISED_DTYPES, KvLayout
 
 # Logits of a whole prompt at once would be gigabytes; these many rows stay near the cache.
 _PROMPT_ROWS_AT_ONCE = 64
@@ -56,8 +58,17 @@ class TokenSampler(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class _Pool:
+    """Where keys and values are: device blocks, host slots, and the way of the model to both."""
+
+    arena: KvArena
+    host: HostArena
+    kv: PagedKv
+
+
 class PagedRunner:
-    """A ``ModelRunner`` over a decoder, an arena and a sampler; conducts them and keeps little.
+    """A ``ModelRunner`` over a decoder, arenas and a sampler; conducts them and keeps little.
 
     Args:
         decoder: The model.
@@ -84,16 +95,27 @@ class PagedRunner:
         self._device = device
         self._kv_dtype = kv_dtype
         self._max_step_tokens = max_step_tokens
-        self._kv: PagedKv | None = None
+        self._pool: _Pool | None = None
         self._prompts: dict[int, PromptCollection] = {}
 
-    def allocate_pool(self, num_blocks: int, block_size: int) -> None:
-        """Reserve the KV arena. Called once, before the first step.
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one block, scales and padding included."""
+        return self._require_pool().arena.layout.block_bytes
 
-        Raises:
-            ResourceExhaustedError: the arena does not fit into memory, with the numbers.
+    def allocate_pool(
+        self,
+        num_blocks: int,
+        block_size: int,
+        *,
+        num_blocks_max: int = 0,
+        num_host_slots: int = 0,
+    ) -> None:
+        """Reserve the KV arena and the host tier; see ``ModelRunner.allocate_pool``.
+
+        On a GPU ``num_blocks_max`` counts for nothing: its arena does not resize.
         """
-        assert self._kv is None, "the pool is allocated already"
+        assert self._pool is None, "the pool is allocated already"
         assert self._decoder is not None, "the runner is closed"
         shape = self._decoder.kv_shape
         layout = KvLayout(
@@ -101,8 +123,53 @@ class PagedRunner:
             block_size=block_size,
             num_kv_heads=shape.num_kv_heads,
             head_dim=shape.head_dim,
+            dtype=self._kv_dtype,
+            is_quantised=self._kv_dtype in QUANTISED_DTYPES,
         )
-        self._kv = PagedKv(KvArena(layout, num_blocks, self._kv_dtype, self._device))
+        is_shared = self._device.type == "cpu"
+        arena = KvArena(
+            layout,
+            num_blocks,
+            self._device,
+            num_blocks_max=num_blocks_max,
+            # Nothing of either is taken before it is written, so each must know of the other.
+            promised_bytes=num_host_slots * layout.block_bytes if is_shared else 0,
+        )
+        host = HostArena(num_host_slots, layout.block_bytes, self._device)
+        self._pool = _Pool(arena, host, PagedKv(arena))
+
+    def resize_pool(self, num_blocks: int) -> None:
+        """Shrink or grow the arena between steps; see ``ModelRunner.resize_pool``."""
+        pool = self._require_pool()
+        pool.arena.resize(num_blocks, promised_bytes=pool.host.untouched_bytes)
+
+    def move_blocks(self, moves: BlockMoves) -> None:
+        """Move whole blocks: out, then copies, then in; see ``ModelRunner.move_blocks``."""
+        arena, host = self._require_pool().arena, self._require_pool().host
+        moves.check(arena.num_blocks, host.num_slots)
+        with torch.inference_mode():
+            if len(moves.out_slots):
+                host.store(arena.blocks, moves.out_sources, moves.out_slots)
+            if len(moves.copy_targets):
+                arena.copy(moves.copy_sources, moves.copy_targets)
+            if len(moves.in_targets):
+                host.load(arena.blocks, moves.in_slots, moves.in_targets)
+
+    def read_block(self, block_id: int) -> bytes:
+        """Everything that a block holds; see ``ModelRunner.read_block``."""
+        return self._require_pool().arena.read(block_id)
+
+    def write_block(self, block_id: int, data: bytes) -> None:
+        """Make a block hold what ``read_block`` gave; see ``ModelRunner.write_block``."""
+        self._require_pool().arena.write(block_id, data)
+
+    def read_host(self, slot: int) -> bytes:
+        """Everything that a host slot holds; see ``ModelRunner.read_host``."""
+        return self._require_pool().host.read(slot)
+
+    def write_host(self, slot: int, data: bytes) -> None:
+        """Make a host slot hold what ``read_host`` gave; see ``ModelRunner.write_host``."""
+        self._require_pool().host.write(slot, data)
 
     def warm_up(self) -> None:
         """Run one token, then a short prompt, so that threads and kernels are there.
@@ -145,20 +212,23 @@ class PagedRunner:
         self._prompts.pop(row, None)
 
     def execute(self, batch: StepBatch) -> StepOutput:
-        """Copy blocks, write keys and values, attend, and sample. Returns when tokens are known."""
+        """Write keys and values, attend, and sample. Returns when tokens are known."""
         with torch.inference_mode():
             return self._execute(batch)
 
     def close(self) -> None:
-        """Give back weights and arena."""
+        """Give back weights, arena and host tier."""
         self._decoder = None
-        self._kv = None
+        self._pool = None
         self._prompts.clear()
 
     def _parts(self) -> tuple[Decoder, PagedKv]:
         assert self._decoder is not None, "the runner is closed"
-        assert self._kv is not None, "allocate_pool comes first"
-        return self._decoder, self._kv
+        return self._decoder, self._require_pool().kv
+
+    def _require_pool(self) -> _Pool:
+        assert self._pool is not None, "allocate_pool comes first, and nothing after close"
+        return self._pool
 
     def _execute(self, batch: StepBatch) -> StepOutput:
         decoder, kv = self._parts()
@@ -174,7 +244,7 @@ class PagedRunner:
             logits = decoder.logits(outputs[: last_tokens.size])
             executed_ns = time.perf_counter_ns()
             token_ids, logprobs = self._sampler.sample(
-                logits, batch.rows[batch.samples], batch.context_lens[batch.samples]
+                logits, batch.sample_rows, batch.context_lens[batch.samples]
             )
         prompt_logprobs = self._collect(decoder, batch, spans, outputs[last_tokens.size :])
         return StepOutput(
@@ -248,7 +318,6 @@ def _prompt_in_block_0(num_tokens: int) -> StepBatch:
     """A batch of one sequence whose ``num_tokens`` tokens fit into block 0."""
     tokens = np.arange(num_tokens, dtype=np.int32)
     zero = np.zeros(1, np.int32)
-    nothing = np.zeros(0, np.int64)
     return StepBatch(
         step=0,
         num_decodes=int(num_tokens == 1),
@@ -260,6 +329,5 @@ def _prompt_in_block_0(num_tokens: int) -> StepBatch:
         context_lens=np.array([num_tokens], np.int32),
         block_tables=zero[None],
         samples=zero,
-        copy_sources=nothing,
-        copy_targets=nothing,
+        sample_rows=zero,
     )

@@ -5,14 +5,8 @@ planning on paper and for measuring what everything around the model costs.
 
 *Tokens.* The arena holds the token of every slot. A sampled token is a hash of the random key
 and of all tokens of its sequence, *read back through its block table*, so a block that was freed
-too early, copied too late or put into the wrong table shows as a wrong token, as with a model.
-The history of a sequence with tokens ``t[0], t[1], …`` hashes to
-
-    sum over p of (t[p] + 1) * G**p    modulo 2**64,  G odd
-
-which is a sum over blocks of (a sum inside the block) times (a power for the block's place). The
-inner sums are kept current as slots are written, so a decode reads one number per full block and
-the tokens of the last one; the block size cancels out.
+too early, copied or moved too late or put into the wrong table shows as a wrong token, as with a
+model; ``sim_arena`` says how.
 
 *Time.* A step lasts what ``SimCost`` says: one sleep to the deadline, or, with a manual clock,
 an advance of that clock.
@@ -23,23 +17,32 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pageframe.core.clock import ManualClock
 from pageframe.core.errors import ResourceExhaustedError
 from pageframe.core.limits import LIMITS
 from pageframe.core.sampling import SamplingParams
 from pageframe.core.step import TokenLogprobs
-from pageframe.core.units import ceil_div, is_power_of_two
-from pageframe.executor.batch import Int32Array, ModelFacts, ModelRunner, StepBatch, StepOutput
-
-_UInt64Array = NDArray[np.uint64]
+from pageframe.executor.batch import (
+    BlockMoves,
+    Int32Array,
+    ModelFacts,
+    ModelRunner,
+    StepBatch,
+    StepOutput,
+)
+from pageframe.executor.model.pool_checks import (
+    check_block_data,
+    check_block_id,
+    check_host_slot,
+    check_pool_size,
+)
+from pageframe.executor.model.sim_arena import TokenArena, UInt64Array
 
 # Steele, Lea, Flood, "Fast splittable pseudorandom number generators" (OOPSLA 2014).
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
-_POSITION_FACTOR = np.uint64(0xD6E8FEB86659FD93)
 _HALF = np.uint64(32)
 _LOW_HALF = np.uint64(0xFFFFFFFF)
 
@@ -53,12 +56,14 @@ class SimCost:
         prefill_token_ns: Each token of a sequence that is catching up.
         decode_sequence_ns: Each sequence that decodes.
         context_token_ns: Each token of context that a sequence of the step attends to.
+        move_block_ns: Each block moved to the host tier or from there.
     """
 
     step_ns: float = 0.0
     prefill_token_ns: float = 0.0
     decode_sequence_ns: float = 0.0
     context_token_ns: float = 0.0
+    move_block_ns: float = 0.0
 
     def of(self, batch: StepBatch) -> int:
         """Nanoseconds that ``batch`` lasts."""
@@ -68,6 +73,10 @@ class SimCost:
         cost_ns += self.decode_sequence_ns * batch.num_decodes
         cost_ns += self.context_token_ns * int(batch.context_lens.sum())
         return round(cost_ns)
+
+    def of_moves(self, moves: BlockMoves) -> int:
+        """Nanoseconds that ``moves`` last, before the batch; copies on the device are free."""
+        return round(self.move_block_ns * (len(moves.out_slots) + len(moves.in_targets)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,23 +158,77 @@ class SimRunner(ModelRunner):
         # First position where a stop may come, and what is a stop; only rows with min_tokens.
         self._held_back: dict[int, tuple[int, frozenset[int]]] = {}
         self._prompt_wishes: dict[int, _PromptWish] = {}
-        self._arena = _TokenArena(0, 1, 0)
+        self._arena = TokenArena(0, 1, 0)
 
-    def allocate_pool(self, num_blocks: int, block_size: int) -> None:
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one block as it is kept here, 8 per token; the model's are in ``facts``."""
+        return self._arena.block_bytes
+
+    def allocate_pool(
+        self,
+        num_blocks: int,
+        block_size: int,
+        *,
+        num_blocks_max: int = 0,
+        num_host_slots: int = 0,
+    ) -> None:
         """Reserve 8 bytes per slot and per block, mapped as they are written.
 
         Raises:
             ResourceExhaustedError: not even that fits.
         """
         try:
-            self._arena = _TokenArena(num_blocks, block_size, self._config.max_model_len)
+            self._arena = TokenArena(
+                num_blocks,
+                block_size,
+                self._config.max_model_len,
+                num_blocks_max=num_blocks_max,
+                num_host_slots=num_host_slots,
+            )
         except MemoryError as error:
             raise ResourceExhaustedError(
                 "KV_ARENA_TOO_LARGE",
-                f"{num_blocks} blocks of {block_size} tokens do not fit into memory",
+                f"{max(num_blocks, num_blocks_max)} blocks and {num_host_slots} host slots of "
+                f"{block_size} tokens do not fit into memory",
                 num_blocks=num_blocks,
+                num_blocks_max=num_blocks_max,
+                num_host_slots=num_host_slots,
                 block_size=block_size,
             ) from error
+
+    def resize_pool(self, num_blocks: int) -> None:
+        """Shrink or grow the arena; see ``ModelRunner.resize_pool``."""
+        check_pool_size(num_blocks, self._arena.num_blocks_max)
+        self._arena.resize(num_blocks)
+
+    def move_blocks(self, moves: BlockMoves) -> None:
+        """Move whole blocks: out, then copies, then in; returns when the time for it has passed."""
+        start_ns = time.monotonic_ns()
+        self._arena.move(moves)
+        self._pass_time(start_ns, self._config.cost.of_moves(moves))
+
+    def read_block(self, block_id: int) -> bytes:
+        """The tokens of a block; see ``ModelRunner.read_block``."""
+        check_block_id(block_id, self._arena.num_blocks)
+        return self._arena.read(block_id)
+
+    def write_block(self, block_id: int, data: bytes) -> None:
+        """Make a block hold what ``read_block`` gave; see ``ModelRunner.write_block``."""
+        check_block_id(block_id, self._arena.num_blocks)
+        check_block_data(data, self._arena.block_bytes)
+        self._arena.write_block(block_id, data)
+
+    def read_host(self, slot: int) -> bytes:
+        """The tokens of a host slot; see ``ModelRunner.read_host``."""
+        check_host_slot(slot, self._arena.num_host_slots)
+        return self._arena.read_host(slot)
+
+    def write_host(self, slot: int, data: bytes) -> None:
+        """Make a host slot hold what ``read_host`` gave; see ``ModelRunner.write_host``."""
+        check_host_slot(slot, self._arena.num_host_slots)
+        check_block_data(data, self._arena.block_bytes)
+        self._arena.write_host(slot, data)
 
     def warm_up(self) -> None:
         """Nothing is slower the first time."""
@@ -204,9 +267,8 @@ class SimRunner(ModelRunner):
         self._prompt_wishes.pop(row, None)
 
     def execute(self, batch: StepBatch) -> StepOutput:
-        """Copy blocks, write tokens to their slots, read histories back, and pick tokens."""
+        """Write tokens to their slots, read histories back, and pick tokens."""
         start_ns = time.monotonic_ns()
-        self._arena.copy(batch.copy_sources, batch.copy_targets)
         self._arena.write(batch.slots, batch.token_ids)
         output = StepOutput(token_ids=self._sample(batch))
         self._add_logprobs(batch, output)
@@ -215,11 +277,11 @@ class SimRunner(ModelRunner):
 
     def close(self) -> None:
         """Give the arena back."""
-        self._arena = _TokenArena(0, 1, 0)
+        self._arena = TokenArena(0, 1, 0)
 
     def _sample(self, batch: StepBatch) -> Int32Array:
         positions = batch.context_lens[batch.samples]
-        rows = batch.rows[batch.samples]
+        rows = batch.sample_rows
         history = self._arena.hash_histories(batch.block_tables[batch.samples], positions)
         drawn = _mix(history + self._keys[rows] + positions.astype(np.uint64))
         # The high half picks among the plain tokens, the low half decides about the end.
@@ -245,7 +307,7 @@ class SimRunner(ModelRunner):
 
     def _add_logprobs(self, batch: StepBatch, output: StepOutput) -> None:
         if self._num_logprobs:
-            for index, row in enumerate(batch.rows[batch.samples].tolist()):
+            for index, row in enumerate(batch.sample_rows.tolist()):
                 if row in self._num_logprobs:
                     output.logprobs[index] = self._distribution.describe(
                         int(output.token_ids[index]), self._num_logprobs[row]
@@ -262,7 +324,7 @@ class SimRunner(ModelRunner):
                 ]
 
     def _pass_time(self, start_ns: int, cost_ns: int) -> int:
-        """Let the step last ``cost_ns`` in all; returns how long it lasted."""
+        """Let what began at ``start_ns`` last ``cost_ns`` in all; returns how long it lasted."""
         if self._clock is not None:
             self._clock.advance_ns(cost_ns)
             return cost_ns
@@ -270,69 +332,6 @@ class SimRunner(ModelRunner):
         if remaining_ns > 0:
             time.sleep(remaining_ns / 1e9)
         return time.monotonic_ns() - start_ns
-
-
-class _TokenArena:
-    """The token of each slot, as its term of the hash, and the sum of terms of each block.
-
-    Args:
-        num_blocks: Blocks.
-        block_size: Tokens per block, a power of two.
-        max_model_len: Most tokens of one sequence.
-    """
-
-    def __init__(self, num_blocks: int, block_size: int, max_model_len: int) -> None:
-        assert is_power_of_two(block_size), f"block size {block_size} is no power of two"
-        self._num_blocks = num_blocks
-        self._block_size = block_size
-        self._shift = block_size.bit_length() - 1
-        # A slot never written holds 0, which is no token's term.
-        self._terms = np.zeros((num_blocks, block_size), dtype=np.uint64)
-        # One more than there are blocks: the block that is not there sums to nothing.
-        self._sums = np.zeros(num_blocks + 1, dtype=np.uint64)
-        powers = _powers(_POSITION_FACTOR, block_size + 1)
-        self._offset_powers = powers[:-1]
-        self._block_powers = _powers(powers[-1], ceil_div(max_model_len, block_size) + 1)
-        # Row n is n ones, then zeros.
-        self._first = np.tri(block_size + 1, block_size, -1, dtype=np.uint64)
-
-    def copy(self, sources: NDArray[np.int64], targets: NDArray[np.int64]) -> None:
-        """Copy whole blocks; all sources are read before any target is written."""
-        if len(sources):
-            self._terms[targets] = self._terms[sources]
-            self._sums[targets] = self._sums[sources]
-
-    def write(self, slots: NDArray[np.int64], token_ids: Int32Array) -> None:
-        """Put each token into its slot; no slot twice."""
-        flat = self._terms.reshape(-1)
-        terms = (token_ids + np.int32(1)).astype(np.uint64)
-        terms *= self._offset_powers[slots & (self._block_size - 1)]
-        change = terms - flat[slots]
-        flat[slots] = terms
-        # Several tokens may go to one block.
-        np.add.at(self._sums, slots >> self._shift, change)
-
-    def hash_histories(self, block_tables: Int32Array, context_lens: Int32Array) -> _UInt64Array:
-        """One number per sequence that stands for all its tokens.
-
-        Args:
-            block_tables: int32 [K, W].
-            context_lens: int32 [K], how many tokens of each sequence to read, at least one.
-
-        Returns:
-            uint64 [K].
-        """
-        # All blocks but the last are full; the last one holds 1 to block_size of the tokens.
-        num_full = (context_lens - 1) >> self._shift
-        num_last = context_lens - (num_full << self._shift)
-        width = int(num_full.max(initial=0))
-        is_full = np.arange(width, dtype=np.int32) < num_full[:, None]
-        blocks = np.where(is_full, block_tables[:, :width], self._num_blocks)
-        full: _UInt64Array = self._sums[blocks] @ self._block_powers[:width]
-        last_blocks = block_tables[np.arange(len(num_full)), num_full]
-        last: _UInt64Array = (self._terms[last_blocks] * self._first[num_last]).sum(1)
-        full += last * self._block_powers[num_full]
-        return full
 
 
 class _Distribution:
@@ -361,17 +360,10 @@ class _Distribution:
         )
 
 
-def _mix(words: _UInt64Array) -> _UInt64Array:
+def _mix(words: UInt64Array) -> UInt64Array:
     """SplitMix64's output function: every bit of the input changes half of the output."""
     mixed: Any = words + _GOLDEN
     mixed = (mixed ^ (mixed >> np.uint64(30))) * _MIX_1
     mixed = (mixed ^ (mixed >> np.uint64(27))) * _MIX_2
-    result: _UInt64Array = mixed ^ (mixed >> np.uint64(31))
+    result: UInt64Array = mixed ^ (mixed >> np.uint64(31))
     return result
-
-
-def _powers(base: np.uint64, count: int) -> _UInt64Array:
-    """``base`` to the powers 0 to ``count - 1``, modulo 2**64."""
-    factors = np.full(max(count, 1), base, dtype=np.uint64)
-    factors[0] = 1
-    return np.multiply.accumulate(factors)

@@ -1,0 +1,1 @@
+"""Measurements: what the product does, how much it costs, and how that compares."""

@@ -1,0 +1,1 @@
+"""Operations of the bookkeeping of KV memory, for ``bench.memory_ops``."""

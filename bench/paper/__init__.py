@@ -1,0 +1,1 @@
+"""The memory tables of the PagedAttention paper, from the real scheduler and memory code."""

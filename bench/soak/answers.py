@@ -1,0 +1,234 @@
+"""Reads the answers of steps, and holds them against what the law promises to sequences.
+
+Each running sequence that has caught up gets a token, and the right one. An admission finds what
+can be found, and at most all tokens but one. What was swapped out is not computed again. A sequence
+that has the pool to itself is let in.
+"""
+
+from dataclasses import dataclass, field
+
+from bench.soak.bookkeeper import Bookkeeper
+from bench.soak.device import VOCAB_SIZE
+from bench.soak.entries import Name, ViolationError
+from bench.soak.fingerprints import token_after
+from bench.soak.known import Kept, KeptPrefixes, KnownSequence
+from bench.soak.shape import Shape
+from pageframe.core.step import FinishReason, RefusedBecause, StepPlan, StepResult
+
+# Content of a sequence is promoted once; twice, when that pushed out what else it had found.
+_NUM_PROMOTIONS_ALONE_MAX = 3
+
+
+@dataclass(slots=True)
+class Expected:
+    """What is known before a step.
+
+    Attributes:
+        num_found: Tokens of whole blocks that can be found, by sequence that waits.
+        caught_up: Sequences that have to get a token.
+        alone_id: A sequence that has the pool to itself and asks to be let in; 0 for none.
+    """
+
+    num_found: dict[int, int] = field(default_factory=dict)
+    caught_up: set[int] = field(default_factory=set)
+    alone_id: int = 0
+
+
+class Answers:
+    """See the module text."""
+
+    def __init__(self, books: Bookkeeper, kept: KeptPrefixes, shape: Shape) -> None:
+        self._books = books
+        self._kept = kept
+        self._shape = shape
+
+    def expect(self, plan: StepPlan, *, is_open: bool) -> Expected:
+        """What the answer to a plan has to say; ``is_open`` if nothing is held and bounded."""
+        sequences = self._books.sequences
+        expected = Expected()
+        asked = {*plan.may.sequence_ids, *(item.sequence_id for item in plan.announce)}
+        for sequence_id in asked & sequences.keys():
+            known = sequences[sequence_id]
+            if not known.is_running:
+                expected.num_found[sequence_id] = self._num_found(known)
+        expected.caught_up = {
+            known.sequence_id for known in sequences.values() if known.is_caught_up
+        }
+        if is_open and len(plan.may) == 1 and plan.may.num_tokens[0] == 1:
+            expected.alone_id = plan.may.sequence_ids[0]
+        return expected
+
+    def read(
+        self,
+        plan: StepPlan,
+        result: StepResult,
+        expected: Expected,
+        *,
+        has_failed: bool,
+        has_evicted: bool,
+        now_ns: int,
+    ) -> None:
+        """Take in what a step has answered.
+
+        Raises:
+            ViolationError: it is not what it should be.
+        """
+        for sequence_id in result.released:
+            self.forget(sequence_id)
+        self._read_announced(plan, result, expected)
+        self._read_preempted(result)
+        self._read_refused(result, expected)
+        for child_id in result.unforked_ids:
+            self._books.sequences.pop(child_id, None)
+        if not has_evicted and self._shape.has_prefix_cache:
+            self._check_found(result, expected)
+        self._read_computed(result)
+        gone = {*result.released, *result.preempted_ids, *result.announced_ids}
+        if missing := expected.caught_up - gone - {*result.sampled_ids}:
+            raise ViolationError(f"{missing} had caught up and got no token")
+        self._read_sampled(result, has_failed=has_failed, now_ns=now_ns)
+
+    def forget(self, sequence_id: int) -> None:
+        """A sequence has ended."""
+        self._break_promise(self._books.sequences.pop(sequence_id))
+
+    def _num_found(self, known: KnownSequence) -> int:
+        size, num_blocks = self._shape.block_size, 0
+        for name in known.names_of_blocks(len(known.tokens) - 1, size):
+            if name not in self._books.found:
+                break
+            num_blocks += 1
+        return num_blocks * size
+
+    def _read_announced(self, plan: StepPlan, result: StepResult, expected: Expected) -> None:
+        columns = zip(
+            result.announced_ids,
+            result.num_cached_tokens,
+            result.leader_ids,
+            result.num_leader_tokens,
+            strict=True,
+        )
+        generations = {item.sequence_id: item.generation for item in plan.announce}
+        for sequence_id, num_cached, leader_id, num_led in columns:
+            known = self._books.sequences[sequence_id]
+            known.generation = generations[sequence_id]
+            if known.is_running or known.num_kept:
+                known.is_running, known.num_computed = False, 0
+                self._break_promise(known)
+            least = expected.num_found.get(sequence_id, 0) if self._shape.has_prefix_cache else 0
+            if not least <= num_cached < len(known.tokens):
+                raise ViolationError(f"{num_cached} tokens of {sequence_id} are said to be here")
+            if leader_id:
+                self._check_leader(known, self._books.sequences[leader_id], num_led)
+
+    def _check_leader(self, known: KnownSequence, leader: KnownSequence, num_led: int) -> None:
+        end = num_led // self._shape.block_size * self._shape.block_size
+        if not num_led < len(known.tokens) or known.chain[:end] != leader.chain[:end]:
+            raise ViolationError(
+                f"{leader.sequence_id} is said to lead {known.sequence_id} for {num_led} tokens"
+            )
+
+    def _read_preempted(self, result: StepResult) -> None:
+        columns = zip(
+            result.preempted_ids,
+            result.preempted_generations,
+            result.preempted_recoveries,
+            result.preempted_num_computed,
+            strict=True,
+        )
+        for sequence_id, generation, recovery, num_computed in columns:
+            known = self._books.sequences[sequence_id]
+            if generation != known.generation + 1 or num_computed > known.num_computed:
+                raise ViolationError(f"{sequence_id} gave way as {generation}, {num_computed}")
+            known.generation = generation
+            if num_computed:
+                known.num_computed = num_computed
+                continue
+            names = self._names_of(known, known.num_computed)
+            if recovery.name == "SWAP" and self._books.is_in_host(names):
+                known.num_kept = known.num_computed
+                self._books.promised.update(names)
+            known.is_running, known.num_computed = False, 0
+
+    def _read_refused(self, result: StepResult, expected: Expected) -> None:
+        for sequence_id, because in zip(result.refused_ids, result.refused_because, strict=True):
+            known = self._books.sequences.get(sequence_id)
+            if known is None:
+                continue
+            known.num_promotions += because == RefusedBecause.PROMOTING
+            is_full = because in (RefusedBecause.POOL_FULL, RefusedBecause.QUOTA)
+            is_stuck = is_full or known.num_promotions > _NUM_PROMOTIONS_ALONE_MAX
+            if sequence_id == expected.alone_id and is_stuck:
+                raise ViolationError(
+                    f"{sequence_id}, {len(known.tokens)} tokens, has the pool to itself, "
+                    f"and is refused: {RefusedBecause(because).name}"
+                )
+
+    def _check_found(self, result: StepResult, expected: Expected) -> None:
+        columns = zip(result.computed_ids, result.first_positions, strict=True)
+        for sequence_id, position in columns:
+            if position < expected.num_found.get(sequence_id, 0):
+                raise ViolationError(
+                    f"{sequence_id} begins at {position}, "
+                    f"{expected.num_found[sequence_id]} of its tokens could be found"
+                )
+
+    def _read_computed(self, result: StepResult) -> None:
+        columns = zip(result.computed_ids, result.first_positions, result.num_computed, strict=True)
+        for sequence_id, position, num_computed in columns:
+            known = self._books.sequences[sequence_id]
+            if not known.is_running:
+                if position < known.num_kept:
+                    raise ViolationError(
+                        f"{sequence_id} begins at {position}, the host tier had {known.num_kept}"
+                    )
+                self._break_promise(known)
+                known.is_running, known.num_promotions = True, 0
+            elif position != known.num_computed:
+                raise ViolationError(f"{sequence_id} goes on at {position}, {known.num_computed}")
+            if not position < num_computed <= len(known.tokens):
+                raise ViolationError(f"{sequence_id} computed from {position} to {num_computed}")
+            known.num_computed = num_computed
+
+    def _read_sampled(self, result: StepResult, *, has_failed: bool, now_ns: int) -> None:
+        columns = zip(result.sampled_ids, result.token_ids, result.finish_reasons, strict=True)
+        for sequence_id, token_id, reason in columns:
+            known = self._books.sequences[sequence_id]
+            if reason == FinishReason.ERROR:
+                if not has_failed:
+                    raise ViolationError(f"{sequence_id} ended with an error, and nothing failed")
+                self.forget(sequence_id)
+                continue
+            sample_index = known.announcement.sample_index
+            wanted = token_after(known.chain[-1], sample_index, VOCAB_SIZE)
+            if token_id != wanted:
+                raise ViolationError(f"{sequence_id} got token {token_id} and not {wanted}")
+            known.num_computed = len(known.tokens)
+            is_over = known.num_computed + 1 >= known.num_tokens_max
+            if (reason == FinishReason.LENGTH) != is_over:
+                raise ViolationError(f"{sequence_id} has {known.num_computed} tokens and {reason}")
+            if is_over:
+                self._keep_session(known, now_ns)
+                self.forget(sequence_id)
+            else:
+                known.append(token_id)
+
+    def _keep_session(self, known: KnownSequence, now_ns: int) -> None:
+        shape, name = self._shape, known.announcement.session_id
+        if name and shape.session_ttl_ns:
+            idle_ns = now_ns + shape.session_idle_ns if shape.session_idle_ns else 0
+            names = known.names_of_blocks(known.num_computed, shape.block_size)
+            kept = Kept(known.tenant, names, now_ns + shape.session_ttl_ns, idle_ns)
+            self._kept.keep(("session", known.tenant, name), kept)
+
+    def _names_of(self, known: KnownSequence, num_computed: int) -> list[Name]:
+        names: list[Name] = [*known.names_of_blocks(num_computed, self._shape.block_size)]
+        if num_computed % self._shape.block_size:
+            names.append(self._books.private_name(known))
+        return names
+
+    def _break_promise(self, known: KnownSequence) -> None:
+        """What the host tier held for it may go."""
+        if known.num_kept:
+            self._books.promised.subtract(self._names_of(known, known.num_kept))
+            known.num_kept = 0

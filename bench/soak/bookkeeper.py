@@ -1,0 +1,403 @@
+"""The second set of books: who holds which block, and what it holds, by the law alone.
+
+It is told what was asked and answered, and reads the records of operations, one after the other.
+Each record must be lawful where it stands, and says what every block is from then on. The code of
+the memory is not used here, apart from the names of the states, and neither are its data
+structures: this is dicts, sets and lists, slow and plain.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+
+from bench.soak.entries import UNSETTLED, Block, HostCopy, Name, ViolationError
+from bench.soak.fingerprints import NOTHING
+from bench.soak.known import KnownSequence
+from bench.soak.records import Record
+from pageframe.core.trace import KvCause, KvOperation
+from pageframe.executor.memory.block_columns import BlockState
+
+# A sequence that gets or shares a block for one of these has no place for it in its table yet.
+_IN_TRANSIT = (KvCause.PREFIX_HIT, KvCause.SWAP)
+# Their first list of ids are host slots.
+_FROM_HOST = (KvOperation.PROMOTE, KvOperation.SWAP_IN)
+
+
+class Bookkeeper:
+    """See the module text.
+
+    Attributes:
+        blocks: By block id.
+        tables: Blocks by running sequence, from ``first_blocks`` on.
+        first_blocks: Logical index of the first block of a table, where that is not 0.
+        found: Block by name, of all that can be found.
+        host: Copies by host slot.
+        slots: Host slot by name.
+        sequences: Known sequences by id; kept by the caller, children of forks included before the
+            step that forks them.
+        parents: Parent by child, of the forks that were asked for.
+        promised: Names that the host tier has to keep, and for how many sequences.
+        touched: Blocks named since this was last cleared.
+        moved_tables: Sequences whose table has changed since this was last cleared.
+        unsettled: Blocks that a pin took up, whose tenant is not known yet.
+        num_by_state: Blocks in each state.
+        num_held: Held blocks by tenant.
+        is_writing: Whether the step in progress may not have written yet.
+        epoch: How often a scheduler took over.
+    """
+
+    def __init__(self, num_blocks_max: int, block_size: int) -> None:
+        self.block_size = block_size
+        self.blocks = [Block() for _ in range(num_blocks_max)]
+        self.tables: dict[int, list[int]] = {}
+        self.first_blocks: dict[int, int] = {}
+        self.found: dict[Name, int] = {}
+        self.host: dict[int, HostCopy] = {}
+        self.slots: dict[Name, int] = {}
+        self.sequences: dict[int, KnownSequence] = {}
+        self.parents: dict[int, int] = {}
+        self.promised: Counter[Name] = Counter()
+        self.touched: set[int] = set()
+        self.moved_tables: set[int] = set()
+        self.unsettled: set[int] = set()
+        self.num_held: Counter[str] = Counter()
+        self.num_by_state: Counter[BlockState | None] = Counter({None: num_blocks_max})
+        self.is_writing = False
+        self.epoch = 0
+        self._arriving: dict[int, Name] = {}
+        self._leaving: set[tuple[int, int]] = set()
+        self._forked: set[int] = set()
+        self._moved_blocks: list[int] = []
+        self._stored_slots: list[int] = []
+        self._readers: dict[KvOperation, Callable[[Record], None]] = {
+            KvOperation.ALLOCATE: self._allocate,
+            KvOperation.SHARE: self._share,
+            KvOperation.COPY_ON_WRITE: self._copy,
+            KvOperation.RELEASE: self._release,
+            KvOperation.FENCE_CLEAR: self._clear_fence,
+            KvOperation.FREE: self._free,
+            KvOperation.INDEX: self._index,
+            KvOperation.UNINDEX: self._unindex,
+            KvOperation.EVICT: self._evict,
+            KvOperation.DEMOTE: self._store,
+            KvOperation.SWAP_OUT: self._store,
+            KvOperation.PROMOTE: self._fetch,
+            KvOperation.SWAP_IN: self._fetch,
+            KvOperation.PIN: self._pin,
+            KvOperation.UNPIN: self._unpin,
+            KvOperation.MOVE: self._move,
+            KvOperation.RESIZE: self._resize,
+        }
+
+    def open(self, block_ids: range) -> None:
+        """These blocks are in the pool, and free."""
+        for block_id in block_ids:
+            self._turn(block_id, BlockState.FREE)
+
+    def read(self, records: list[Record]) -> None:
+        """Enter records into the books.
+
+        Raises:
+            ViolationError: one of them is against the law.
+        """
+        for record in records:
+            reader = self._readers.get(record.operation)
+            if reader is None:
+                raise ViolationError(f"{record} is not expected")
+            if record.operation not in _FROM_HOST:
+                self.touched.update(record.block_ids)
+            reader(record)
+            num_free = self.num_by_state[BlockState.FREE]
+            if num_free != record.num_free_after:
+                raise ViolationError(f"{num_free} blocks are free after {record}")
+
+    def begin_step(self) -> None:
+        """A plan is about to be applied."""
+        self.is_writing = True
+        self._forked.clear()
+        self._moved_blocks.clear()
+        self._stored_slots.clear()
+
+    def write(
+        self, sequence_id: int, position: int, slots: list[int], token_ids: list[int]
+    ) -> None:
+        """A sequence is about to write tokens from ``position`` on into ``slots``.
+
+        Raises:
+            ViolationError: a block is shared, pinned, to be found, or not the sequence's own, or
+                the tokens are not.
+        """
+        known, table = self.sequences[sequence_id], self.tables.get(sequence_id, [])
+        first = self.first_blocks.get(sequence_id, 0)
+        size, end = self.block_size, position + len(slots)
+        if token_ids != known.tokens[position:end]:
+            raise ViolationError(f"sequence {sequence_id} computes other tokens than its own")
+        for logical in range(position // size, (end - 1) // size + 1):
+            start, stop = max(position, logical * size), min(end, (logical + 1) * size)
+            if not 0 <= logical - first < len(table):
+                raise ViolationError(f"sequence {sequence_id} writes behind its table, at {start}")
+            block_id = table[logical - first]
+            slot = block_id * size + start % size
+            if slots[start - position : stop - position] != list(range(slot, slot + stop - start)):
+                raise ViolationError(f"sequence {sequence_id} writes outside block {block_id}")
+            block = self.blocks[block_id]
+            # A child that is forked in this step wants the token that its parent is writing.
+            is_alone = block.holders.keys() - self._forked == {sequence_id}
+            if not is_alone or block.num_pins or block.name is not None:
+                raise ViolationError(
+                    f"sequence {sequence_id} writes into block {block_id}: {block}"
+                )
+            block.content[start % size : start % size + stop - start] = known.chain[start:stop]
+            self.touched.add(block_id)
+
+    def settle(self, block_id: int, tenant: str) -> None:
+        """It is known now who is charged for a block that a pin took up."""
+        block = self.blocks[block_id]
+        if block.state is BlockState.HELD and block.tenant == UNSETTLED:
+            self.num_held[UNSETTLED] -= 1
+            self.num_held[tenant] += 1
+            block.tenant = tenant
+
+    def lose_moves(self) -> None:
+        """The device failed: nothing is known of what this step has moved."""
+        for block_id in self._moved_blocks:
+            self.blocks[block_id].content = [NOTHING] * self.block_size
+        for slot in self._stored_slots:
+            self._forget_slot(slot)
+
+    def is_in_host(self, names: list[Name]) -> bool:
+        """Whether the host tier has all of them."""
+        return all(name in self.slots for name in names)
+
+    def private_name(self, known: KnownSequence) -> Name:
+        """What the last block of a swapped-out sequence is found by while it is not full."""
+        return self.epoch, known.sequence_id, known.generation
+
+    def _turn(self, block_id: int, state: BlockState | None) -> None:
+        block = self.blocks[block_id]
+        self.num_by_state[block.state] -= 1
+        self.num_by_state[state] += 1
+        self.num_held[block.tenant] += (state is BlockState.HELD) - (block.state is BlockState.HELD)
+        block.state = state
+
+    def _expect(self, record: Record, block_id: int, *states: BlockState | None) -> Block:
+        block = self.blocks[block_id]
+        if block.state not in states:
+            raise ViolationError(f"block {block_id} is {block} before {record}")
+        return block
+
+    def _allocate(self, record: Record) -> None:
+        known = self.sequences[record.sequence_id]
+        for block_id in record.block_ids:
+            block = self._expect(record, block_id, BlockState.FREE)
+            block.holders = {record.sequence_id: 1}
+            block.tenant = known.tenant
+            block.content = [NOTHING] * self.block_size
+            self._turn(block_id, BlockState.HELD)
+        if record.cause not in _IN_TRANSIT:
+            self._extend_table(record)
+
+    def _share(self, record: Record) -> None:
+        known = self.sequences[record.sequence_id]
+        for block_id in record.block_ids:
+            block = self._expect(record, block_id, BlockState.HELD, BlockState.CACHED)
+            if record.cause is not KvCause.FORK and block.name is None:
+                raise ViolationError(f"block {block_id} cannot be found, and is by {record}")
+            if block.state is BlockState.CACHED:
+                block.tenant = known.tenant
+                self._turn(block_id, BlockState.HELD)
+            block.holders[record.sequence_id] = block.holders.get(record.sequence_id, 0) + 1
+        if record.cause is KvCause.FORK:
+            parent_id = self.parents[record.sequence_id]
+            if list(record.block_ids) != self.tables[parent_id]:
+                raise ViolationError(f"{record} is not the table of {parent_id}")
+            self._forked.add(record.sequence_id)
+            self.first_blocks[record.sequence_id] = self.first_blocks.get(parent_id, 0)
+        self._extend_table(record)
+
+    def _extend_table(self, record: Record) -> None:
+        self.tables.setdefault(record.sequence_id, []).extend(record.block_ids)
+        self.moved_tables.add(record.sequence_id)
+
+    def _copy(self, record: Record) -> None:
+        sequence_id, table = record.sequence_id, self.tables[record.sequence_id]
+        for source, target in zip(record.block_ids, record.target_ids, strict=True):
+            self._expect(record, source, BlockState.HELD)
+            copy = self._expect(record, target, BlockState.HELD)
+            if copy.holders != {sequence_id: 1} or copy.name is not None:
+                raise ViolationError(f"block {target} is {copy}, a copy goes there by {record}")
+            copy.content = self.blocks[source].content.copy()
+            # It was allocated to the end of the table; its place is that of the source.
+            table.remove(target)
+            table[table.index(source)] = target
+            self._leaving.add((sequence_id, source))
+            self._moved_blocks.append(target)
+            self.touched.add(target)
+
+    def _release(self, record: Record) -> None:
+        sequence_id = record.sequence_id
+        for block_id in record.block_ids:
+            block = self._expect(record, block_id, BlockState.HELD)
+            if not block.holders.get(sequence_id):
+                raise ViolationError(f"{record} gives up block {block_id}, which is {block}")
+            block.holders[sequence_id] -= 1
+            if not block.holders[sequence_id]:
+                del block.holders[sequence_id]
+            self._settle_unreferenced(block_id)
+        self._shorten_table(record)
+
+    def _shorten_table(self, record: Record) -> None:
+        sequence_id, table = record.sequence_id, self.tables.get(record.sequence_id, [])
+        self.moved_tables.add(sequence_id)
+        if list(record.block_ids) == table:
+            table.clear()
+        else:
+            for block_id in reversed(record.block_ids):
+                if (sequence_id, block_id) in self._leaving:
+                    self._leaving.discard((sequence_id, block_id))
+                elif self._arriving.pop(block_id, None) is None:
+                    table.remove(block_id)
+        if record.cause is KvCause.WINDOW:
+            first = self.first_blocks.get(sequence_id, 0)
+            self.first_blocks[sequence_id] = first + len(record.block_ids)
+        elif not table:
+            self.tables.pop(sequence_id, None)
+            self.first_blocks.pop(sequence_id, None)
+
+    def _settle_unreferenced(self, block_id: int) -> None:
+        block = self.blocks[block_id]
+        if not block.num_references:
+            self._turn(block_id, BlockState.CACHED if block.name is not None else BlockState.FENCED)
+
+    def _clear_fence(self, record: Record) -> None:
+        for block_id in record.block_ids:
+            self._expect(record, block_id, BlockState.FENCED)
+
+    def _free(self, record: Record) -> None:
+        for block_id in record.block_ids:
+            block = self._expect(record, block_id, BlockState.FENCED)
+            block.tenant, block.content = "", []
+            self._turn(block_id, BlockState.FREE)
+
+    def _index(self, record: Record) -> None:
+        if self.is_writing:
+            raise ViolationError(f"{record} before its step has written")
+        known, table = self.sequences[record.sequence_id], self.tables.get(record.sequence_id, [])
+        first = self.first_blocks.get(record.sequence_id, 0)
+        for block_id in record.block_ids:
+            block = self._expect(record, block_id, BlockState.HELD)
+            name = self._arriving.get(block_id)
+            if name is None:
+                start = (first + table.index(block_id)) * self.block_size
+                content = known.chain[start : start + self.block_size]
+                if block.content != content or len(content) < self.block_size:
+                    raise ViolationError(f"block {block_id} does not hold what {record} says")
+                name = content[-1]
+            if block.name is not None or name in self.found:
+                raise ViolationError(f"{name} is in block {self.found.get(name)} before {record}")
+            block.name = name
+            self.found[name] = block_id
+
+    def _unindex(self, record: Record) -> None:
+        for block_id in record.block_ids:
+            self._unname(record, self._expect(record, block_id, BlockState.HELD))
+
+    def _unname(self, record: Record, block: Block) -> None:
+        if block.name is None:
+            raise ViolationError(f"{block} cannot be found before {record}")
+        del self.found[block.name]
+        block.name = None
+
+    def _evict(self, record: Record) -> None:
+        for block_id in record.block_ids:
+            self._unname(record, self._expect(record, block_id, BlockState.CACHED))
+            self._turn(block_id, BlockState.FENCED)
+
+    def _store(self, record: Record) -> None:
+        for block_id, slot in zip(record.block_ids, record.target_ids, strict=True):
+            block = self._expect(record, block_id, BlockState.HELD, BlockState.CACHED)
+            name = block.name
+            if record.operation is KvOperation.SWAP_OUT:
+                name = self._name_in_table(record.sequence_id, block_id)
+            if name is None or name in self.slots:
+                raise ViolationError(
+                    f"{name} is in slot {self.slots.get(name or 0)} before {record}"
+                )
+            self._forget_slot(slot)
+            self.host[slot] = HostCopy(name, block.content.copy())
+            self.slots[name] = slot
+            self._stored_slots.append(slot)
+
+    def _name_in_table(self, sequence_id: int, block_id: int) -> Name:
+        known = self.sequences[sequence_id]
+        logical = self.tables[sequence_id].index(block_id) + self.first_blocks.get(sequence_id, 0)
+        end = (logical + 1) * self.block_size
+        if end <= known.num_computed:
+            return known.chain[end - 1]
+        return self.epoch, sequence_id, known.generation + 1
+
+    def _forget_slot(self, slot: int) -> None:
+        copy = self.host.pop(slot, None)
+        if copy is None:
+            return
+        if self.promised[copy.name]:
+            raise ViolationError(f"slot {slot} is given away; {copy.name} in it is being kept")
+        del self.slots[copy.name]
+
+    def _fetch(self, record: Record) -> None:
+        known = self.sequences[record.sequence_id]
+        for slot, block_id in zip(record.block_ids, record.target_ids, strict=True):
+            block = self._expect(record, block_id, BlockState.HELD)
+            copy = self.host.get(slot)
+            if copy is None:
+                raise ViolationError(f"nothing is known of slot {slot}, {record}")
+            names = known.names_of_blocks(len(known.tokens), self.block_size)
+            if copy.name not in names and copy.name != self.private_name(known):
+                raise ViolationError(
+                    f"slot {slot} has {copy.name}, no part of the sequence of {record}"
+                )
+            block.content = copy.content.copy()
+            self._arriving[block_id] = copy.name
+            self._moved_blocks.append(block_id)
+            self.touched.add(block_id)
+
+    def _pin(self, record: Record) -> None:
+        for block_id in record.block_ids:
+            block = self._expect(record, block_id, BlockState.HELD, BlockState.CACHED)
+            if block.name is None:
+                raise ViolationError(f"block {block_id} cannot be found and is pinned by {record}")
+            if block.state is BlockState.CACHED:
+                block.tenant = UNSETTLED
+                self.unsettled.add(block_id)
+                self._turn(block_id, BlockState.HELD)
+            block.num_pins += 1
+
+    def _unpin(self, record: Record) -> None:
+        for block_id in record.block_ids:
+            block = self._expect(record, block_id, BlockState.HELD)
+            if not block.num_pins:
+                raise ViolationError(f"block {block_id} has no pin before {record}")
+            block.num_pins -= 1
+            self._settle_unreferenced(block_id)
+
+    def _move(self, record: Record) -> None:
+        new_place = dict(zip(record.block_ids, record.target_ids, strict=True))
+        for source, target in new_place.items():
+            moved = self._expect(record, source, BlockState.HELD, BlockState.CACHED)
+            self._expect(record, target, BlockState.FREE)
+            self.blocks[target], self.blocks[source] = moved, self.blocks[target]
+            if moved.name is not None:
+                self.found[moved.name] = target
+            self.touched.add(target)
+        for sequence_id, table in self.tables.items():
+            if not new_place.keys().isdisjoint(table):
+                table[:] = [new_place.get(block_id, block_id) for block_id in table]
+                self.moved_tables.add(sequence_id)
+
+    def _resize(self, record: Record) -> None:
+        for block_id in record.block_ids:
+            self._expect(record, block_id, BlockState.FREE)
+            self._turn(block_id, None)
+        for block_id in record.target_ids:
+            self._expect(record, block_id, None)
+            self._turn(block_id, BlockState.FREE)
+            self.touched.add(block_id)

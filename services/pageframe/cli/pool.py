@@ -1,0 +1,250 @@
+"""``pageframe pool``: the block pool of a running system, live; and what may be done to it."""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from pageframe.cli.executor_address import find_executor
+from pageframe.cli.exit_codes import EXIT_FAILURE, EXIT_OK
+from pageframe.cli.generation_json import error_to_json
+from pageframe.cli.pool_json import (
+    explanation_to_json,
+    operation_to_json,
+    resize_outcome_to_json,
+    retention_facts_to_json,
+    snapshot_to_json,
+)
+from pageframe.cli.pool_live import run_live
+from pageframe.cli.pool_view import explanation_lines, operation_line, render_pool
+from pageframe.cli.server_address import find_server
+from pageframe.client import PageframeClient
+from pageframe.client.kv_memory import KvMemoryClient
+from pageframe.config.values import parse_duration_seconds
+from pageframe.core.errors import InvalidRequestError, PageframeError
+from pageframe.core.step import TenantQuota
+
+_NO_CEILING = ("-", "none")
+# A person sees at once that nothing comes, and a script does not hang.
+_TIMEOUT_S = 10.0
+
+
+def pool(
+    once: Annotated[bool, typer.Option("--once", help="Show it once and end.")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Print operations on blocks as they happen.")
+    ] = False,
+    block: Annotated[int | None, typer.Option(help="Tell who holds this block, and why.")] = None,
+    resize: Annotated[int | None, typer.Option(help="Give the pool so many blocks.")] = None,
+    quota: Annotated[
+        tuple[str, int, str] | None,
+        typer.Option(help="Bound a tenant: TENANT FLOOR CEILING; ceiling - for none."),
+    ] = None,
+    retain: Annotated[
+        str | None, typer.Option(help="Keep the blocks of this text; prints a handle.")
+    ] = None,
+    retain_tokens: Annotated[
+        str | None, typer.Option(help="Keep the blocks of these token ids, like 5,17,9.")
+    ] = None,
+    ttl: Annotated[str, typer.Option(help='How long to keep them ("10m").')] = "10m",
+    request_id: Annotated[str, typer.Option(help="Same id and text, same handle.")] = "",
+    release: Annotated[str | None, typer.Option(help="Give a handle back.")] = None,
+    from_operation: Annotated[
+        int, typer.Option(help="With --watch: begin with this operation; 0 with the next.")
+    ] = 0,
+    interval: Annotated[float, typer.Option(help="Seconds between two looks.")] = 1.0,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON document; with --watch one a line.")
+    ] = False,
+    server: Annotated[
+        str | None, typer.Option(help="The executor: unix:/path or HOST:PORT.")
+    ] = None,
+    state_dir: Annotated[Path | None, typer.Option(help="Where `pageframe up` runs.")] = None,
+    api_key_file: Annotated[
+        Path | None, typer.Option(help="File with the API key, where the server wants one.")
+    ] = None,
+) -> None:
+    """Show the block pool, live: who holds what, and why. Or act on it with one of the options.
+
+    Ends with Ctrl-C; where the output is no terminal, after the first look. Exit code 1 when the
+    server refused, 2 when the call is wrong or nothing runs.
+    """
+    actions: dict[str, Callable[[KvMemoryClient], None]] = {}
+    if watch:
+        actions["--watch"] = lambda memory: _watch(memory, from_operation, as_json=as_json)
+    if block is not None:
+        actions["--block"] = lambda memory: _explain(memory, block, as_json=as_json)
+    if resize is not None:
+        actions["--resize"] = lambda memory: _resize(memory, resize, as_json=as_json)
+    if quota is not None:
+        bounds = _parse_quota(quota)
+        actions["--quota"] = lambda memory: _set_quota(memory, bounds, as_json=as_json)
+    if release is not None:
+        actions["--release"] = lambda memory: memory.release(release)
+    api_key = _read_key(api_key_file)
+    if retain is not None or retain_tokens is not None:
+        ttl_s = _parse_ttl(ttl)
+        ids = None if retain_tokens is None else _parse_token_ids(retain_tokens)
+        actions["--retain"] = lambda memory: _retain(
+            memory,
+            _tokenize(retain or "", state_dir, api_key) if ids is None else ids,
+            ttl_s,
+            request_id,
+            as_json=as_json,
+        )
+    if len(actions) > 1 or (retain is not None and retain_tokens is not None):
+        raise typer.BadParameter(f"give one of {', '.join(actions)}")
+    _check_numbers(block=block, resize=resize, from_operation=from_operation)
+    if interval <= 0:
+        raise typer.BadParameter("--interval must be above 0")
+    (action,) = actions.values() or [
+        lambda memory: _show(memory, interval, once=once, as_json=as_json)
+    ]
+    address = find_executor(server, state_dir, os.environ)
+    raise typer.Exit(_run(action, address, api_key, as_json=as_json))
+
+
+def _run(
+    action: Callable[[KvMemoryClient], None], address: str, api_key: str | None, *, as_json: bool
+) -> int:
+    """Do it; returns the exit code."""
+    try:
+        with KvMemoryClient(address, api_key=api_key, timeout_s=_TIMEOUT_S) as memory:
+            action(memory)
+    except PageframeError as error:
+        if as_json:
+            _print_json(error_to_json(error))
+        else:
+            print(f"pageframe: {error.reason}: {error.message}", file=sys.stderr)
+        return EXIT_FAILURE
+    return EXIT_OK
+
+
+def _show(memory: KvMemoryClient, interval_s: float, *, once: bool, as_json: bool) -> None:
+    if as_json:
+        _print_json(snapshot_to_json(memory.snapshot()))
+        return
+    console = Console(highlight=False, markup=False)
+    if console.is_terminal and not once:
+        run_live(memory, console, interval_s)
+        return
+    console.print(render_pool(memory.snapshot(), now_ns=time.time_ns(), width=console.width))
+
+
+def _watch(memory: KvMemoryClient, first_operation: int, *, as_json: bool) -> None:
+    """Print operations until Ctrl-C; what was lost is said where it is missing."""
+    with memory.watch(first_operation) as batches:
+        try:
+            for batch in batches:
+                if batch.num_lost:
+                    lost = {"num_lost": batch.num_lost}
+                    print(json.dumps(lost) if as_json else f"{batch.num_lost} operations lost")
+                for record in batch.operations:
+                    line = json.dumps(operation_to_json(record)) if as_json else None
+                    print(line or operation_line(record))
+                sys.stdout.flush()
+        except KeyboardInterrupt:
+            # The way to leave.
+            return
+
+
+def _explain(memory: KvMemoryClient, block_id: int, *, as_json: bool) -> None:
+    explanation = memory.explain(block_id)
+    if as_json:
+        _print_json(explanation_to_json(explanation))
+        return
+    for line in explanation_lines(explanation, time.time_ns()):
+        print(line)
+
+
+def _resize(memory: KvMemoryClient, num_blocks: int, *, as_json: bool) -> None:
+    outcome = memory.resize(num_blocks)
+    if as_json:
+        _print_json(resize_outcome_to_json(outcome))
+        return
+    print(f"the pool has {outcome.account.total} blocks; {outcome.num_blocks_moved} were moved")
+
+
+def _set_quota(memory: KvMemoryClient, quota: TenantQuota, *, as_json: bool) -> None:
+    num_held = memory.set_quota(quota)
+    if as_json:
+        _print_json({"tenant": quota.tenant, "num_blocks_held": num_held})
+        return
+    print(f"tenant {quota.tenant} holds {num_held} blocks now")
+
+
+def _retain(
+    memory: KvMemoryClient, token_ids: list[int], ttl_s: float, request_id: str, *, as_json: bool
+) -> None:
+    facts = memory.retain(token_ids, time_to_live_s=ttl_s, request_id=request_id)
+    if as_json:
+        _print_json(retention_facts_to_json(facts))
+        return
+    print(f"{facts.num_tokens} of {len(token_ids)} tokens are kept now", file=sys.stderr)
+    # Alone on standard output, for scripts.
+    print(facts.name)
+
+
+def _tokenize(text: str, state_dir: Path | None, api_key: str | None) -> list[int]:
+    """Token ids of a text, from the gateway of the same system."""
+    with PageframeClient(find_server(None, state_dir, os.environ), api_key=api_key) as client:
+        return client.tokenize(text)
+
+
+def _read_key(path: Path | None) -> str | None:
+    if path is None:
+        return None
+    try:
+        key = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidRequestError(
+            "API_KEY_UNREADABLE", f"cannot read the API key in {path}: {error}"
+        ) from None
+    if len(key.split()) != 1:
+        raise InvalidRequestError("API_KEY_MALFORMED", f"{path} must hold one key and nothing else")
+    return key
+
+
+def _parse_quota(words: tuple[str, int, str]) -> TenantQuota:
+    tenant, floor_blocks, ceiling = words
+    if ceiling in _NO_CEILING:
+        ceiling_blocks = None
+    elif ceiling.isdecimal():
+        ceiling_blocks = int(ceiling)
+    else:
+        raise typer.BadParameter(f"the ceiling must be a number or -, it is {ceiling!r}")
+    _check_numbers(floor=floor_blocks, ceiling=ceiling_blocks)
+    return TenantQuota(tenant=tenant, floor_blocks=floor_blocks, ceiling_blocks=ceiling_blocks)
+
+
+def _parse_ttl(text: str) -> float:
+    try:
+        return parse_duration_seconds(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"--ttl {error}") from None
+
+
+def _parse_token_ids(text: str) -> list[int]:
+    words = text.replace(",", " ").split()
+    if not words or not all(word.isascii() and word.isdecimal() for word in words):
+        raise typer.BadParameter("--retain-tokens must be token ids like 5,17,9")
+    _check_numbers(token_id=max(map(int, words)))
+    return [int(word) for word in words]
+
+
+def _check_numbers(**numbers: int | None) -> None:
+    """Refuse what does not fit into a message; what fits is for the server to judge."""
+    for name, number in numbers.items():
+        if number is not None and not 0 <= number < 1 << 32:
+            words = name.replace("_", " ")
+            raise typer.BadParameter(f"the {words} must lie in [0, 2^32), it is {number}")
+
+
+def _print_json(content: dict[str, Any]) -> None:
+    print(json.dumps(content, ensure_ascii=False))

@@ -1,0 +1,120 @@
+"""What ``pageframe pool`` prints for machines: one document, or one object a line."""
+
+from typing import Any
+
+from pageframe.wire.kv_memory import CAUSE_NAMES
+from pageframe.wire.memory_facts import (
+    BLOCK_STATE_NAMES,
+    SEQUENCE_STATE_NAMES,
+    BlockExplanation,
+    MemorySnapshot,
+    OperationRecord,
+    ResizeOutcome,
+    Retention,
+    RetentionFacts,
+)
+
+
+def snapshot_to_json(snapshot: MemorySnapshot) -> dict[str, Any]:
+    """The pool; arrays in ``blocks`` are indexed by block id."""
+    return {
+        "step": snapshot.step,
+        "operation": snapshot.operation,
+        "pool_incarnation": snapshot.pool_incarnation,
+        "block_size": snapshot.block_size,
+        "pool": _account_to_json(snapshot.account),
+        "blocks": {
+            "state": [BLOCK_STATE_NAMES[state] for state in snapshot.states],
+            "references": snapshot.ref_counts.tolist(),
+            "pins": snapshot.pin_counts.tolist(),
+            "indexed": snapshot.is_indexed.tolist(),
+        },
+        "sequences": [
+            {
+                "sequence_id": table.sequence_id,
+                "request_id": table.request_id,
+                "tenant": table.tenant,
+                "state": SEQUENCE_STATE_NAMES[table.state],
+                "block_ids": table.block_ids,
+                "first_block_index": table.first_block,
+                "num_computed_tokens": table.num_computed,
+                "since_ns": table.since_ns,
+            }
+            for table in snapshot.tables
+        ],
+        "retentions": [_retention_to_json(it) for it in snapshot.retentions],
+        "tenants": [
+            {
+                "tenant": usage.quota.tenant,
+                "floor_blocks": usage.quota.floor_blocks,
+                "ceiling_blocks": usage.quota.ceiling_blocks,
+                "num_blocks_held": usage.num_blocks_held,
+            }
+            for usage in snapshot.quotas
+        ],
+        "host_tier": {
+            "num_slots": snapshot.host.num_slots,
+            "num_used": snapshot.host.num_used,
+            "num_held": snapshot.host.num_held,
+        },
+    }
+
+
+def explanation_to_json(block: BlockExplanation) -> dict[str, Any]:
+    """One block."""
+    return {
+        "block_id": block.block_id,
+        "state": BLOCK_STATE_NAMES[block.state],
+        "references": block.num_references,
+        "pins": block.num_pins,
+        "indexed": block.is_indexed,
+        "tenant": block.tenant,
+        "sequence_ids": block.sequence_ids,
+        "retentions": [_retention_to_json(it) for it in block.retentions],
+        "operation": None if block.operation is None else block.operation.span_name,
+        "operation_number": block.operation_number,
+        "cause": None if block.cause is None else CAUSE_NAMES[block.cause],
+        "step": block.step,
+        "time_ns": block.time_ns,
+    }
+
+
+def operation_to_json(record: OperationRecord) -> dict[str, Any]:
+    """One operation."""
+    return {
+        "number": record.number,
+        "operation": record.operation.span_name,
+        "cause": CAUSE_NAMES[record.cause],
+        "sequence_id": record.sequence_id,
+        "step": record.step,
+        "block_ids": list(record.block_ids),
+        "target_ids": list(record.target_ids),
+    }
+
+
+def retention_facts_to_json(facts: RetentionFacts) -> dict[str, Any]:
+    """What was retained."""
+    return {"handle": facts.name, "num_tokens": facts.num_tokens, "expire_ns": facts.expire_ns}
+
+
+def resize_outcome_to_json(outcome: ResizeOutcome) -> dict[str, Any]:
+    """The pool after a resize."""
+    return {
+        "pool": _account_to_json(outcome.account),
+        "num_blocks_moved": outcome.num_blocks_moved,
+    }
+
+
+def _account_to_json(account: Any) -> dict[str, int]:
+    names = ("total", "free", "held", "cached", "fenced", "quarantined", "pinned")
+    return {name: getattr(account, name) for name in names}
+
+
+def _retention_to_json(retention: Retention) -> dict[str, Any]:
+    return {
+        "name": retention.name,
+        "kind": retention.kind.name.lower(),
+        "tenant": retention.tenant,
+        "num_blocks_pinned": retention.num_blocks_pinned,
+        "expire_ns": retention.expire_ns,
+    }

@@ -1,0 +1,142 @@
+"""Ways to give blocks up while a sequence lives on: three recoveries, and sliding windows.
+
+    recompute   all blocks go; what is indexed may be found again as a prefix hit
+    swap        the same, but the host tier holds a copy of each block for the sequence
+    tail        only the last blocks go; the sequence keeps its row and catches up again
+
+Whatever went, the sequence just has fewer computed tokens than before (law 1). To come back it is
+matched like any newcomer: on the device first, then in the host tier.
+"""
+
+import numpy as np
+
+from pageframe.core.step import Recovery
+from pageframe.core.trace import KvCause, KvOperation
+from pageframe.executor.batch import Int32Array
+from pageframe.executor.memory.block_keys import BlockKey, private_key
+from pageframe.executor.memory.kv_memory import KvMemory
+from pageframe.executor.memory.sequence_table import Sequence, SwappedTail
+
+
+def preempt(
+    memory: KvMemory, sequence: Sequence, recovery: Recovery, num_tail_blocks: int = 0
+) -> tuple[Recovery, int, int]:
+    """Take blocks from a running sequence, which keeps its tokens; its generation goes up.
+
+    Args:
+        memory: Changed.
+        sequence: Running.
+        recovery: How it shall come back. Without room in the host tier a swap becomes a recompute;
+            a tail that is no shorter than the whole becomes one too.
+        num_tail_blocks: Blocks to give up under ``TAIL``.
+
+    Returns:
+        How it gave way, how many blocks it gave up, and how many tokens it keeps computed.
+    """
+    num_blocks = len(memory.tables.blocks_of(sequence.row))
+    if recovery is Recovery.TAIL and not 0 < num_tail_blocks < num_blocks:
+        recovery = Recovery.RECOMPUTE
+    if recovery is Recovery.SWAP and not _swap_out(memory, sequence):
+        recovery = Recovery.RECOMPUTE
+    num_computed = 0
+    if recovery is Recovery.TAIL:
+        num_computed = cut_tail(memory, sequence, num_tail_blocks)
+        num_blocks = num_tail_blocks
+        memory.sequences.generations[sequence.row] += 1
+    else:
+        memory.vacate(sequence, KvCause.PREEMPTED)
+    sequence.generation += 1
+    sequence.num_preemptions += 1
+    return recovery, num_blocks, num_computed
+
+
+def cut_tail(memory: KvMemory, sequence: Sequence, num_blocks: int) -> int:
+    """Take the last ``num_blocks`` blocks from a running sequence, which catches up again.
+
+    Returns:
+        How many tokens it keeps computed.
+    """
+    row, block_size = sequence.row, memory.options.block_size
+    purpose = memory.purpose_of(sequence, KvCause.TAIL)
+    memory.note_peak(sequence)
+    num_kept = int(memory.tables.num_blocks[row]) - num_blocks
+    memory.release(memory.tables.cut_tail(row, num_kept), purpose)
+    sequences = memory.sequences
+    sequences.num_computed[row] = min(int(sequences.num_computed[row]), num_kept * block_size)
+    sequences.num_published[row] = min(int(sequences.num_published[row]), num_kept)
+    return int(sequences.num_computed[row])
+
+
+def leave_window(memory: KvMemory, rows: Int32Array) -> None:
+    """Give up blocks that no later token of ``rows`` will see."""
+    window, sequences, tables = memory.options.window_tokens, memory.sequences, memory.tables
+    if not window:
+        return
+    first_seen = np.maximum(sequences.num_computed[rows] - window + 1, 0)
+    first_block = first_seen // memory.options.block_size
+    has_left = first_block > tables.first_block[rows]
+    for row, first in zip(rows[has_left].tolist(), first_block[has_left].tolist(), strict=True):
+        sequence = sequences.at_row(row)
+        memory.note_peak(sequence)
+        block_ids = tables.cut_head(row, min(first, int(tables.num_blocks[row])))
+        memory.release(block_ids, memory.purpose_of(sequence, KvCause.WINDOW))
+
+
+def fail_transfers(memory: KvMemory) -> None:
+    """The moves of this step were not made; forget what was to arrive or to be stored."""
+    lost = set(memory.transfers.fail())
+    for sequence in memory.sequences.all():
+        for key in lost.intersection(sequence.host_keys):
+            sequence.host_keys.remove(key)
+            memory.host.drop_hold(key)
+    for retention in memory.retentions:
+        for key in lost.intersection(retention.held_keys):
+            retention.held_keys.discard(key)
+            memory.host.drop_hold(key)
+    for key in lost:
+        memory.host.remove(key)
+
+
+def _swap_out(memory: KvMemory, sequence: Sequence) -> bool:
+    """Have the host tier hold a copy of every computed block; False if it lacks the room."""
+    row, host = sequence.row, memory.host
+    if not host.num_slots or memory.tables.first_block[row]:
+        # Blocks that left a window are gone, and nothing is found without its head.
+        return False
+    num_computed = int(memory.sequences.num_computed[row])
+    keys, tail = _keys_of_blocks(memory, sequence, num_computed)
+    num_new = sum(key not in host for key in keys)
+    if num_new > host.num_slots - host.num_held:
+        return False
+    block_ids = memory.tables.blocks_of(row)[: len(keys)]
+    for key in keys:
+        if key in host:
+            host.hold(key)
+            sequence.host_keys.append(key)
+    purpose = memory.purpose_of(sequence, KvCause.SWAP)
+    new = [
+        (block, key) for block, key in zip(block_ids.tolist(), keys, strict=True) if key not in host
+    ]
+    num_stored = memory.transfers.store(
+        KvOperation.SWAP_OUT, [block for block, _ in new], [key for _, key in new], purpose
+    )
+    for _, key in new[:num_stored]:
+        host.hold(key)
+        sequence.host_keys.append(key)
+    sequence.swapped_tail = tail
+    # What found no room after all is computed again; what did is not lost.
+    return True
+
+
+def _keys_of_blocks(
+    memory: KvMemory, sequence: Sequence, num_computed: int
+) -> tuple[list[BlockKey], SwappedTail | None]:
+    """Keys of all blocks with computed tokens; the last one's is private unless it is full."""
+    block_size = memory.options.block_size
+    token_ids = memory.sequences.tokens_of(sequence.row)
+    keys = sequence.keys.up_to(num_computed, token_ids, block_size)
+    num_inside = num_computed % block_size
+    if not num_inside:
+        return keys, None
+    key = private_key(sequence.sequence_id, sequence.generation + 1, len(keys))
+    return [*keys, key], SwappedTail(key, len(keys), num_inside)

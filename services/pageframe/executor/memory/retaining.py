@@ -1,0 +1,219 @@
+"""Prefixes kept by name: handles of ``KvMemoryService.Retain`` and sessions of chats.
+
+    finish of a turn ─▶ pinned on the device ──idle──▶ held in the host tier ──expired──▶ let go
+                             └──────────────── next turn: found again, pinned anew ───────┘
+
+What is pinned counts as held by its tenant, so a quota bounds it; blocks beyond the quota are not
+pinned and stay in the cache like any others. ``retention`` has the names and times, this file the
+pins and copies.
+"""
+
+from collections.abc import Sequence as AbstractSequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pageframe.core.errors import InvalidRequestError
+from pageframe.core.step import Announcement
+from pageframe.core.trace import KvCause, KvOperation
+from pageframe.executor.memory.block_keys import BlockKey, chain_keys
+from pageframe.executor.memory.kv_memory import KvMemory
+from pageframe.executor.memory.prefix_index import NO_BLOCK
+from pageframe.executor.memory.purpose import Purpose
+from pageframe.executor.memory.retention import NEVER, Retention, RetentionKind
+from pageframe.executor.memory.sequence_table import Sequence
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionTimes:
+    """How long the blocks of a chat are kept after a turn.
+
+    Attributes:
+        idle_ns: Until they go to the host tier, or to the cache where there is none; 0 for never.
+        ttl_ns: Until they are let go; 0 keeps no sessions.
+    """
+
+    idle_ns: int
+    ttl_ns: int
+
+
+def retain(
+    memory: KvMemory,
+    *,
+    tenant: str,
+    cache_salt: bytes,
+    name: str,
+    token_ids: AbstractSequence[int],
+    expire_ns: int,
+) -> Retention:
+    """Keep the full blocks of a prefix; those that are not there yet as soon as they are.
+
+    Raises:
+        ResourceExhaustedError: RETENTIONS_FULL.
+    """
+    tokens = np.array(token_ids, dtype=np.int32)
+    keys = chain_keys(memory.root_key(cache_salt), tokens, memory.options.block_size)
+    return _keep(memory, RetentionKind.HANDLE, tenant, name, keys, expire_ns, NEVER)
+
+
+def release_handle(memory: KvMemory, *, tenant: str, name: str) -> None:
+    """Let go of a handle.
+
+    Raises:
+        NotFoundError: HANDLE_UNKNOWN; also for a handle of another tenant.
+    """
+    _let_go(memory, memory.retentions.get(RetentionKind.HANDLE, tenant, name), KvCause.RETAIN)
+
+
+def check_handle(memory: KvMemory, announcement: Announcement) -> None:
+    """See that the handle a request names is its tenant's, and that its prompt begins with it.
+
+    Raises:
+        NotFoundError: HANDLE_UNKNOWN.
+        InvalidRequestError: PREFIX_MISMATCH.
+    """
+    if not announcement.prefix_handle:
+        return
+    retention = memory.retentions.get(
+        RetentionKind.HANDLE, announcement.tenant, announcement.prefix_handle
+    )
+    num_kept = len(retention.keys) * memory.options.block_size
+    tokens = np.array(announcement.token_ids[:num_kept], dtype=np.int32)
+    root = memory.root_key(announcement.cache_salt)
+    if chain_keys(root, tokens, memory.options.block_size) != retention.keys:
+        raise InvalidRequestError(
+            "PREFIX_MISMATCH",
+            f"the prompt does not begin with the {num_kept} tokens of its prefix handle",
+            num_kept_tokens=num_kept,
+        )
+
+
+def keep_session(memory: KvMemory, sequence: Sequence, times: SessionTimes, *, now_ns: int) -> None:
+    """Keep the full blocks of a finished turn for the next one; the sequence still has its row.
+
+    Raises:
+        ResourceExhaustedError: RETENTIONS_FULL; the blocks are merely cached, like any others.
+    """
+    block_size = memory.options.block_size
+    num_computed = int(memory.sequences.num_computed[sequence.row])
+    token_ids = memory.sequences.tokens_of(sequence.row)
+    _keep(
+        memory,
+        RetentionKind.SESSION,
+        memory.pool.tenants.name_of(sequence.tenant_id),
+        sequence.session_id,
+        sequence.keys.up_to(num_computed, token_ids, block_size),
+        now_ns + times.ttl_ns,
+        now_ns + times.idle_ns if times.idle_ns else NEVER,
+    )
+
+
+def pass_time(memory: KvMemory, now_ns: int) -> bool:
+    """Let go of what has expired and demote what is idle; whether anything changed.
+
+    Demotion queues copies; they have to be made before any other change of the pool.
+    """
+    expired, idle = memory.retentions.due(now_ns)
+    for retention in expired:
+        _let_go(memory, retention, KvCause.EXPIRED)
+    for retention in idle:
+        _demote(memory, retention)
+    return bool(expired or idle)
+
+
+def forget_block(memory: KvMemory, block_id: int) -> None:
+    """A block was lost; nobody pins it any more."""
+    for retention in memory.retentions:
+        for key in [key for key, pinned in retention.pinned.items() if pinned == block_id]:
+            memory.retentions.note_unpinned(retention, key)
+
+
+def pin_wanted(memory: KvMemory, keys: AbstractSequence[BlockKey]) -> None:
+    """Pin blocks, just indexed under ``keys``, that somebody asked to keep before."""
+    if not len(memory.retentions):
+        return
+    for key in keys:
+        for retention in memory.retentions.wanting(key):
+            # An idle session has its content in the host tier; its next turn pins it again.
+            if key not in retention.held_keys:
+                _pin(memory, retention, [key])
+
+
+def _keep(
+    memory: KvMemory,
+    kind: RetentionKind,
+    tenant: str,
+    name: str,
+    keys: AbstractSequence[BlockKey],
+    expire_ns: int,
+    demote_ns: int,
+) -> Retention:
+    retention = memory.retentions.open(
+        name=name, tenant=tenant, kind=kind, keys=keys, expire_ns=expire_ns, demote_ns=demote_ns
+    )
+    _give_back(memory, retention, retention.unlisted_keys(), KvCause.EXPIRED)
+    wanted = [key for key in retention.keys if key not in retention.pinned]
+    _pin(memory, retention, wanted)
+    return retention
+
+
+def _pin(memory: KvMemory, retention: Retention, keys: AbstractSequence[BlockKey]) -> None:
+    """Pin those of ``keys`` that are on the device, from the head on, as far as the quota goes."""
+    cause = KvCause.SESSION if retention.kind is RetentionKind.SESSION else KvCause.RETAIN
+    tenant_id = memory.pool.tenants.id_of(retention.tenant)
+    purpose = Purpose(cause, tenant_id=tenant_id)
+    found = [(key, memory.pool.index.block_of(key)) for key in keys]
+    pinned = []
+    for key, block_id in found:
+        if block_id == NO_BLOCK:
+            continue
+        is_new = memory.pool.columns.ref_counts[block_id] == 0
+        if is_new and memory.obstacle(tenant_id, 1) is not None:
+            break
+        memory.pool.pin(np.array([block_id], dtype=np.int32), purpose)
+        pinned.append((key, block_id))
+    for key, block_id in pinned:
+        memory.retentions.note_pinned(retention, key, block_id)
+
+
+def _demote(memory: KvMemory, retention: Retention) -> None:
+    """Have the host tier hold what is pinned, as far as it has room; unpin all."""
+    keys = [key for key in retention.keys if key in retention.pinned]
+    block_ids = [retention.pinned[key] for key in keys]
+    purpose = Purpose(KvCause.SESSION, tenant_id=memory.pool.tenants.id_of(retention.tenant))
+    if memory.host.num_slots:
+        num_stored = memory.transfers.store(KvOperation.DEMOTE, block_ids, keys, purpose)
+        for key in keys[:num_stored]:
+            if key not in retention.held_keys:
+                memory.host.hold(key)
+                retention.held_keys.add(key)
+    _unpin(memory, retention, keys, purpose)
+
+
+def _let_go(memory: KvMemory, retention: Retention, cause: KvCause) -> None:
+    keys = list(dict.fromkeys([*retention.keys, *retention.unlisted_keys()]))
+    _give_back(memory, retention, keys, cause)
+    memory.retentions.close(retention)
+
+
+def _give_back(
+    memory: KvMemory, retention: Retention, keys: AbstractSequence[BlockKey], cause: KvCause
+) -> None:
+    """Unpin and unhold those of ``keys`` that are pinned or held."""
+    for key in keys:
+        if key in retention.held_keys:
+            memory.host.drop_hold(key)
+            retention.held_keys.discard(key)
+    tenant_id = memory.pool.tenants.id_of(retention.tenant)
+    pinned = [key for key in keys if key in retention.pinned]
+    _unpin(memory, retention, pinned, Purpose(cause, tenant_id=tenant_id))
+
+
+def _unpin(
+    memory: KvMemory, retention: Retention, keys: AbstractSequence[BlockKey], purpose: Purpose
+) -> None:
+    if keys:
+        block_ids = [retention.pinned[key] for key in keys]
+        for key in keys:
+            memory.retentions.note_unpinned(retention, key)
+        memory.pool.unpin(np.array(block_ids, dtype=np.int32), purpose)

@@ -1,0 +1,73 @@
+"""``ModelFacts.window_tokens`` is what every layer asks for, however a config puts it."""
+
+import json
+
+import pytest
+
+from exactness import tiny_models
+from pageframe.executor.model.loader import load_runner
+
+
+@pytest.fixture(scope="module")
+def folder_of(tmp_path_factory):
+    made = {}
+
+    def get(name):
+        if name not in made:
+            made[name] = tiny_models.build(name, tmp_path_factory.mktemp("model") / name)
+        return made[name]
+
+    return get
+
+
+def _window(folder, runner):
+    loaded = load_runner(str(folder), runner=runner, device="cpu", dtype="float32")
+    assert loaded.facts.runner == runner
+    window = loaded.facts.window_tokens
+    loaded.close()
+    return window
+
+
+def _changed(folder, target, **changes):
+    """The same weights under another config; None takes a key away."""
+    config = json.loads((folder / "config.json").read_text()) | changes
+    config = {key: value for key, value in config.items() if value is not None}
+    (target / "config.json").write_text(json.dumps(config))
+    (target / "model.safetensors").symlink_to(folder / "model.safetensors")
+    return target
+
+
+@pytest.mark.parametrize("runner", ["native", "transformers"])
+@pytest.mark.parametrize(("name", "window"), [("mistral", 11), ("llama", 0)])
+def test_one_window_in_all_layers_is_the_models(folder_of, name, window, runner):
+    assert _window(folder_of(name), runner) == window
+
+
+def test_families_without_a_native_form_are_seen_through_too(folder_of):
+    assert _window(folder_of("mixtral"), "transformers") == 13
+    assert _window(folder_of("gpt2"), "transformers") == 0
+
+
+@pytest.mark.parametrize("runner", ["native", "transformers"])
+def test_layers_that_differ_leave_nothing_to_give_up(folder_of, runner):
+    # The first layer sees everything, the others nine positions.
+    assert _window(folder_of("qwen2"), runner) == 0
+
+
+@pytest.mark.parametrize("runner", ["native", "transformers"])
+def test_a_window_that_is_switched_off_counts_for_nothing(folder_of, tmp_path, runner):
+    folder = _changed(
+        folder_of("qwen2"), tmp_path, use_sliding_window=False, sliding_window=9, layer_types=None
+    )
+    assert _window(folder, runner) == 0
+
+
+@pytest.mark.parametrize("runner", ["native", "transformers"])
+@pytest.mark.parametrize("layer_types", [["sliding_attention"] * 3, None])
+def test_a_window_in_every_layer_counts_however_it_is_said(
+    folder_of, tmp_path, layer_types, runner
+):
+    folder = _changed(
+        folder_of("qwen2"), tmp_path, layer_types=layer_types, max_window_layers=0
+    )
+    assert _window(folder, runner) == 9
