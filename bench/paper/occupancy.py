@@ -57,6 +57,7 @@ def occupancy_of(system: str, usage: UsageTable, num_slots: int) -> Occupancy:
 def full_steps(run: Run) -> UsageTable:
     """The steps of a backlog during which memory was the limit."""
     pressed = run.usage.under_pressure()
+    assert pressed.num_steps, f"the backlog was too short for {run.system}: nobody waited"
     end_ns = float(pressed.columns["start_ns"][-1])
     return pressed.between(_WARM_UP * end_ns, end_ns)
 

@@ -48,16 +48,16 @@ class Sharing:
 
 def sharing_of(data: str, num_sequences: int, usage: UsageTable) -> Sharing:
     """Summarise a run in which every request has ``num_sequences``."""
-    columns = usage.columns
+    totals = {name: float(column.sum()) for name, column in usage.columns.items()}
     # While it is prefilled, a request has one sequence; it counts as a part of a request then.
-    num_request_steps = columns["num_running"].sum() / num_sequences
+    num_request_steps = totals["num_running"] / num_sequences
     return Sharing(
         data=data,
         num_sequences=num_sequences,
-        saved_share=1 - columns["num_blocks"].sum() / columns["num_blocks_unshared"].sum(),
-        num_copies_per_step=columns["num_copies"].sum() / num_request_steps,
-        num_blocks_per_request=columns["num_blocks"].sum() / num_request_steps,
-        num_tokens_per_request=columns["num_token_slots"].sum() / num_request_steps,
+        saved_share=1 - totals["num_blocks"] / totals["num_blocks_unshared"],
+        num_copies_per_step=totals["num_copies"] / num_request_steps,
+        num_blocks_per_request=totals["num_blocks"] / num_request_steps,
+        num_tokens_per_request=totals["num_token_slots"] / num_request_steps,
     )
 
 

@@ -41,8 +41,10 @@ class Effort:
     rate_duration_s: float = 1200.0
     roofline_duration_s: float = 400.0
     alpaca_duration_s: float = 120.0
-    num_parallel_requests: int = 300
-    num_beam_requests: int = 96
+    num_parallel_requests: int = 500
+    num_beam_requests: int = 128
+    # Alpaca's requests are a fifth as long, and with prompts of one or two blocks they are noisy.
+    alpaca_factor: int = 4
     sweep_duration_s: float = 240.0
     num_sweep_requests: int = 32
     pageframe_rates_per_s: tuple[float, ...] = (1, 1.5, 1.75, 2, 2.25, 2.5, 3, 4)
@@ -113,7 +115,10 @@ class Study:
         with self._stage("memory", len(results.lengths) + len(SYSTEMS)) as advance:
             for lengths in results.lengths:
                 results.occupancy[lengths.name] = measure_occupancy(
-                    lengths, SERVER, num_requests=effort.num_backlog_requests, seed=_SEED
+                    lengths,
+                    SERVER,
+                    num_requests=self._factor(lengths) * effort.num_backlog_requests,
+                    seed=_SEED,
                 )
                 advance()
             workload = poisson(
@@ -146,28 +151,28 @@ class Study:
 
     def _measure_sharing(self) -> None:
         effort, results = self._effort, self._results
-        with self._stage("sharing", len(results.lengths) * len(NUM_SEQUENCES) * 2) as advance:
+        with self._stage("sharing", 5 * len(NUM_SEQUENCES)) as advance:
             for lengths in results.lengths:
                 for number in NUM_SEQUENCES:
-                    results.parallel.append(
-                        measure_parallel(
-                            lengths,
-                            SERVER,
-                            num_samples=number,
-                            num_requests=effort.num_parallel_requests,
-                            seed=_SEED,
-                        )
+                    sharing = measure_parallel(
+                        lengths,
+                        SERVER,
+                        num_samples=number,
+                        num_requests=self._factor(lengths) * effort.num_parallel_requests,
+                        seed=_SEED,
                     )
+                    results.parallel.append(sharing)
                     advance()
-                    results.beams.append(
-                        measure_beams(
-                            lengths,
-                            SERVER,
-                            self._recordings[number],
-                            num_requests=effort.num_beam_requests,
-                            seed=_SEED,
-                        )
+            for lengths in (self._matched, self._alpaca):
+                for number in NUM_SEQUENCES:
+                    sharing = measure_beams(
+                        lengths,
+                        SERVER,
+                        self._recordings[number],
+                        num_requests=self._factor(lengths) * effort.num_beam_requests,
+                        seed=_SEED,
                     )
+                    results.beams.append(sharing)
                     advance()
 
     def _sweep_block_sizes(self) -> None:
@@ -199,6 +204,9 @@ class Study:
                 )
                 self._results.beam_widths.append(point)
                 advance()
+
+    def _factor(self, lengths: Lengths) -> int:
+        return self._effort.alpaca_factor if lengths is self._alpaca else 1
 
     @contextmanager
     def _stage(self, title: str, total: int) -> Iterator[Callable[[], None]]:

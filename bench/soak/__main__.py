@@ -2,12 +2,14 @@
 
 import argparse
 import json
+import logging
 import sys
 import time
 import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
+import structlog
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -107,6 +109,8 @@ def main(arguments: list[str] | None = None) -> int:
     lives = lives_of(options.operations, NUM_OPERATIONS_PER_LIFE)
     if options.life is not None:
         lives = [Life(options.life, options.operations)]
+    # Devices are made to fail here, which the engine would report each time.
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     console = Console(stderr=True)
     columns = (
         TextColumn("seed {task.fields[seed]}"),

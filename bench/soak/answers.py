@@ -146,7 +146,7 @@ class Answers:
                 continue
             names = self._names_of(known, known.num_computed)
             if recovery.name == "SWAP" and self._books.is_in_host(names):
-                known.num_kept = known.num_computed
+                known.num_kept, known.kept_names = known.num_computed, names
                 self._books.promised.update(names)
             known.is_running, known.num_computed = False, 0
 
@@ -229,6 +229,5 @@ class Answers:
 
     def _break_promise(self, known: KnownSequence) -> None:
         """What the host tier held for it may go."""
-        if known.num_kept:
-            self._books.promised.subtract(self._names_of(known, known.num_kept))
-            known.num_kept = 0
+        self._books.promised.subtract(known.kept_names)
+        known.num_kept, known.kept_names = 0, []

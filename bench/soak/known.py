@@ -6,6 +6,7 @@ Nothing here has seen the memory's own books.
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+from bench.soak.entries import Name
 from bench.soak.fingerprints import extend, root_of
 from pageframe.core.step import Announcement
 
@@ -23,6 +24,7 @@ class KnownSequence:
         num_computed: Tokens that are in the pool, as far as results tell; 0 while it waits.
         is_running: Whether it has a row.
         num_kept: Tokens that the host tier was seen to take in when it was swapped out.
+        kept_names: Names of the blocks in which they are.
         num_promotions: Answers in a row that said its content is being promoted.
     """
 
@@ -34,6 +36,7 @@ class KnownSequence:
     num_computed: int = 0
     is_running: bool = False
     num_kept: int = 0
+    kept_names: list[Name] = field(default_factory=list)
     num_promotions: int = 0
 
     def __post_init__(self) -> None:

@@ -59,7 +59,7 @@ def shape_of(number: int, source: random.Random) -> Shape:
         max_model_len=num_tokens_max + 1,
         num_blocks_max=num_blocks + source.choice([0, num_blocks // 2 + 1]),
         num_host_slots=num_slots[host_tier],
-        window_tokens=source.randint(1, 3 * block_size) if has_window else 0,
+        window_tokens=source.randint(2, 3 * block_size + 1) if has_window else 0,
         has_prefix_cache=has_prefix_cache,
         eviction=source.choice(["lru", "cost-aware"]),
         session_idle_ns=source.choice([0, 40]),

@@ -146,6 +146,11 @@ class AskingScheduler(SharingScheduler):
             ]
         return plan
 
+    def _fork(self, plan: StepPlan, sequence_id: int, view: View) -> None:
+        # In the middle of a prompt there is no token to take, and the fork is refused.
+        if view.output or self.random.random() < 0.3:
+            super()._fork(plan, sequence_id, view)
+
     def read(self, result: StepResult) -> None:
         super().read(result)
         for place, sequence_id in enumerate(result.sampled_ids):

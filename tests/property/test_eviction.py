@@ -1,11 +1,13 @@
 """Eviction policies under random chains and forks, each beside its slow and obvious version."""
 
 from collections.abc import Sequence
+from unittest.mock import patch
 
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from pageframe.executor.memory import eviction
 from pageframe.executor.memory.eviction import CostAwareEviction, EvictionPolicy, LruEviction
 from pageframe.executor.memory.prefix_index import NO_BLOCK
 
@@ -205,15 +207,29 @@ class LruMachine(EvictionMachine):
 
 
 class CostAwareMachine(EvictionMachine):
-    """Cheapest to lose first."""
+    """Cheapest to lose first; the heap is built anew as soon as half of its runs are empty."""
 
     def make(self) -> None:
+        self.no_slack = patch.object(eviction, "_NUM_EMPTY_FREE", 0)
+        self.no_slack.start()
         self.policy = CostAwareEviction(NUM_BLOCKS_AT_DOUBLE_COST)
         self.plain = PlainCostAware()
+
+    @invariant()
+    def runs_count_their_blocks_and_the_heap_its_empty_runs(self) -> None:
+        runs = [run for _, _, run in self.policy._heap]
+        assert sum(run.num_inside == 0 for run in runs) == self.policy._num_empty
+        assert 2 * self.policy._num_empty <= len(runs) + 1
+        for run in runs:
+            assert len(list(run.upcoming())) == run.num_inside
+
+    def teardown(self) -> None:
+        super().teardown()
+        self.no_slack.stop()
 
 
 TestLru = LruMachine.TestCase
 TestCostAware = CostAwareMachine.TestCase
 TestLru.settings = TestCostAware.settings = settings(
-    max_examples=80, stateful_step_count=40, deadline=None, print_blob=True
+    max_examples=150, stateful_step_count=40, deadline=None, print_blob=True
 )

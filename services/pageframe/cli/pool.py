@@ -4,7 +4,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,6 +31,7 @@ from pageframe.core.errors import InvalidRequestError, PageframeError
 from pageframe.core.step import TenantQuota
 
 _NO_CEILING = ("-", "none")
+_Action = Callable[[KvMemoryClient], None]
 # A person sees at once that nothing comes, and a script does not hang.
 _TIMEOUT_S = 10.0
 
@@ -75,44 +76,73 @@ def pool(
     Ends with Ctrl-C; where the output is no terminal, after the first look. Exit code 1 when the
     server refused, 2 when the call is wrong or nothing runs.
     """
-    actions: dict[str, Callable[[KvMemoryClient], None]] = {}
-    if watch:
-        actions["--watch"] = lambda memory: _watch(memory, from_operation, as_json=as_json)
-    if block is not None:
-        actions["--block"] = lambda memory: _explain(memory, block, as_json=as_json)
-    if resize is not None:
-        actions["--resize"] = lambda memory: _resize(memory, resize, as_json=as_json)
-    if quota is not None:
-        bounds = _parse_quota(quota)
-        actions["--quota"] = lambda memory: _set_quota(memory, bounds, as_json=as_json)
-    if release is not None:
-        actions["--release"] = lambda memory: memory.release(release)
-    api_key = _read_key(api_key_file)
-    if retain is not None or retain_tokens is not None:
-        ttl_s = _parse_ttl(ttl)
-        ids = None if retain_tokens is None else _parse_token_ids(retain_tokens)
-        actions["--retain"] = lambda memory: _retain(
-            memory,
-            _tokenize(retain or "", state_dir, api_key) if ids is None else ids,
-            ttl_s,
-            request_id,
-            as_json=as_json,
-        )
-    if len(actions) > 1 or (retain is not None and retain_tokens is not None):
-        raise typer.BadParameter(f"give one of {', '.join(actions)}")
-    _check_numbers(block=block, resize=resize, from_operation=from_operation)
     if interval <= 0:
         raise typer.BadParameter("--interval must be above 0")
-    (action,) = actions.values() or [
-        lambda memory: _show(memory, interval, once=once, as_json=as_json)
+    api_key = _read_key(api_key_file)
+
+    def tokenize(text: str) -> list[int]:
+        """Token ids of a text, from the gateway of the same system."""
+        with PageframeClient(find_server(None, state_dir, os.environ), api_key=api_key) as client:
+            return client.tokenize(text)
+
+    actions = [
+        *_looks(watch=watch, block=block, from_operation=from_operation, as_json=as_json),
+        *_changes(resize=resize, quota=quota, release=release, as_json=as_json),
+        *_keeps(retain, retain_tokens, ttl, request_id, tokenize, as_json=as_json),
     ]
+    if len(actions) > 1:
+        raise typer.BadParameter("it does one thing at a time: give one option that acts")
+    action = actions[0] if actions else lambda it: _show(it, interval, once=once, as_json=as_json)
     address = find_executor(server, state_dir, os.environ)
     raise typer.Exit(_run(action, address, api_key, as_json=as_json))
 
 
-def _run(
-    action: Callable[[KvMemoryClient], None], address: str, api_key: str | None, *, as_json: bool
-) -> int:
+def _looks(
+    *, watch: bool, block: int | None, from_operation: int, as_json: bool
+) -> Iterator[_Action]:
+    if watch:
+        _check_range("--from-operation", from_operation, 1 << 64)
+        yield lambda memory: _watch(memory, from_operation, as_json=as_json)
+    if block is not None:
+        _check_range("--block", block)
+        yield lambda memory: _explain(memory, block, as_json=as_json)
+
+
+def _changes(
+    *,
+    resize: int | None,
+    quota: tuple[str, int, str] | None,
+    release: str | None,
+    as_json: bool,
+) -> Iterator[_Action]:
+    if resize is not None:
+        _check_range("--resize", resize)
+        yield lambda memory: _resize(memory, resize, as_json=as_json)
+    if quota is not None:
+        bounds = _parse_quota(*quota)
+        yield lambda memory: _set_quota(memory, bounds, as_json=as_json)
+    if release is not None:
+        yield lambda memory: _release(memory, release, as_json=as_json)
+
+
+def _keeps(
+    text: str | None,
+    token_ids: str | None,
+    ttl: str,
+    request_id: str,
+    tokenize: Callable[[str], list[int]],
+    *,
+    as_json: bool,
+) -> Iterator[_Action]:
+    if text is not None:
+        ttl_s = _parse_ttl(ttl)
+        yield lambda memory: _retain(memory, tokenize(text), ttl_s, request_id, as_json=as_json)
+    if token_ids is not None:
+        ids, ids_ttl_s = _parse_token_ids(token_ids), _parse_ttl(ttl)
+        yield lambda memory: _retain(memory, ids, ids_ttl_s, request_id, as_json=as_json)
+
+
+def _run(action: _Action, address: str, api_key: str | None, *, as_json: bool) -> int:
     """Do it; returns the exit code."""
     try:
         with KvMemoryClient(address, api_key=api_key, timeout_s=_TIMEOUT_S) as memory:
@@ -179,6 +209,14 @@ def _set_quota(memory: KvMemoryClient, quota: TenantQuota, *, as_json: bool) -> 
     print(f"tenant {quota.tenant} holds {num_held} blocks now")
 
 
+def _release(memory: KvMemoryClient, handle: str, *, as_json: bool) -> None:
+    memory.release(handle)
+    if as_json:
+        _print_json({"released": handle})
+        return
+    print(f"{handle} is released")
+
+
 def _retain(
     memory: KvMemoryClient, token_ids: list[int], ttl_s: float, request_id: str, *, as_json: bool
 ) -> None:
@@ -189,12 +227,6 @@ def _retain(
     print(f"{facts.num_tokens} of {len(token_ids)} tokens are kept now", file=sys.stderr)
     # Alone on standard output, for scripts.
     print(facts.name)
-
-
-def _tokenize(text: str, state_dir: Path | None, api_key: str | None) -> list[int]:
-    """Token ids of a text, from the gateway of the same system."""
-    with PageframeClient(find_server(None, state_dir, os.environ), api_key=api_key) as client:
-        return client.tokenize(text)
 
 
 def _read_key(path: Path | None) -> str | None:
@@ -211,15 +243,13 @@ def _read_key(path: Path | None) -> str | None:
     return key
 
 
-def _parse_quota(words: tuple[str, int, str]) -> TenantQuota:
-    tenant, floor_blocks, ceiling = words
-    if ceiling in _NO_CEILING:
-        ceiling_blocks = None
-    elif ceiling.isdecimal():
-        ceiling_blocks = int(ceiling)
-    else:
-        raise typer.BadParameter(f"the ceiling must be a number or -, it is {ceiling!r}")
-    _check_numbers(floor=floor_blocks, ceiling=ceiling_blocks)
+def _parse_quota(tenant: str, floor_blocks: int, ceiling: str) -> TenantQuota:
+    is_number = ceiling.isascii() and ceiling.isdecimal()
+    if not is_number and ceiling not in _NO_CEILING:
+        raise typer.BadParameter(f"--quota: the ceiling must be a number or -, it is {ceiling!r}")
+    ceiling_blocks = int(ceiling) if is_number else None
+    _check_range("--quota: the floor", floor_blocks)
+    _check_range("--quota: the ceiling", ceiling_blocks or 0)
     return TenantQuota(tenant=tenant, floor_blocks=floor_blocks, ceiling_blocks=ceiling_blocks)
 
 
@@ -234,16 +264,15 @@ def _parse_token_ids(text: str) -> list[int]:
     words = text.replace(",", " ").split()
     if not words or not all(word.isascii() and word.isdecimal() for word in words):
         raise typer.BadParameter("--retain-tokens must be token ids like 5,17,9")
-    _check_numbers(token_id=max(map(int, words)))
-    return [int(word) for word in words]
+    token_ids = [int(word) for word in words]
+    _check_range("--retain-tokens: a token id", max(token_ids))
+    return token_ids
 
 
-def _check_numbers(**numbers: int | None) -> None:
+def _check_range(what: str, number: int, end: int = 1 << 32) -> None:
     """Refuse what does not fit into a message; what fits is for the server to judge."""
-    for name, number in numbers.items():
-        if number is not None and not 0 <= number < 1 << 32:
-            words = name.replace("_", " ")
-            raise typer.BadParameter(f"the {words} must lie in [0, 2^32), it is {number}")
+    if not 0 <= number < end:
+        raise typer.BadParameter(f"{what} must lie in [0, {end}), it is {number}")
 
 
 def _print_json(content: dict[str, Any]) -> None:

@@ -35,11 +35,11 @@ from pageframe.executor.memory.apply import AppliedStep, StepBounds, apply
 from pageframe.executor.memory.eviction import EvictionPolicy
 from pageframe.executor.memory.giving_up import fail_transfers, leave_window
 from pageframe.executor.memory.integrity import NO_BLOCK, Violation, check_integrity
-from pageframe.executor.memory.kv_memory import KvMemory
 from pageframe.executor.memory.options import MemoryOptions
 from pageframe.executor.memory.publishing import publish
 from pageframe.executor.memory.retaining import SessionTimes, forget_block, keep_session
 from pageframe.executor.memory.sequence_table import NO_ROW, Sequence
+from pageframe.executor.memory.yielding import build_memory
 from pageframe.executor.reporting import report_computed, report_error
 
 _NO_SESSIONS = SessionTimes(idle_ns=0, ttl_ns=0)
@@ -102,7 +102,7 @@ class StepEngine:
     ) -> None:
         facts = runner.facts
         self.last_failure: StepFailedError | None = None
-        self.memory = KvMemory(
+        self.memory = build_memory(
             MemoryOptions(
                 num_blocks=num_blocks,
                 block_size=block_size,

@@ -67,12 +67,14 @@ class Draft:
         num_tokens_left: Of the token budget.
         num_blocks_left: Blocks that are promised to nobody, neither by plans in flight nor to
             prefills that are not yet complete; may be negative.
+        is_short: Whether victims had to be named because the pool may have too few blocks.
     """
 
     __slots__ = (
         "_capacity",
         "_num_bytes_left",
         "flight",
+        "is_short",
         "num_blocks_left",
         "num_tokens_left",
         "plan",
@@ -85,11 +87,17 @@ class Draft:
         self.plan = StepPlan(step=flight.step, builds_on=flight.builds_on)
         self.num_tokens_left = capacity.token_budget - flight.num_decodes
         self.num_blocks_left = num_blocks_left
+        self.is_short = False
 
     @property
     def has_news(self) -> bool:
         """Whether the plan says anything at all."""
         return bool(self.flight.chunks or self.flight.announced)
+
+    @property
+    def num_chunk_tokens_max(self) -> int:
+        """Most tokens that one more chunk may have; at least 1."""
+        return max(1, min(self.num_tokens_left, self._capacity.prefill_chunk_tokens))
 
     def ask(self, sequence: Sequence, entries: Entries) -> None:
         """Ask for as many tokens of ``sequence`` as the budget allows; at least one is left.
@@ -115,6 +123,7 @@ class Draft:
         chunk.take_off()
         self.flight.chunks.append(chunk)
         sequence.last_chunk_tick = self.flight.tick
+        sequence.last_chunk_tokens = num_tokens
 
     def can_announce(self, sequence: Sequence) -> bool:
         """Whether the message stays small; a huge prompt goes in a plan of its own."""
@@ -141,6 +150,8 @@ class Draft:
                 request_id=submission.request_id,
                 tenant=submission.tenant,
                 cache_salt=submission.cache_salt,
+                session_id=submission.session_id,
+                prefix_handle=submission.prefix_handle,
                 trace_id=submission.trace_id,
                 span_id=sequence.span_id.to_bytes(8, "big") if sequence.span_id else b"",
             )

@@ -48,8 +48,10 @@ class Flight:
         num_blocks: Blocks that it may take at most.
         chunks: Its entries.
         announced: Sequences that it announces.
+        forked: Sequences that fork from one of its chunks, or of its decodes.
         passed_over: Running prefills for which the token budget had nothing left.
-        beneficiary: For whose sake its victims would be taken.
+        over_quota: Tenants of which some may, because of their ceilings.
+        beneficiaries: For whose sake each of its victims would give way, by victim.
     """
 
     step: int
@@ -60,8 +62,10 @@ class Flight:
     num_blocks: int = 0
     chunks: list[Chunk] = field(default_factory=list)
     announced: list[Sequence] = field(default_factory=list)
+    forked: list[Sequence] = field(default_factory=list)
     passed_over: list[Sequence] = field(default_factory=list)
-    beneficiary: Sequence | None = None
+    over_quota: set[str] = field(default_factory=set)
+    beneficiaries: dict[int, Sequence] = field(default_factory=dict)
 
 
 class Flights:
@@ -121,6 +125,11 @@ class Flights:
         for flight in self._flights:
             num_blocks -= flight.num_blocks
         return num_blocks
+
+    @property
+    def victim_ids(self) -> set[int]:
+        """Sequences that may give way in the plans in flight."""
+        return {victim_id for flight in self._flights for victim_id in flight.beneficiaries}
 
     def send(self, flight: Flight) -> None:
         """Remember a plan that is being sent."""

@@ -4,9 +4,11 @@ from pageframe.core.step import StepPlan
 from pageframe.scheduler.admission import Admission
 from pageframe.scheduler.budget import Draft
 from pageframe.scheduler.flights import Flight, Flights
+from pageframe.scheduler.forks import Forks
 from pageframe.scheduler.preemption import Preemption
 from pageframe.scheduler.prefill import grow_prefills, num_blocks_owed
 from pageframe.scheduler.roster import Roster
+from pageframe.scheduler.tenants import Tenants
 
 
 class Planner:
@@ -19,12 +21,20 @@ class Planner:
     """
 
     def __init__(
-        self, roster: Roster, flights: Flights, preemption: Preemption, admission: Admission
+        self,
+        roster: Roster,
+        flights: Flights,
+        preemption: Preemption,
+        admission: Admission,
+        forks: Forks,
+        tenants: Tenants,
     ) -> None:
         self._roster = roster
         self._flights = flights
         self._preemption = preemption
         self._admission = admission
+        self._forks = forks
+        self._tenants = tenants
 
     def plan(self, now_ns: int) -> StepPlan | None:
         """The next plan, remembered as sent; ``None`` when a step would do nothing."""
@@ -33,6 +43,7 @@ class Planner:
         num_decodes = roster.decodes.num_at(tick, len(flights))
         if not (num_decodes or roster.prefills or roster.preempted or roster.waiting):
             return None
+        self._tenants.prepare(tick, flights.account)
         num_blocks_free = flights.num_blocks_free
         num_blocks = roster.decodes.num_blocks_at(tick)
         draft = Draft(
@@ -50,6 +61,7 @@ class Planner:
         self._preemption.protect(draft, num_blocks_free)
         grow_prefills(draft, roster)
         self._admission.admit(draft)
+        self._forks.add_to(draft)
         self._admission.announce_ahead(draft)
         if not (num_decodes or draft.has_news):
             return None

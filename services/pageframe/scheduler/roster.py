@@ -9,7 +9,6 @@ PREEMPTED     preempted
 CANCELLING    nowhere; known until the executor has released it
 """
 
-from collections import Counter
 from collections.abc import Iterator
 
 from pageframe.scheduler.budget import Capacity
@@ -44,7 +43,7 @@ class Roster:
         prefixes: Running, with tokens that others may want to share.
         parents: Requests with siblings whose sample 0 is running, by its id.
         backlog: Bounds of ``waiting`` and of siblings.
-        num_departures: How often a sequence stopped running, by tenant.
+        departed: Tenants of sequences that ran and are over, since somebody cleared it.
     """
 
     def __init__(self, capacity: Capacity, backlog: Backlog) -> None:
@@ -60,7 +59,7 @@ class Roster:
         self.prefixes = Prefixes(capacity.block_size)
         self.parents: dict[int, Request] = {}
         self.backlog = backlog
-        self.num_departures: Counter[str] = Counter()
+        self.departed: set[str] = set()
         self._num_joined = 0
 
     @property
@@ -90,11 +89,9 @@ class Roster:
         self.prefixes = Prefixes(capacity.block_size)
 
     def enter(self, request: Request, sequence: Sequence) -> None:
-        """A new sequence begins to wait: in the queue, or for the sample before it to fork."""
+        """A new sequence begins to wait, in the queue or as a sibling."""
         request.num_living += 1
         self.sequences[sequence.sequence_id] = sequence
-        if sequence.sample_index and request.forks:
-            sequence.move_to(SequenceState.SIBLING)
         self._wait(request, sequence)
 
     def admit(self, sequence: Sequence, tick: int) -> None:
@@ -215,6 +212,7 @@ class Roster:
     def _wait(self, request: Request, sequence: Sequence) -> None:
         if sequence.state is SequenceState.SIBLING:
             request.siblings.append(sequence)
+            request.siblings.sort(key=lambda sibling: sibling.sample_index)
             parent = request.sequences[0]
             if parent.sequence_id in self.running:
                 self.parents[parent.sequence_id] = request
@@ -227,6 +225,7 @@ class Roster:
             self._leave_queue(sequence)
         elif sequence.state in (SequenceState.ADMITTING, SequenceState.RUNNING):
             self._leave_running(sequence)
+            self.departed.add(sequence.submission.tenant)
 
     def _leave_queue(self, sequence: Sequence) -> None:
         if sequence.state is SequenceState.PREEMPTED:
@@ -243,7 +242,6 @@ class Roster:
         del self.running[sequence.sequence_id]
         self.parents.pop(sequence.sequence_id, None)
         self.prefixes.end(sequence)
-        self.num_departures[sequence.submission.tenant] += 1
         if sequence in self.decodes:
             self.decodes.leave(sequence)
         else:

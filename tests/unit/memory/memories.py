@@ -9,10 +9,10 @@ from pageframe.executor.memory.block_pool import BlockPool
 from pageframe.executor.memory.eviction import LruEviction
 from pageframe.executor.memory.giving_up import leave_window
 from pageframe.executor.memory.integrity import check_integrity
-from pageframe.executor.memory.kv_memory import KvMemory
 from pageframe.executor.memory.options import MemoryOptions
 from pageframe.executor.memory.prefix_index import PrefixIndex
 from pageframe.executor.memory.publishing import publish
+from pageframe.executor.memory.yielding import build_memory
 from unit.memory.kv_records import RecordingSink
 
 
@@ -56,7 +56,7 @@ class Harness:
         self, *, num_blocks: int = 8, block_size: int = 4, num_rows: int = 4, **options
     ) -> None:
         self.sink = RecordingSink()
-        self.memory = KvMemory(
+        self.memory = build_memory(
             MemoryOptions(
                 num_blocks=num_blocks,
                 block_size=block_size,

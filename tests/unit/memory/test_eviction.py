@@ -210,6 +210,38 @@ def test_a_hit_weighs_as_much_as_double_the_cost():
     assert take_all(policy) == [3, 1, 2]
 
 
+def test_a_head_ranks_as_high_as_the_dearest_of_its_tails():
+    """Tail 2 is dear and comes in first, tail 3 is cheap; a stranger's block lies between them."""
+    policy = CostAwareEviction(num_blocks_at_double_cost=10)
+    insert_chain(policy, 2, depth=30, parent=1)
+    insert_chain(policy, 3, depth=2, parent=1)
+    insert_chain(policy, 8, depth=20)
+    insert_chain(policy, 0, 1)
+    assert take_all(policy) == [3, 8, 2, 1, 0]
+
+
+def test_a_head_that_was_hit_more_often_than_its_tail_outlasts_it_by_that():
+    """Priorities 11 for tail 1 and 30 for head 0; a stranger's block lies between them."""
+    policy = CostAwareEviction(num_blocks_at_double_cost=10)
+    insert_chain(policy, 0)
+    policy.discard(0)
+    insert_chain(policy, 0)
+    policy.discard(0)
+    insert_chain(policy, 0, 1)
+    insert_chain(policy, 8, depth=10)
+    assert take_all(policy) == [1, 8, 0]
+
+
+def test_a_head_keeps_the_rank_that_its_tail_gave_it():
+    """Taken up and put back without the tail, which is still inside and was dear."""
+    policy = CostAwareEviction(num_blocks_at_double_cost=10)
+    insert_chain(policy, 0, 1, depth=29)
+    policy.discard(0)
+    insert_chain(policy, 8, depth=25)
+    insert_chain(policy, 0, depth=0)
+    assert take_all(policy) == [8, 1, 0]
+
+
 def test_a_block_that_was_hit_often_ages_as_others_go():
     """Priority 4 for block 1; each victim raises what comes in next by one."""
     policy = CostAwareEviction()
@@ -304,10 +336,9 @@ def test_blocks_may_go_from_the_middle_of_a_chain():
     assert policy.take(1) == [4]
     policy.discard(2)
     policy.move(1, 9)
-    insert_chain(policy, 1)
-    assert policy.take(1) == [9]
-    policy.discard(0)
-    assert policy.upcoming(1) == take_all(policy) == [1]
+    policy.discard(9)
+    insert_chain(policy, 9)
+    assert policy.upcoming(9) == take_all(policy) == [0, 9]
 
 
 def test_the_heap_that_is_built_anew_is_in_order():

@@ -1,42 +1,66 @@
-"""What is an export request, and what was cut off."""
+"""The client of a collector: bytes go out as they are, with the standard settings."""
 
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
 import pytest
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 
-from pageframe.telemetry.client import OtlpClient, is_whole_request
+from pageframe.telemetry.client import OtlpClient
 
-REQUEST = ExportTraceServiceRequest()
-for _name in ("short", "long" * 100):
-    REQUEST.resource_spans.add().scope_spans.add().spans.add(name=_name)
-WHOLE = REQUEST.SerializeToString()
+REQUEST = trace_service_pb2.ExportTraceServiceRequest()
+REQUEST.resource_spans.add().scope_spans.add().spans.add(name="step")
 
 
-def test_whole_requests_are_recognised():
-    assert is_whole_request(WHOLE)
-    assert is_whole_request(b"")
+class Collector(trace_service_pb2_grpc.TraceServiceServicer):
+    def __init__(self):
+        self.requests = []
+        self.code = grpc.StatusCode.OK
+
+    def Export(self, request, context):  # noqa: N802, the name is given by the protocol
+        if self.code is not grpc.StatusCode.OK:
+            context.abort(self.code, "no")
+        self.requests.append(request)
+        return trace_service_pb2.ExportTraceServiceResponse()
 
 
-@pytest.mark.parametrize("num_bytes_lost", [1, 2, 100, 300])
-def test_a_request_that_was_cut_off_is_not_whole(num_bytes_lost):
-    assert not is_whole_request(WHOLE[:-num_bytes_lost])
+@pytest.fixture
+def collector(monkeypatch):
+    collector = Collector()
+    server = grpc.server(ThreadPoolExecutor(1))
+    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(collector, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{port}")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    yield collector
+    server.stop(None).wait()
 
 
-@pytest.mark.parametrize("content", [b"x", b"\x0a", b"\x0a\x80", b"\x0a" + b"\xff" * 20, bytes(8)])
-def test_other_bytes_are_no_request(content):
-    assert not is_whole_request(content)
-
-
-def test_what_is_no_request_is_refused_before_it_is_sent(monkeypatch):
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
+def test_a_request_arrives_as_it_was_encoded(collector):
     client = OtlpClient()
-    with pytest.raises(ValueError, match="3 bytes"):
-        client.send(b"bad")
+    assert client.send(REQUEST.SerializeToString())
     client.close()
+    assert collector.requests == [REQUEST]
+
+
+@pytest.mark.parametrize(
+    "code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INVALID_ARGUMENT], ids=str
+)
+def test_a_refusal_is_no_exception_and_is_not_tried_again(collector, code):
+    client = OtlpClient()
+    collector.code = code
+    assert not client.send(REQUEST.SerializeToString())
+    assert not client.is_reachable()
+    collector.code = grpc.StatusCode.OK
+    assert client.is_reachable()
+    client.close()
+    assert collector.requests == [trace_service_pb2.ExportTraceServiceRequest()]
 
 
 def test_a_collector_that_is_not_there_takes_nothing(monkeypatch):
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
     client = OtlpClient()
     assert not client.is_reachable()
-    assert not client.send(WHOLE)
+    assert not client.send(REQUEST.SerializeToString())
     client.close()

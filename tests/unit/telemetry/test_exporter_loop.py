@@ -1,36 +1,36 @@
 """The exporter's loop in one process: commit after delivery, restarts, replaced rings, drops."""
 
-import json
-
 import pytest
 
 from pageframe.core.trace import KvCause, KvOperation, TraceMode
 from pageframe.telemetry.exporter import Exporter
-from pageframe.telemetry.json_form import JsonForm
-from pageframe.telemetry.reader import spans_of
-from pageframe.telemetry.ring import RECORD_HEADER, RingReader, RingWriter
+from pageframe.telemetry.records import unpack
+from pageframe.telemetry.ring import RingReader
 from pageframe.telemetry.sink import RingTraceSink
 
 SECOND_NS = 1_000_000_000
 
 
 class ListDestination:
-    """Keeps spans in a list."""
+    """Keeps batches, and reads in them."""
 
     def __init__(self):
-        self.form = JsonForm()
-        self.spans = []
-        self.num_spans_dropped = 0
+        self.batches = []
+        self.num_dropped = 0
         self.room = True
         self.closed_with_s = None
         self.on_deliver = lambda _: None
 
-    def has_room(self):
+    def has_room(self, num_bytes):
         return self.room
 
     def deliver(self, batch):
         self.on_deliver(batch)
-        self.spans += spans_of(json.loads(self.form.request(batch.resource, batch.entries)))
+        if not self.room:
+            self.num_dropped += batch.num_records
+            return False
+        self.batches.append(batch)
+        return True
 
     def close(self, timeout_s):
         self.closed_with_s = timeout_s
@@ -38,8 +38,14 @@ class ListDestination:
     @property
     def operations(self):
         return [
-            span.attributes["kv.operation"] for span in self.spans if span.name == "kv.allocate"
+            unpack(batch.records[start:end]).number
+            for batch in self.batches
+            for start, end, _ in batch.each_record()
         ]
+
+    @property
+    def losses(self):
+        return [tuple(loss) for batch in self.batches for loss in batch.losses]
 
 
 class Time:
@@ -94,14 +100,13 @@ def record_kv(sink, times=1):
         )
 
 
-def test_spans_wait_for_company_but_not_long(path, destination, time):
+def test_records_wait_for_company_but_not_long(path, destination, time):
     sink = make_sink(path)
     exporter = Exporter([path], destination, now_ns=time)
     record_kv(sink)
-    assert exporter.run_pass() == 1
-    assert destination.spans == []
-    time.advance()
     assert exporter.run_pass() == 0
+    time.advance()
+    assert exporter.run_pass() == 1
     assert destination.operations == [1]
 
 
@@ -109,8 +114,19 @@ def test_a_crowded_ring_is_emptied_at_once(path, destination, time):
     sink = make_sink(path)
     exporter = Exporter([path], destination, now_ns=time)
     record_kv(sink, times=20)
-    exporter.run_pass()
+    assert exporter.run_pass() == 20
     assert destination.operations == list(range(1, 21))
+
+
+def test_a_large_ring_is_emptied_in_batches(path, destination, time):
+    sink = make_sink(path, capacity_bytes=1 << 24)
+    exporter = Exporter([path], destination, now_ns=time)
+    record_kv(sink, times=20_000)
+    while exporter.run_pass():
+        pass
+    assert destination.operations == list(range(1, 20_001))
+    assert len(destination.batches) > 2
+    assert all(len(batch.records) <= 512 * 1024 + 1024 for batch in destination.batches)
 
 
 def test_ring_memory_is_given_back_only_after_delivery(path, destination, time):
@@ -128,24 +144,31 @@ def test_an_exporter_killed_before_delivery_is_followed_by_one_that_delivers(
     path, destination, time
 ):
     sink = make_sink(path)
-    killed = Exporter([path], ListDestination(), now_ns=time)
-    record_kv(sink, times=2)
-    killed.run_pass()
+
+    def die(_):
+        raise KeyboardInterrupt
+
+    killed_destination = ListDestination()
+    killed_destination.on_deliver = die
+    killed = Exporter([path], killed_destination, now_ns=time)
+    record_kv(sink, times=20)
+    with pytest.raises(KeyboardInterrupt):
+        killed.run_pass()
     for source in killed._sources:
         source._reader.close()
     second = Exporter([path], destination, now_ns=time)
     second.run_pass()
-    second.flush()
-    assert destination.operations == [1, 2]
+    assert destination.operations == list(range(1, 21))
 
 
 def test_a_ring_made_later_is_found(path, destination, time):
     exporter = Exporter([path], destination, now_ns=time)
     assert exporter.run_pass() == 0
     sink = make_sink(path)
-    record_kv(sink)
+    record_kv(sink, times=20)
+    assert exporter.run_pass() == 0
     time.advance()
-    assert exporter.run_pass() == 1
+    assert exporter.run_pass() == 20
 
 
 def test_a_restarted_service_is_followed_to_its_new_ring_after_the_old_is_read_out(
@@ -157,17 +180,12 @@ def test_a_restarted_service_is_followed_to_its_new_ring_after_the_old_is_read_o
     record_kv(first, times=2)
     second = make_sink(path, incarnation=2)
     record_kv(second)
-    while exporter.run_pass():
-        pass
-    time.advance()
-    exporter.run_pass()
-    exporter.flush()
-    found = [
-        (span.attributes["kv.pool_incarnation"], span.attributes["kv.operation"])
-        for span in destination.spans
-        if span.name == "kv.allocate"
-    ]
-    assert found == [(1, 1), (1, 2), (2, 1)]
+    for _ in range(6):
+        time.advance()
+        exporter.run_pass()
+    found = [(batch.producer.incarnation, batch.num_records) for batch in destination.batches]
+    assert found == [(1, 2), (2, 1)]
+    assert destination.operations == [1, 2, 1]
 
 
 def test_drops_are_told_once_with_their_number(path, destination, time):
@@ -175,32 +193,54 @@ def test_drops_are_told_once_with_their_number(path, destination, time):
     exporter = Exporter([path], destination, now_ns=time)
     record_kv(sink, times=100)
     exporter.run_pass()
+    num_dropped = sink.num_dropped
+    assert destination.losses == [("ring", num_dropped, num_dropped)]
+    assert num_dropped == 100 - len(destination.operations) > 0
+    record_kv(sink, times=20)
     time.advance()
     exporter.run_pass()
-    exporter.flush()
-    (drop,) = [span for span in destination.spans if span.name == "trace.drop"]
-    assert drop.attributes["pageframe.trace.num_dropped"] == sink.num_dropped > 0
-    numbers = destination.operations
-    record_kv(sink)
+    assert len(destination.losses) == 1
+    assert destination.operations[-20] - 1 == 100
+
+
+def test_drops_are_told_once_a_second_while_they_go_on_and_all_of_them_in_the_end(
+    path, destination, time
+):
+    sink = make_sink(path)
+    exporter = Exporter([path], destination, now_ns=time)
+    for _ in range(3):
+        record_kv(sink, times=100)
+        exporter.run_pass()
+    assert [loss[0] for loss in destination.losses] == ["ring"]
+    exporter.drain(5.0, until_finished=False)
+    assert sum(loss[1] for loss in destination.losses) == sink.num_dropped
+    assert destination.losses[-1][2] == sink.num_dropped
+
+
+def test_drops_that_no_record_follows_are_told(path, destination, time):
+    sink = make_sink(path)
+    exporter = Exporter([path], destination, now_ns=time)
+    sink._ring.count_dropped()
     exporter.run_pass()
-    exporter.flush()
-    assert destination.operations[-1] - numbers[-1] - 1 == sink.num_dropped
+    assert (destination.operations, destination.losses) == ([], [("ring", 1, 1)])
+    exporter.run_pass()
+    assert len(destination.batches) == 1
 
 
 def test_losses_behind_the_ring_are_told_when_there_is_room_again(path, destination, time):
     sink = make_sink(path)
     exporter = Exporter([path], destination, now_ns=time)
-    record_kv(sink)
-    exporter.run_pass()
-    destination.num_spans_dropped = 4
     destination.room = False
-    exporter.flush()
+    record_kv(sink, times=20)
+    assert exporter.run_pass() == 20
     destination.room = True
-    exporter.flush()
-    exporter.flush()
-    (drop,) = [span for span in destination.spans if span.name == "trace.drop"]
-    assert drop.attributes["pageframe.trace.num_dropped"] == 4
-    assert drop.attributes["pageframe.trace.dropped_by"] == "exporter"
+    record_kv(sink, times=20)
+    assert exporter.run_pass() == 20
+    assert destination.losses == [("exporter", 20, 20)]
+    assert destination.operations == list(range(21, 41))
+    record_kv(sink, times=20)
+    exporter.run_pass()
+    assert len(destination.losses) == 1
 
 
 def test_under_audit_a_full_destination_leaves_records_in_the_ring(path, destination, time):
@@ -211,68 +251,7 @@ def test_under_audit_a_full_destination_leaves_records_in_the_ring(path, destina
     assert exporter.run_pass() == 0
     destination.room = True
     assert exporter.run_pass() == 20
-
-
-def test_a_batch_that_cannot_be_delivered_does_not_stop_the_next(path, destination, time):
-    sink = make_sink(path)
-    exporter = Exporter([path], destination, now_ns=time)
-
-    def fail(_):
-        destination.on_deliver = lambda _: None
-        raise RuntimeError("no room")
-
-    destination.on_deliver = fail
-    record_kv(sink)
-    exporter.run_pass()
-    exporter.flush()
-    record_kv(sink)
-    exporter.run_pass()
-    exporter.flush()
-    assert destination.operations == [2]
-    (drop,) = [span for span in destination.spans if span.name == "trace.drop"]
-    # The operation, and the root of the pool's own trace.
-    assert drop.attributes["pageframe.trace.num_dropped"] == 2
-
-
-def test_a_record_that_is_not_understood_is_passed_over(path, destination, time):
-    ring = RingWriter(
-        path, service_name="s", mode=TraceMode.ALL, incarnation=1, capacity_bytes=4096
-    )
-    ring.try_write(RECORD_HEADER.pack(16, 99) + bytes(8))
-    sink = RingTraceSink(ring, mode=TraceMode.ALL)
-    record_kv(sink)
-    exporter = Exporter([path], destination, now_ns=time)
-    assert exporter.run_pass() == 2
-    exporter.flush()
-    assert destination.operations == [1]
-    exporter.flush()
-    (drop,) = [span for span in destination.spans if span.name == "trace.drop"]
-    assert drop.attributes["pageframe.trace.num_dropped"] == 1
-
-
-def test_a_span_that_cannot_be_encoded_is_counted_and_its_neighbours_are_not(
-    path, destination, time
-):
-    sink = make_sink(path)
-    for name, link_span_id in (("before", 1), ("broken", 2**64), ("after", 1)):
-        sink.span(
-            name,
-            trace_id=bytes(range(16)),
-            span_id=3,
-            parent_span_id=2,
-            start_ns=1,
-            end_ns=2,
-            attributes={},
-            links=[(bytes(16), link_span_id)],
-        )
-    exporter = Exporter([path], destination, now_ns=time)
-    exporter.run_pass()
-    exporter.flush()
-    exporter.flush()
-    names = [span.name for span in destination.spans]
-    assert [name for name in names if name in {"before", "broken", "after"}] == ["before", "after"]
-    (drop,) = [span for span in destination.spans if span.name == "trace.drop"]
-    assert drop.attributes["pageframe.trace.num_dropped"] == 1
+    assert destination.operations == list(range(1, 21))
 
 
 def test_draining_delivers_everything_and_removes_rings_of_ended_services(
@@ -289,15 +268,15 @@ def test_draining_delivers_everything_and_removes_rings_of_ended_services(
     assert not path.exists()
     assert other.exists()
     assert 0 < destination.closed_with_s <= 5.0
-    assert RingReader(other).read(1 << 30) == []
+    assert RingReader(other).read(1 << 30) == (b"", 0)
 
 
 def test_a_ring_read_by_another_process_is_waited_for(path, destination, time):
     sink = make_sink(path)
-    record_kv(sink)
+    record_kv(sink, times=20)
     other = RingReader(path)
     exporter = Exporter([path], destination, now_ns=time)
     assert exporter.run_pass() == 0
     other.close()
     time.advance()
-    assert exporter.run_pass() == 1
+    assert exporter.run_pass() == 20

@@ -14,19 +14,15 @@ from pageframe.telemetry.json_form import JsonForm
 from pageframe.telemetry.kv_encoder import KvEncoder
 from pageframe.telemetry.mapping import SpanMapper
 from pageframe.telemetry.protobuf_form import ProtobufForm
+from pageframe.telemetry.record_batch import Loss, Producer
 from pageframe.telemetry.records import kv_layout, pack_context, unpack
 
 INCARNATION = 1_763_700_000_000_000_000
 TENANTS = ("", "acme", 'quo"te\\', "größe", "x" * 256, "\N{SNOWMAN}" * 30, "a\udc00b")
 
 
-def make_mapper(num_home_spans=0):
-    return SpanMapper(
-        service_name="pageframe-executor",
-        incarnation=INCARNATION,
-        producer_pid=17,
-        num_home_spans=num_home_spans,
-    )
+def make_mapper():
+    return SpanMapper(Producer("pageframe-executor", INCARNATION, 17))
 
 
 def pack(
@@ -93,20 +89,22 @@ def random_numbers(rng, count):
         yield number
 
 
-def encode_directly(form, records, num_home_spans=0):
-    """The entries of all records, roots of home traces among them, in the order of the mapper."""
-    mapper = make_mapper(num_home_spans)
+def encode_directly(form, records):
+    """A request of all records, roots of home traces among them, in the order of the mapper."""
+    mapper = make_mapper()
     encoder = KvEncoder(form, mapper)
     entries = []
+    packed, at = b"".join(records), 0
     for record in records:
         made = []
-        entry = encoder.encode(record, made)
+        entry = encoder.encode(packed, at, made)
         entries += [*form.spans(made), entry]
+        at += len(record)
     return form.request(mapper.resource, entries)
 
 
-def map_slowly(records, num_home_spans=0):
-    mapper = make_mapper(num_home_spans)
+def map_slowly(records):
+    mapper = make_mapper()
     return [span for record in records for span in mapper.spans(unpack(record))]
 
 
@@ -152,14 +150,14 @@ def test_every_cause_hangs_where_the_mapper_hangs_it(cause, position):
     ) == encode_protobuf(map_slowly(records))
 
 
-def test_the_pools_own_trace_goes_on_where_another_exporter_left_it():
-    records = [pack(number=number, trace_id=bytes(16), span_id=bytes(8)) for number in range(1, 12)]
-    written = encode_directly(ProtobufForm(), records, num_home_spans=9_995)
-    expected = encode_protobuf(map_slowly(records, num_home_spans=9_995))
-    found = ExportTraceServiceRequest.FromString(written)
-    assert found == expected
+def test_the_pools_own_trace_is_cut_where_the_mapper_cuts_it():
+    records = [
+        pack(number=number, trace_id=bytes(16), span_id=bytes(8)) for number in range(9_995, 10_005)
+    ]
+    found = ExportTraceServiceRequest.FromString(encode_directly(ProtobufForm(), records))
+    assert found == encode_protobuf(map_slowly(records))
     spans = found.resource_spans[0].scope_spans[0].spans
-    assert [span.name for span in spans].count("pool") == 1
+    assert [span.name for span in spans].count("pool") == 2
     assert len({span.trace_id for span in spans}) == 2
 
 
@@ -173,27 +171,26 @@ def test_an_operation_on_thousands_of_blocks_names_every_one():
 @pytest.mark.parametrize(
     ("at", "value"), [(52, 0), (52, 99), (53, 0), (53, 99)], ids=lambda value: str(value)
 )
-def test_an_unknown_operation_or_cause_is_refused_and_takes_no_place(at, value):
+def test_an_unknown_operation_or_cause_is_refused_and_makes_no_root(at, value):
     record = bytearray(pack(trace_id=bytes(16), span_id=bytes(8)))
     record[at] = value
-    mapper = make_mapper()
     made = []
     with pytest.raises(ValueError, match=str(value)):
-        KvEncoder(ProtobufForm(), mapper).encode(bytes(record), made)
-    assert (made, mapper.home.num_spans) == ([], 0)
+        KvEncoder(ProtobufForm(), make_mapper()).encode(bytes(record), 0, made)
+    assert made == []
 
 
 @pytest.mark.parametrize("num_bytes", [8, 63, 95])
 def test_a_record_that_is_cut_off_is_refused(num_bytes):
     with pytest.raises(struct.error):
-        KvEncoder(ProtobufForm(), make_mapper()).encode(pack()[:num_bytes], [])
+        KvEncoder(ProtobufForm(), make_mapper()).encode(pack()[:num_bytes], 0, [])
 
 
 def test_finished_spans_and_operations_share_a_request():
     mapper = make_mapper()
     form = ProtobufForm()
-    made = mapper.drop_spans(time_ns=5, num_dropped=1, num_dropped_total=1, dropped_by="ring")
-    entries = [*form.spans(made), KvEncoder(form, mapper).encode(pack(), [])]
+    made = mapper.loss_spans(Loss("ring", 1, 1), time_ns=5)
+    entries = [*form.spans(made), KvEncoder(form, mapper).encode(pack(), 0, [])]
     found = ExportTraceServiceRequest.FromString(form.request(mapper.resource, entries))
     expected = encode_protobuf([*made, *make_mapper().spans(unpack(pack()))])
     assert found == expected

@@ -6,6 +6,7 @@ from opentelemetry.trace import StatusCode
 
 from pageframe.core.trace import KvCause, KvOperation, SpanKind, child_span_id
 from pageframe.telemetry.mapping import SpanMapper, home_root_span_id, home_trace_id, kv_span_id
+from pageframe.telemetry.record_batch import Loss, Producer
 from pageframe.telemetry.records import KvRecord, SpanRecord
 
 TRACE_ID = bytes(range(16))
@@ -13,13 +14,8 @@ SEQUENCE_SPAN = 0xABCDEF
 INCARNATION = 99
 
 
-def make_mapper(service_name="pageframe-executor", num_home_spans=0):
-    return SpanMapper(
-        service_name=service_name,
-        incarnation=INCARNATION,
-        producer_pid=1,
-        num_home_spans=num_home_spans,
-    )
+def make_mapper(service_name="pageframe-executor"):
+    return SpanMapper(Producer(service_name, INCARNATION, 1))
 
 
 def make_kv(**fields):
@@ -48,6 +44,7 @@ def make_kv(**fields):
         (KvCause.PREFILL, 64, child_span_id(SEQUENCE_SPAN, SpanKind.PREFILL, 2, 64)),
         (KvCause.DECODE, 127, child_span_id(SEQUENCE_SPAN, SpanKind.DECODE, 2, 0)),
         (KvCause.DECODE, 128, child_span_id(SEQUENCE_SPAN, SpanKind.DECODE, 2, 1)),
+        (KvCause.PREFIX_HIT, 64, child_span_id(SEQUENCE_SPAN, SpanKind.PREFILL, 2, 64)),
         (KvCause.FINISHED, 128, SEQUENCE_SPAN),
         (KvCause.PREEMPTED, 128, SEQUENCE_SPAN),
         (KvCause.CANCELLED, 128, SEQUENCE_SPAN),
@@ -115,7 +112,7 @@ def test_what_serves_no_traced_request_goes_to_the_trace_of_the_pool(untraced):
     assert ("kv.sequence" in span.attributes) is bool(untraced.get("sequence_id", 7))
 
 
-def test_no_trace_of_the_pool_exceeds_ten_thousand_spans_and_each_links_back():
+def test_the_pools_own_trace_is_cut_every_ten_thousand_operations_and_each_part_links_back():
     mapper = make_mapper()
     spans = []
     for number in range(1, 25_001):
@@ -123,7 +120,7 @@ def test_no_trace_of_the_pool_exceeds_ten_thousand_spans_and_each_links_back():
     counts: dict[int, int] = {}
     for span in spans:
         counts[span.context.trace_id] = counts.get(span.context.trace_id, 0) + 1
-    assert list(counts.values()) == [10_000, 10_000, 5_003]
+    assert list(counts.values()) == [10_000, 10_001, 5_002]
     first, second, third = (span for span in spans if span.name == "pool")
     assert first.links == ()
     assert second.links[0].context.span_id == first.context.span_id
@@ -131,13 +128,22 @@ def test_no_trace_of_the_pool_exceeds_ten_thousand_spans_and_each_links_back():
     assert len({span.context.span_id for span in spans}) == len(spans)
 
 
-def test_a_new_exporter_goes_on_in_the_same_trace_of_the_pool():
-    first = make_mapper()
-    _, before = first.spans(make_kv(number=1, trace_id=bytes(16), span_id=0))
-    second = make_mapper(num_home_spans=first.home.num_spans)
-    (after,) = second.spans(make_kv(number=2, trace_id=bytes(16), span_id=0))
-    assert after.context.trace_id == before.context.trace_id
-    assert after.parent.span_id == before.parent.span_id
+def test_a_new_exporter_puts_an_operation_into_the_same_trace_of_the_pool():
+    operations = [make_kv(number=number, trace_id=bytes(16), span_id=0) for number in (9, 20_001)]
+    mapper = make_mapper()
+    first = [span for record in operations for span in mapper.spans(record)]
+    second = make_mapper().spans(operations[1])
+    assert [span.context.span_id for span in first[2:]] == [span.context.span_id for span in second]
+    assert [span.context.trace_id for span in first[2:]] == [
+        span.context.trace_id for span in second
+    ]
+
+
+def test_the_operations_of_an_incarnation_never_share_an_id():
+    ids = {kv_span_id(INCARNATION, number) for number in range(1, 10_001)}
+    assert len(ids) == 10_000
+    assert all(0 < span_id < 2**64 for span_id in ids)
+    assert kv_span_id(INCARNATION + 1, 1) not in ids
 
 
 def test_the_same_record_becomes_the_same_span():
@@ -184,12 +190,23 @@ def test_values_that_otlp_cannot_carry_are_made_fit():
 
 
 def test_drops_are_told_in_the_trace_of_the_process():
-    root, span = make_mapper("pageframe-gateway").drop_spans(
-        time_ns=4, num_dropped=3, num_dropped_total=10, dropped_by="ring"
-    )
+    root, span = make_mapper("pageframe-gateway").loss_spans(Loss("ring", 3, 10), time_ns=4)
     assert root.name == "process"
     assert span.name == "trace.drop"
     assert span.parent.span_id == root.context.span_id
     assert span.attributes["pageframe.trace.num_dropped"] == 3
     assert span.attributes["pageframe.trace.num_dropped_total"] == 10
+    assert span.attributes["pageframe.trace.dropped_by"] == "ring"
     assert span.status.status_code is StatusCode.ERROR
+
+
+def test_drops_are_told_beside_the_operation_before_them():
+    mapper = make_mapper()
+    _, before = mapper.spans(make_kv(number=35_000, trace_id=bytes(16), span_id=0))
+    (span,) = mapper.loss_spans(Loss("ring", 1, 1), time_ns=4)
+    assert span.context.trace_id == before.context.trace_id
+
+
+def test_a_step_that_otlp_cannot_carry_becomes_text():
+    (span,) = make_mapper().spans(make_kv(step=2**63))
+    assert span.attributes["kv.step"] == str(2**63)

@@ -5,11 +5,12 @@ import json
 import pytest
 
 from pageframe.core.errors import InvalidRequestError, NotFoundError
-from pageframe.telemetry.destinations import JsonLinesDestination, SpanBatch
 from pageframe.telemetry.mapping import SpanMapper
 from pageframe.telemetry.reader import Span, read_spans, spans_by_trace
+from pageframe.telemetry.record_batch import Producer
 from pageframe.telemetry.records import SpanRecord
 from pageframe.telemetry.render import render_trace
+from pageframe.telemetry.trace_files import TraceFiles
 
 TRACE_ID = bytes(range(16))
 MS = 1_000_000
@@ -30,12 +31,13 @@ def make_span(name, span_id, parent_span_id=0, start_ms=0, end_ms=0, error="", *
 
 
 def write(folder, *records, stem="pageframe"):
-    mapper = SpanMapper(service_name="pageframe-scheduler", incarnation=1, producer_pid=1)
-    destination = JsonLinesDestination(folder, stem)
+    mapper = SpanMapper(Producer("pageframe-scheduler", 1, 1))
+    files = TraceFiles(folder, stem)
     for record in records:
-        entries = destination.form.spans(mapper.spans(record))
-        destination.deliver(SpanBatch(mapper.resource, entries))
-    destination.close(1.0)
+        assert files.send(
+            files.form.request(mapper.resource, files.form.spans(mapper.spans(record)))
+        )
+    files.close()
 
 
 def test_a_span_written_is_the_span_read(tmp_path):

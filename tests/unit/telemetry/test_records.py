@@ -10,6 +10,7 @@ from pageframe.core.trace import KvCause, KvOperation, TraceMode
 from pageframe.telemetry.records import KvRecord, SpanRecord, pack_span, unpack
 from pageframe.telemetry.ring import RECORD_HEADER, RingReader
 from pageframe.telemetry.sink import RingTraceSink
+from unit.telemetry.records_of import read_all
 
 ids = st.lists(st.integers(0, 2**32 - 1), max_size=40)
 names = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\0"), max_size=20)
@@ -39,10 +40,9 @@ def test_a_kv_record_comes_back_whole(
     )
     sink.kv(**fields, sequence_id=sequence_id, block_ids=block_ids, target_ids=target_ids)
     reader = RingReader(path)
-    (packed,) = reader.read(1 << 20)
+    (record,) = read_all(reader)
     reader.close()
     sink.close()
-    record = unpack(packed)
     assert isinstance(record, KvRecord)
     assert record == KvRecord(
         time_ns=record.time_ns,

@@ -10,11 +10,11 @@ from pageframe.core.clock import ManualClock
 from pageframe.core.errors import InvalidRequestError
 from pageframe.core.trace import KvCause, KvOperation, NullTraceSink, TraceMode
 from pageframe.telemetry.context import is_sampled
-from pageframe.telemetry.records import KvRecord, SpanRecord, unpack
+from pageframe.telemetry.records import KvRecord, SpanRecord
 from pageframe.telemetry.ring import RingReader, RingWriter
 from pageframe.telemetry.sink import LockedRingTraceSink, RingTraceSink, SilentTraceSink
+from unit.telemetry.records_of import read_all
 
-ALL = 1 << 40
 TRACE_ID = bytes(range(16))
 SPAN_ID = bytes(range(8))
 
@@ -46,10 +46,6 @@ def record_span(sink, trace_id=TRACE_ID, attributes=None):
         end_ns=2,
         attributes=attributes or {},
     )
-
-
-def read_all(reader):
-    return [unpack(record) for record in reader.read(ALL)]
 
 
 def test_off_gives_a_sink_that_keeps_nothing(tmp_path):

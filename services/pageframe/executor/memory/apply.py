@@ -35,6 +35,7 @@ from pageframe.executor.memory.matching import Match
 from pageframe.executor.memory.retaining import check_handle
 from pageframe.executor.memory.sequence_table import NO_ROW, Sequence
 from pageframe.executor.memory.sharing import fork, make_writable, rows_to_copy
+from pageframe.executor.memory.yielding import ALL_PINS, SESSIONS, num_yieldable
 
 STEP_OUT_OF_ORDER = "STEP_OUT_OF_ORDER"
 
@@ -278,15 +279,28 @@ def _grow(memory: KvMemory, sequence: Sequence, end: int, *, is_new: bool) -> Re
     """Give a running sequence what it lacks to hold ``end`` tokens."""
     row: Int32Array = np.array([sequence.row], dtype=np.int32)
     num_blocks = memory.tables.num_missing(sequence.row, end) + int(is_new)
-    refused = memory.obstacle(sequence.tenant_id, num_blocks) if num_blocks else None
+    refused = _obstacle(memory, sequence, num_blocks)
     if refused is not None and is_new:
         # One block more than missing was asked for, should it have to copy; look closer.
         num_blocks -= 1 - len(rows_to_copy(memory, row))
-        refused = memory.obstacle(sequence.tenant_id, num_blocks)
+        refused = _obstacle(memory, sequence, num_blocks)
     if refused is None:
         make_writable(memory, row, KvCause.PREFILL)
         memory.cover(sequence.row, end)
     return refused
+
+
+def _obstacle(
+    memory: KvMemory, sequence: Sequence, num_blocks: int, shared: list[int] | None = None
+) -> RefusedBecause | None:
+    """Why a sequence cannot have so many more blocks; pins that may give way to it do not count."""
+    if not num_blocks:
+        return None
+    num_more = 0
+    if num_blocks > memory.pool.num_available:
+        nobody_runs = not len(memory.sequences.running_rows())
+        num_more = num_yieldable(memory, ALL_PINS if nobody_runs else SESSIONS, shared or ())
+    return memory.obstacle(sequence.tenant_id, num_blocks, num_more)
 
 
 def _try_admission(
@@ -303,7 +317,8 @@ def _try_admission(
     end = min(match.num_tokens + num_tokens, len(sequence.parked_tokens))
     if end - match.num_tokens > num_tokens_left:
         return RefusedBecause.NOT_READY, 0
-    refused = memory.obstacle(sequence.tenant_id, _num_blocks_to_hold(memory, match, end))
+    num_blocks = _num_blocks_to_hold(memory, match, end)
+    refused = _obstacle(memory, sequence, num_blocks, match.block_ids)
     if refused is not None:
         return refused, 0
     if match.promotions:

@@ -124,10 +124,6 @@ class BlockPool:
         self.supply.restart()
         self.current_step = 0
 
-    def check_available(self, num_blocks: int) -> None:
-        """Refuse with ``BlocksExhaustedError`` if fewer can be allocated now."""
-        self.supply.check_available(num_blocks)
-
     def allocate(self, num_blocks: int, purpose: Purpose) -> Int32Array:
         """Take blocks for one sequence, each with one reference: int32 [num_blocks].
 

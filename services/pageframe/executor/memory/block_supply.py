@@ -32,6 +32,7 @@ class BlockSupply:
     """Blocks that nobody refers to.
 
     Attributes:
+        on_shortage: Called with a number of blocks that are lacking; may make some available.
         before_evict: Called with cached blocks that are about to be given up, still indexed, and
             for whom.
     """
@@ -44,6 +45,7 @@ class BlockSupply:
         eviction: EvictionPolicy,
         recorder: OperationRecorder,
     ) -> None:
+        self.on_shortage: Callable[[int], None] = _ignore
         self.before_evict: Callable[[list[int], Purpose], None] = _do_nothing
         self._columns = columns
         self._index = index
@@ -106,11 +108,13 @@ class BlockSupply:
         return block_ids
 
     def check_available(self, num_blocks: int) -> None:
-        """Refuse if fewer than ``num_blocks`` can be taken now.
+        """Refuse if fewer than ``num_blocks`` can be taken, once pins have given way.
 
         Raises:
             BlocksExhaustedError: with the numbers.
         """
+        if num_blocks > self.num_available:
+            self.on_shortage(num_blocks - self.num_available)
         if num_blocks > self.num_available:
             raise BlocksExhaustedError(
                 "BLOCKS_EXHAUSTED",
@@ -222,6 +226,10 @@ class BlockSupply:
             self._columns.owner_ids[batch.block_ids] = 0
             self._free.push(batch.block_ids)
             self._recorder.record(KvOperation.FREE, batch.purpose, named)
+
+
+def _ignore(num_blocks: int) -> None:
+    """Nobody gives way."""
 
 
 def _do_nothing(block_ids: list[int], purpose: Purpose) -> None:

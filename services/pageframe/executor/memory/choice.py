@@ -15,6 +15,7 @@ from pageframe.executor.batch import Int32Array
 from pageframe.executor.memory.kv_memory import KvMemory
 from pageframe.executor.memory.sequence_table import NO_ROW, Sequence
 from pageframe.executor.memory.sharing import rows_to_copy
+from pageframe.executor.memory.yielding import ALL_PINS, SESSIONS, num_yieldable
 
 BUILDS_ON_UNAPPLIED_STEP = "BUILDS_ON_UNAPPLIED_STEP"
 MUST_DOES_NOT_FIT = "MUST_DOES_NOT_FIT"
@@ -185,6 +186,9 @@ def _choose_victims(
     demand = _demand_of(memory, choice)
     choice.has_writers = bool(demand.writers)
     over = _over(memory, demand, forecast)
+    if None in over:
+        forecast.num_available += num_yieldable(memory, SESSIONS)
+        over = _over(memory, demand, forecast)
     for victim in _live_victims(memory, plan, leaving, choice.stale_ids):
         row = victim.sequence.row
         if not over:
@@ -194,6 +198,9 @@ def _choose_victims(
         forecast.give_up(row, victim.num_tail_blocks)
         demand.drop(row)
         choice.victims.append(victim)
+        over = _over(memory, demand, forecast)
+    if None in over:
+        forecast.num_available += num_yieldable(memory, ALL_PINS - SESSIONS)
         over = _over(memory, demand, forecast)
     if over:
         choice.refusal = MUST_DOES_NOT_FIT

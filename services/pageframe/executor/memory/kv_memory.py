@@ -127,9 +127,14 @@ class KvMemory:
             return Match()
         return find_prefix(sequence, sequence.parked_tokens, self.pool.index, self.host)
 
-    def obstacle(self, tenant_id: int, num_blocks: int) -> RefusedBecause | None:
-        """Why a tenant cannot have so many more blocks now; None if it can."""
-        num_available = self.pool.num_available
+    def obstacle(
+        self, tenant_id: int, num_blocks: int, num_yieldable: int = 0
+    ) -> RefusedBecause | None:
+        """Why a tenant cannot have so many more blocks now; None if it can.
+
+        ``num_yieldable`` counts pinned blocks that would give way for it.
+        """
+        num_available = self.pool.num_available + num_yieldable
         if num_blocks > num_available:
             return RefusedBecause.POOL_FULL
         if self.quotas.is_empty:

@@ -117,7 +117,7 @@ def pass_time(memory: KvMemory, now_ns: int) -> bool:
     for retention in expired:
         _let_go(memory, retention, KvCause.EXPIRED)
     for retention in idle:
-        _demote(memory, retention)
+        demote(memory, retention, KvCause.SESSION)
     return bool(expired or idle)
 
 
@@ -137,6 +137,20 @@ def pin_wanted(memory: KvMemory, keys: AbstractSequence[BlockKey]) -> None:
             # An idle session has its content in the host tier; its next turn pins it again.
             if key not in retention.held_keys:
                 _pin(memory, retention, [key])
+
+
+def demote(memory: KvMemory, retention: Retention, cause: KvCause) -> None:
+    """Have the host tier hold what is pinned, as far as it has room; unpin all."""
+    keys = [key for key in retention.keys if key in retention.pinned]
+    block_ids = [retention.pinned[key] for key in keys]
+    purpose = Purpose(cause, tenant_id=memory.pool.tenants.id_of(retention.tenant))
+    if memory.host.num_slots:
+        num_stored = memory.transfers.store(KvOperation.DEMOTE, block_ids, keys, purpose)
+        for key in keys[:num_stored]:
+            if key not in retention.held_keys:
+                memory.host.hold(key)
+                retention.held_keys.add(key)
+    _unpin(memory, retention, keys, purpose)
 
 
 def _keep(
@@ -174,20 +188,6 @@ def _pin(memory: KvMemory, retention: Retention, keys: AbstractSequence[BlockKey
         pinned.append((key, block_id))
     for key, block_id in pinned:
         memory.retentions.note_pinned(retention, key, block_id)
-
-
-def _demote(memory: KvMemory, retention: Retention) -> None:
-    """Have the host tier hold what is pinned, as far as it has room; unpin all."""
-    keys = [key for key in retention.keys if key in retention.pinned]
-    block_ids = [retention.pinned[key] for key in keys]
-    purpose = Purpose(KvCause.SESSION, tenant_id=memory.pool.tenants.id_of(retention.tenant))
-    if memory.host.num_slots:
-        num_stored = memory.transfers.store(KvOperation.DEMOTE, block_ids, keys, purpose)
-        for key in keys[:num_stored]:
-            if key not in retention.held_keys:
-                memory.host.hold(key)
-                retention.held_keys.add(key)
-    _unpin(memory, retention, keys, purpose)
 
 
 def _let_go(memory: KvMemory, retention: Retention, cause: KvCause) -> None:

@@ -21,6 +21,7 @@ from pageframe.core.trace import KvCause, KvOperation
 from pageframe.executor.batch import BlockMoves, Int32Array, Int64Array
 from pageframe.executor.memory.block_keys import BlockKey
 from pageframe.executor.memory.block_pool import BlockPool
+from pageframe.executor.memory.block_supply import BlocksExhaustedError
 from pageframe.executor.memory.host_tier import NO_SLOT, HostTier
 from pageframe.executor.memory.purpose import Purpose
 
@@ -90,10 +91,14 @@ class Transfers:
         Raises:
             BlocksExhaustedError: too few blocks are available; nothing was changed.
         """
-        self._pool.check_available(len(contents))
         # Before blocks are taken: making room for them may demote others, which may drop these.
         slots = [self._host.read(content.key) for content in contents]
-        block_ids = self._pool.allocate(len(contents), purpose)
+        try:
+            block_ids = self._pool.allocate(len(contents), purpose)
+        except BlocksExhaustedError:
+            for content in contents:
+                self._host.finish_transfer(content.key)
+            raise
         targets = block_ids.tolist()
         self._in += zip(slots, targets, strict=True)
         self._arriving.append((block_ids, contents, purpose))

@@ -1,0 +1,73 @@
+"""Pins give way before anybody would have to wait for ever.
+
+A pin is a promise to keep, a running sequence a promise to go on. Where both cannot be kept:
+
+    idle sessions    give way first: to running sequences and to newcomers
+    victims          are preempted next
+    handles          give way when what must run does not fit even then, or to a newcomer when
+                     nobody runs who could ever make room
+
+So pins never stop a replica that could serve. What gave way is demoted to the host tier as far as
+that has room, and pinned again when it is computed again.
+"""
+
+from collections import Counter
+from collections.abc import Container, Iterable
+from functools import partial
+
+from pageframe.core.trace import KvCause, TraceSink
+from pageframe.executor.memory.eviction import EvictionPolicy
+from pageframe.executor.memory.kv_memory import KvMemory
+from pageframe.executor.memory.options import MemoryOptions
+from pageframe.executor.memory.retaining import demote
+from pageframe.executor.memory.retention import Retention, RetentionKind
+
+SESSIONS = frozenset({RetentionKind.SESSION})
+ALL_PINS = frozenset(RetentionKind)
+
+
+def num_yieldable(
+    memory: KvMemory, kinds: Container[RetentionKind], needed: Iterable[int] = ()
+) -> int:
+    """Blocks that would become available if pins of these kinds gave way.
+
+    Args:
+        memory: Read.
+        kinds: Whose pins.
+        needed: Blocks that are about to be shared, and so would stay held.
+    """
+    if not memory.pool.num_pinned:
+        return 0
+    num_pins = Counter(
+        block_id
+        for retention in memory.retentions
+        if retention.kind in kinds
+        for block_id in retention.pinned.values()
+    )
+    for block_id in needed:
+        num_pins.pop(block_id, None)
+    ref_counts = memory.pool.columns.ref_counts
+    return sum(ref_counts[block_id] == count for block_id, count in num_pins.items())
+
+
+def yield_pins(memory: KvMemory, num_blocks: int) -> None:
+    """Have pins give way until ``num_blocks`` more are available; sessions first, oldest first."""
+    target = memory.pool.num_available + num_blocks
+    for retention in sorted(memory.retentions, key=_rank):
+        if memory.pool.num_available >= target:
+            return
+        if retention.pinned:
+            demote(memory, retention, KvCause.POOL_PRESSURE)
+
+
+def build_memory(
+    options: MemoryOptions, *, trace: TraceSink, eviction: EvictionPolicy | None = None
+) -> KvMemory:
+    """An empty KV memory whose pins give way."""
+    memory = KvMemory(options, trace=trace, eviction=eviction)
+    memory.pool.supply.on_shortage = partial(yield_pins, memory)
+    return memory
+
+
+def _rank(retention: Retention) -> tuple[bool, int]:
+    return retention.kind is RetentionKind.HANDLE, retention.expire_ns
