@@ -15,7 +15,8 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # Workers that spin while they wait slow everything down as soon as a core is shared.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help setup up test verify fix protos protos-check bench clean \
+.PHONY: help setup setup-bench up test verify fix protos protos-check bench clean \
+  bench-memory paper kv-dtype long-context soak trace-audit tenant-isolation \
   verify-format verify-lint verify-types verify-imports verify-protos fix-format fix-lint
 
 help: ## Show this help
@@ -73,6 +74,34 @@ protos-check: setup ## Check that the generated Python is that of the protos
 
 bench: setup ## Measure what the split into processes costs
 	@pageframe bench split $(ARGS)
+
+setup-bench:
+	@$(INSTALL) --extra bench
+
+bench-memory: setup ## Measure the books of KV memory, per block, at two sizes of pool
+	@python -m bench.memory_ops $(ARGS)
+
+paper: setup-bench ## Reproduce the memory tables of the PagedAttention paper
+	@pageframe model prepare smollm2-135m-instruct >/dev/null
+	@python -m bench.paper $(ARGS)
+
+kv-dtype: setup-bench ## Measure the error that quantised keys and values make
+	@python -m bench.kv_dtype $(ARGS)
+
+long-context: setup ## Sessions of 32k tokens on a pool for two: promotion beside recompute
+	@python -m bench.long_context $(ARGS)
+
+soak: setup ## A million random operations on KV memory against a second bookkeeper
+	@python -m bench.soak $(ARGS)
+
+trace-audit: setup ## Rebuild the pool from its trace alone; then a trace under full load
+	@model=$$(pageframe model prepare smollm2-135m-instruct) && \
+	python -m bench.trace_audit --model "$$model" $(ARGS)
+	@python -m bench.trace_throughput --collector-away 60
+
+tenant-isolation: setup ## See whether time tells one tenant of another's prompts
+	@model=$$(pageframe model prepare smollm2-135m-instruct) && \
+	python -m bench.tenant_isolation --model "$$model" $(ARGS)
 
 clean: ## Remove caches and build output; keeps .venv and prepared models
 	@rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist

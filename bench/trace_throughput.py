@@ -35,7 +35,7 @@ import grpc
 import numpy as np
 
 from pageframe.core.trace import KvCause, KvOperation, TraceMode
-from pageframe.telemetry.destinations import REQUEST_BYTES_MAX
+from pageframe.telemetry.batch_encoder import REQUEST_BYTES_MAX
 from pageframe.telemetry.ring_path import ring_path
 from pageframe.telemetry.sink import RingTraceSink
 from pageframe.telemetry.spool import SPOOL_BYTES_DEFAULT

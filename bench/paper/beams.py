@@ -85,6 +85,7 @@ class BeamServer:
         self._sequence_ids = count(1)
         self._groups: list[_Group] = []
         self._step = 0
+        self._num_forks = 0
         self._usage: list[Usage] = []
 
     def serve(self, lengths: Lengths) -> UsageTable:
@@ -147,6 +148,7 @@ class BeamServer:
             new_ids = [next(self._sequence_ids) for _ in range(number - 1)]
             parent_id = group.beam_ids[place]
             children[place] = [parent_id, *new_ids]
+            self._num_forks += len(new_ids)
             if new_ids:
                 # Another sample index is another token, so beams differ as they do in a search.
                 plan.forks.append(
@@ -164,4 +166,5 @@ class BeamServer:
         usage = read_usage(self._engine, batch)
         usage.start_ns = self._clock.now_ns()
         usage.num_copies = self._runner.take_num_copies()
+        usage.num_forks, self._num_forks = self._num_forks, 0
         self._usage.append(usage)

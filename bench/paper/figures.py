@@ -152,6 +152,13 @@ def _draw_beam_widths(points: list[BeamWidthPoint]) -> Figure:
         marker="s",
         label="break even",
     )
+    middle.plot(
+        widths,
+        [point.balance.history_copy_ns / _NS_PER_MS for point in points],
+        marker="^",
+        linestyle=":",
+        label="histories, without sharing",
+    )
     middle.set_yscale("log")
     middle.set_title("copies of a full step [ms]", fontsize="medium")
     middle.legend(fontsize="small")

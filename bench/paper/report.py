@@ -173,6 +173,7 @@ def _beam_width_table(points: Sequence[BeamWidthPoint]) -> str:
         "without sharing",
         "copies of a full step",
         "may cost",
+        "histories, without sharing",
         "speed with sharing / without",
     )
     rows = [
@@ -184,6 +185,7 @@ def _beam_width_table(points: Sequence[BeamWidthPoint]) -> str:
             f"{point.balance.num_groups_unshared:.1f}",
             f"{point.balance.copy_ns / _NS_PER_MS:.2f} ms",
             f"{point.balance.break_even_copy_ns / _NS_PER_MS:.1f} ms",
+            f"{point.balance.history_copy_ns / _NS_PER_MS:.1f} ms",
             f"{point.balance.speedup:.2f}",
         )
         for point in points

@@ -31,6 +31,7 @@ class Usage:
         num_blocks: Blocks that are given out; 0 where there are no blocks.
         num_blocks_unshared: Blocks that would be, if each sequence had its own.
         num_copies: Blocks copied before the step's writes.
+        num_forks: Sequences that go on from the step as copies of another.
         is_waiting: Whether somebody has come and does not run.
     """
 
@@ -44,6 +45,7 @@ class Usage:
     num_blocks: int = 0
     num_blocks_unshared: int = 0
     num_copies: int = 0
+    num_forks: int = 0
     is_waiting: bool = False
 
 

@@ -30,6 +30,7 @@ class Sharing:
         num_sequences: Samples or beams of a request.
         saved_share: Saved blocks over blocks without sharing.
         num_copies_per_step: Copied blocks per step of one request.
+        num_forks_per_step: Forks per step of one request, where they were counted.
         num_blocks_per_request: Blocks that one request holds on average while it runs.
         num_tokens_per_request: Tokens, each counted for every sequence that has it, likewise.
     """
@@ -38,6 +39,7 @@ class Sharing:
     num_sequences: int
     saved_share: float
     num_copies_per_step: float
+    num_forks_per_step: float
     num_blocks_per_request: float
     num_tokens_per_request: float
 
@@ -56,6 +58,7 @@ def sharing_of(data: str, num_sequences: int, usage: UsageTable) -> Sharing:
         num_sequences=num_sequences,
         saved_share=1 - totals["num_blocks"] / totals["num_blocks_unshared"],
         num_copies_per_step=totals["num_copies"] / num_request_steps,
+        num_forks_per_step=totals["num_forks"] / num_request_steps,
         num_blocks_per_request=totals["num_blocks"] / num_request_steps,
         num_tokens_per_request=totals["num_token_slots"] / num_request_steps,
     )

@@ -14,7 +14,6 @@ from bench.paper.occupancy import Occupancy, measure_occupancy, occupancy_of
 from bench.paper.rates import Curve, measure_curve
 from bench.paper.sharing import Sharing, measure_beams, measure_parallel
 from bench.paper.sweeps import (
-    BLOCK_SIZES,
     BeamWidthPoint,
     BlockSizePoint,
     measure_beam_width,
@@ -46,14 +45,16 @@ class Effort:
     # Alpaca's requests are a fifth as long, and with prompts of one or two blocks they are noisy.
     alpaca_factor: int = 4
     sweep_duration_s: float = 240.0
-    num_sweep_requests: int = 32
+    num_sweep_requests: int = 48
     pageframe_rates_per_s: tuple[float, ...] = (1, 1.5, 1.75, 2, 2.25, 2.5, 3, 4)
     roofline_rates_per_s: tuple[float, ...] = (2, 3, 3.5, 4, 4.5, 5, 6)
     orca_rates_per_s: tuple[float, ...] = tuple(np.arange(0.1, 4.0, 0.1).round(1).tolist())
+    block_sizes: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+    beam_widths: tuple[int, ...] = (2, 4, 6, 8, 16, 32, 64)
 
     def num_width_requests(self, width: int) -> int:
         """Requests in the sweep over widths: wide searches have more beams in each."""
-        return max(8, 4 * self.num_sweep_requests // width)
+        return max(self.num_sweep_requests // 8, 4 * self.num_sweep_requests // width)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -178,8 +179,8 @@ class Study:
     def _sweep_block_sizes(self) -> None:
         effort = self._effort
         recording: Parents = self._recordings[_SWEEP_WIDTH]
-        with self._stage("block sizes", len(BLOCK_SIZES)) as advance:
-            for block_size in BLOCK_SIZES:
+        with self._stage("block sizes", len(effort.block_sizes)) as advance:
+            for block_size in effort.block_sizes:
                 point = measure_block_size(
                     block_size,
                     self._matched,
@@ -193,13 +194,14 @@ class Study:
                 advance()
 
     def _sweep_beam_widths(self) -> None:
-        with self._stage("beam widths", len(self._recordings)) as advance:
-            for width, recording in self._recordings.items():
+        effort = self._effort
+        with self._stage("beam widths", len(effort.beam_widths)) as advance:
+            for width in effort.beam_widths:
                 point = measure_beam_width(
-                    recording,
+                    self._recordings[width],
                     self._matched,
                     SERVER,
-                    num_requests=self._effort.num_width_requests(width),
+                    num_requests=effort.num_width_requests(width),
                     seed=_SEED,
                 )
                 self._results.beam_widths.append(point)

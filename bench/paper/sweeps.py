@@ -8,8 +8,9 @@ and each step copies some blocks before it writes:
     speed     G / (t + copies)
 
 Sharing is worth its copies as long as its speed is above that without sharing, which is given its
-forks for nothing here (in truth it would copy whole histories). Where both are equal, the time for
-copies breaks even.
+forks for nothing here; in truth it would copy the whole history of a beam for each, and what that
+would cost is told beside. Where both speeds are equal, the time for copies breaks even. Groups are
+not rounded to whole ones.
 """
 
 from dataclasses import asdict, dataclass
@@ -20,8 +21,6 @@ from bench.paper.lengths import Lengths
 from bench.paper.paged import PagedConfig, PagedServer
 from bench.paper.sharing import Sharing, measure_beams
 from bench.paper.workload import poisson
-
-BLOCK_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 _TABLE_ENTRY_BYTES = 4
 _RATE_PER_S = 1.5
@@ -36,6 +35,7 @@ class Balance:
         num_groups_unshared: Beam groups that fit without.
         copy_ns: What the copies of a step cost.
         break_even_copy_ns: What they may cost before sharing gains nothing.
+        history_copy_ns: What the forks of a step would cost without sharing.
         speedup: Steps of groups per second with sharing, over those without.
     """
 
@@ -43,6 +43,7 @@ class Balance:
     num_groups_unshared: float
     copy_ns: float
     break_even_copy_ns: float
+    history_copy_ns: float
     speedup: float
 
 
@@ -62,6 +63,12 @@ def balance(sharing: Sharing, cost: CostModel, block_size: int) -> Balance:
         num_groups_shared=shared,
         num_groups_unshared=unshared,
         copy_ns=copy_ns,
+        history_copy_ns=cost.copy_ns(
+            unshared
+            * sharing.num_forks_per_step
+            * sharing.num_tokens_per_request
+            / sharing.num_sequences
+        ),
         break_even_copy_ns=step_ns(unshared) * shared / unshared - step_ns(shared),
         speedup=shared / (step_ns(shared) + copy_ns) * step_ns(unshared) / unshared,
     )

@@ -229,5 +229,5 @@ class Answers:
 
     def _break_promise(self, known: KnownSequence) -> None:
         """What the host tier held for it may go."""
-        self._books.promised.subtract(known.kept_names)
-        known.num_kept, known.kept_names = 0, []
+        self._books.unpromise(known)
+        known.num_kept = 0

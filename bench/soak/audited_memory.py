@@ -71,10 +71,11 @@ class AuditedMemory:
             eviction=load_eviction_policy(shape.eviction),
             session_times=times,
         )
-        self.books = Bookkeeper(shape.num_blocks_max, shape.block_size)
+        self.books = Bookkeeper(shape.num_blocks_max, shape.block_size, self.kept)
         self.auditor = Auditor(self._engine, self.device, self.books, self.kept)
         self._answers = Answers(self.books, self.kept, shape)
         self._has_evicted = False
+        self._leaving: set[int] = set()
         if not self._read_records():
             self.books.open(range(shape.num_blocks))
         self._engine.on_launch = self._read_at_launch
@@ -102,6 +103,7 @@ class AuditedMemory:
         expected = self._answers.expect(plan, is_open=self.is_open)
         self.books.begin_step()
         self._has_evicted = False
+        self._leaving = {*plan.finish, *(item.sequence_id for item in plan.announce)}
         failure = self._engine.last_failure
         result = self._engine.step(plan)
         has_failed = self._engine.last_failure is not failure
@@ -238,11 +240,15 @@ class AuditedMemory:
 
     def _end_operation(self) -> None:
         self.num_operations += 1
+        self._leaving = set()
         self.clock.advance_ns(1)
         self.auditor.look()
 
     def _read_records(self) -> int:
         records = self._sink.take()
+        # What a plan ends is ended before anything else.
+        for sequence_id in self._leaving & self.sequences.keys() if records else ():
+            self.books.unpromise(self.sequences[sequence_id])
         self._has_evicted |= any(record.operation is KvOperation.EVICT for record in records)
         self.books.read(records)
         return len(records)

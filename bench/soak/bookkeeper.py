@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from bench.soak.entries import UNSETTLED, Block, HostCopy, Name, ViolationError
 from bench.soak.fingerprints import NOTHING
-from bench.soak.known import KnownSequence
+from bench.soak.known import KeptPrefixes, KnownSequence
 from bench.soak.records import Record
 from pageframe.core.trace import KvCause, KvOperation
 from pageframe.executor.memory.block_columns import BlockState
@@ -45,8 +45,9 @@ class Bookkeeper:
         epoch: How often a scheduler took over.
     """
 
-    def __init__(self, num_blocks_max: int, block_size: int) -> None:
+    def __init__(self, num_blocks_max: int, block_size: int, kept: KeptPrefixes) -> None:
         self.block_size = block_size
+        self._kept = kept
         self.blocks = [Block() for _ in range(num_blocks_max)]
         self.tables: dict[int, list[int]] = {}
         self.first_blocks: dict[int, int] = {}
@@ -169,6 +170,11 @@ class Bookkeeper:
         """Whether the host tier has all of them."""
         return all(name in self.slots for name in names)
 
+    def unpromise(self, known: KnownSequence) -> None:
+        """What the host tier keeps for a sequence may go: it runs again, or has ended."""
+        self.promised.subtract(known.kept_names)
+        known.kept_names = []
+
     def private_name(self, known: KnownSequence) -> Name:
         """What the last block of a swapped-out sequence is found by while it is not full."""
         return self.epoch, known.sequence_id, known.generation
@@ -195,6 +201,7 @@ class Bookkeeper:
             block.content = [NOTHING] * self.block_size
             self._turn(block_id, BlockState.HELD)
         if record.cause not in _IN_TRANSIT:
+            self.unpromise(known)
             self._extend_table(record)
 
     def _share(self, record: Record) -> None:
@@ -207,7 +214,9 @@ class Bookkeeper:
                 block.tenant = known.tenant
                 self._turn(block_id, BlockState.HELD)
             block.holders[record.sequence_id] = block.holders.get(record.sequence_id, 0) + 1
-        if record.cause is KvCause.FORK:
+        if record.cause is KvCause.PREFIX_HIT:
+            self.unpromise(known)
+        elif record.cause is KvCause.FORK:
             parent_id = self.parents[record.sequence_id]
             if list(record.block_ids) != self.tables[parent_id]:
                 raise ViolationError(f"{record} is not the table of {parent_id}")
@@ -378,6 +387,8 @@ class Bookkeeper:
             if not block.num_pins:
                 raise ViolationError(f"block {block_id} has no pin before {record}")
             block.num_pins -= 1
+            if record.cause is KvCause.POOL_PRESSURE and isinstance(block.name, int):
+                self._kept.give_way(block.name)
             self._settle_unreferenced(block_id)
 
     def _move(self, record: Record) -> None:

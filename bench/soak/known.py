@@ -102,7 +102,8 @@ class Kept:
         names: Last fingerprint of each of its full blocks.
         expire_ns: When it ends.
         demote_ns: When it leaves the device; 0 for never.
-        is_idle: Whether that time has come since it was kept last.
+        is_idle: Whether that time has come since it was kept last, or its pins may have given way
+            to those who needed room.
     """
 
     tenant: str
@@ -148,6 +149,11 @@ class KeptPrefixes:
     def of_content(self, content: int) -> list[Kept]:
         """Who keeps a block of this content."""
         return [self._kept[name] for name in sorted(self._by_content.get(content, ()))]
+
+    def give_way(self, content: int) -> None:
+        """Somebody's pin on a block of this content gave way; the records do not say whose."""
+        for name in self._by_content.get(content, ()):
+            self._kept[name].is_idle = True
 
     def pass_time(self, now_ns: int) -> None:
         """Drop what has expired; note what has become idle."""

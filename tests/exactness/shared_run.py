@@ -27,10 +27,11 @@ from unit.memory.kv_records import RecordingSink
 
 NUM_STEPS_MAX = 4000
 LOGPROB_ERROR_MAX = 2e-4
-_MAX_NUM_SEQUENCES = 6
+_MAX_NUM_SEQUENCES = 8
 _MAX_STEP_TOKENS = 256
 _CHUNK_GROWTH_MAX = 12
 _NUM_SPARE_BLOCKS = 4
+_FORK_IN_PROMPT_SHARE = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,8 +148,8 @@ class AskingScheduler(SharingScheduler):
         return plan
 
     def _fork(self, plan: StepPlan, sequence_id: int, view: View) -> None:
-        # In the middle of a prompt there is no token to take, and the fork is refused.
-        if view.output or self.random.random() < 0.3:
+        # Most steps of a prompt take no token, and a fork there is refused.
+        if view.output or self.random.random() < _FORK_IN_PROMPT_SHARE:
             super()._fork(plan, sequence_id, view)
 
     def read(self, result: StepResult) -> None:

@@ -33,24 +33,24 @@ def _check_exam(exam: Exam) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "runner"),
+    ("name", "runner", "block_sizes"),
     [
         # Grouped heads, one head for all, each its own.
-        ("llama31", "native"),
-        ("qwen3", "native"),
-        ("gpt2", "transformers"),
+        ("llama31", "native", BLOCK_SIZES),
+        ("qwen3", "native", (1, 16)),
+        ("gpt2", "transformers", (4, 16)),
         # A window in some layers: nothing is given up. A window in all: blocks are.
-        ("qwen2", "native"),
-        ("mistral", "native"),
-        ("mixtral", "transformers"),
+        ("qwen2", "native", (16, 128)),
+        ("mistral", "native", BLOCK_SIZES),
+        ("mixtral", "transformers", (4, 16)),
     ],
 )
-def test_tokens_are_the_same_with_everything_in_play(exam_of, name, runner):
+def test_tokens_are_the_same_with_everything_in_play(exam_of, name, runner, block_sizes):
     exam = exam_of(name)
     _check_exam(exam)
     seen: Counter[str] = Counter()
     num_compared: Counter[str] = Counter()
-    for seed, block_size in enumerate(BLOCK_SIZES):
+    for seed, block_size in enumerate(block_sizes):
         world = World(
             runner=runner,
             block_size=block_size,
@@ -68,7 +68,7 @@ def test_tokens_are_the_same_with_everything_in_play(exam_of, name, runner):
     # again unless the sequence is shorter than its window.
     assert has_window or seen.keys() >= RECOVERIES
     assert ("because WINDOW" in seen) == has_window
-    assert min(num_compared[kind] for kind in ("Hugging Face", "alone", "child alone")) > 20
+    assert min(num_compared[kind] for kind in ("Hugging Face", "alone", "child alone")) > 10
 
 
 @pytest.mark.slow

@@ -434,3 +434,26 @@ def test_a_malformed_variable_is_one_line_and_exit_code_2(tmp_path):
     assert result.returncode == 2
     (line,) = result.stderr.splitlines()
     assert "brotli" in json.loads(line)["error"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--seconds", "2"],
+        ["--seconds", "3", "--rate", "30000", "--collector-away", "2"],
+        ["--seconds", "2", "--rate", "20000", "--mode", "audit"],
+    ],
+    ids=["all", "collector-away", "audit"],
+)
+def test_tens_of_thousands_of_operations_a_second_all_arrive_once(options):
+    """The measurement itself, in short: it fails when an operation is lost or comes twice."""
+    result = subprocess.run(
+        [sys.executable, "-m", "bench.trace_throughput", *options],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=4 * TIMEOUT_S,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert json.loads(result.stdout)["num_operations"] >= 40_000

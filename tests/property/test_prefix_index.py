@@ -48,7 +48,7 @@ def keys_of(salt: int, path: Path) -> list[BlockKey]:
 
 
 def key_of(content: Content) -> BlockKey:
-    return private_key(*content) if len(content) == 3 else keys_of(*content)[-1]
+    return private_key(0, *content) if len(content) == 3 else keys_of(*content)[-1]
 
 
 def parent_of(salt: int, path: Path) -> BlockKey:

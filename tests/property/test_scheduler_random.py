@@ -4,10 +4,9 @@ import random
 
 import pytest
 
-from pageframe.core.errors import PageframeError
 from pageframe.core.request import Delivery, Submission
 from pageframe.core.sampling import SamplingParams
-from pageframe.core.step import Announcement, FinishReason
+from pageframe.core.step import Announcement, FinishReason, Recovery, TenantQuota
 from pageframe.core.trace import NullTraceSink
 from pageframe.testing.fake_engine import FakeEngine, make_facts
 from unit.scheduler.driver import (
@@ -26,11 +25,19 @@ PROFILES = {
     "one fits": {"num_blocks": 10, "block_size": 4},
     "blocks of one token": {"num_blocks": 60, "block_size": 1},
     "one block each": {"num_blocks": 3, "block_size": 64},
+    "host tier": {"num_blocks": 24, "block_size": 4, "num_host_blocks": 30},
 }
 
 
 def hit_some(announcement: Announcement) -> int:
     return min(announcement.sequence_id * 5 % 17, len(announcement.token_ids) - 1)
+
+
+def begin_alike(rng: random.Random, num_tokens: int) -> list[int]:
+    """One of few prompts, with a tail of its own."""
+    start, num_shared = rng.choice([1, 500]), rng.randint(0, num_tokens)
+    shared = [start + index for index in range(num_shared)]
+    return shared + [rng.randint(1, 900) for _ in range(num_tokens - num_shared)]
 
 
 class Life:
@@ -39,13 +46,23 @@ class Life:
     def __init__(self, seed: int, profile: str) -> None:
         self.random = random.Random(seed)
         self.facts = make_facts(max_model_len=MAX_LEN, **PROFILES[profile])
+        # What one request needs at most, and then a little or a lot more.
+        ceiling = -(-MAX_LEN // self.facts.block_size) + self.random.choice([0, 1, 3, 100])
+        quotas = (TenantQuota(tenant="bounded", ceiling_blocks=ceiling),)
         self.driver = Driver(
             facts=self.facts,
             token_budget=self.random.choice([1, 3, 7, 16, 64]),
             max_num_running=self.random.choice([1, 2, 5, 16]),
             lookahead=self.random.random() < 0.7,
             trace=self.random.choice([NullTraceSink(), Spans()]),
-            engine=FakeEngine(self.facts, hit_some if self.random.random() < 0.3 else lambda _: 0),
+            recovery=self.random.choice(list(Recovery)),
+            quotas=quotas,
+            engine=FakeEngine(
+                self.facts,
+                num_hit_tokens=hit_some if self.random.random() < 0.3 else lambda _: 0,
+                shares_prefixes=self.random.random() < 0.5,
+                ceilings={"bounded": ceiling},
+            ),
         )
         self.submissions: dict[tuple[int, int], Submission] = {}
         self.disturbed: set[tuple[int, int, int]] = set()
@@ -79,14 +96,16 @@ class Life:
         now_ns = self.driver.clock.now_ns()
         submission = make_submission(
             handle,
-            num_prompt_tokens,
+            # Few first tokens, so that many prompts begin alike.
+            begin_alike(rng, num_prompt_tokens) if rng.random() < 0.5 else num_prompt_tokens,
+            tenant=rng.choice(["free", "bounded"]),
             sampling=SamplingParams(
                 temperature=0.0,
                 max_tokens=rng.randint(1, MAX_LEN - num_prompt_tokens),
                 stop_token_ids=tuple(rng.sample(range(1000), 30)),
                 min_tokens=0,
             ),
-            num_samples=rng.choice([1, 1, 1, 2, 3]),
+            num_samples=rng.choice([1, 1, 1, 2, 3, 6]),
             delivery=rng.choice(list(Delivery)),
             num_tokens_per_event_max=rng.randint(1, 5),
             priority=rng.choice([0, 0, 0, 1]),
@@ -97,13 +116,8 @@ class Life:
             known = expected_output(submission, self.facts)
             num_known = rng.randint(0, len(known))
             submission.resume_token_ids = [known[:num_known]] * submission.num_samples
-        try:
-            self.driver.submit(submission, gateway_id)
-        except PageframeError:
-            # More samples than may run at once.
-            assert submission.num_samples > self.driver.scheduler._roster.capacity.max_num_running
-        else:
-            self.submissions[gateway_id, handle] = submission
+        self.driver.submit(submission, gateway_id)
+        self.submissions[gateway_id, handle] = submission
 
     def some_request(self) -> tuple[int, int]:
         return self.random.choice(list(self.submissions))
@@ -121,8 +135,9 @@ class Life:
     def finish_sample(self) -> None:
         if self.submissions:
             gateway_id, handle = self.some_request()
-            self.disturbed.add((gateway_id, handle, 0))
-            self.driver.take(self.driver.scheduler.finish_sample(gateway_id, handle, 0))
+            sample_index = self.random.randrange(self.submissions[gateway_id, handle].num_samples)
+            self.disturbed.add((gateway_id, handle, sample_index))
+            self.driver.take(self.driver.scheduler.finish_sample(gateway_id, handle, sample_index))
 
     def vanish(self) -> None:
         for gateway_id, handle in self.submissions:

@@ -160,10 +160,10 @@ def _bar(kinds: NDArray[np.uint8], width: int) -> Text:
     bar, num_blocks, num_cells = Text(), 0, 0
     for kind, count in zip(KINDS, counts.tolist(), strict=True):
         num_blocks += count
-        end = num_blocks * width // max(1, len(kinds))
-        end = max(end, num_cells + 1) if count else end
-        bar.append(kind.sign * min(end - num_cells, width - num_cells), style=kind.style)
-        num_cells = min(end, width)
+        num_cells_least = num_cells + bool(count)
+        end = min(width, max(num_cells_least, num_blocks * width // max(1, len(kinds))))
+        bar.append(kind.sign * (end - num_cells), style=kind.style)
+        num_cells = end
     return bar
 
 

@@ -19,7 +19,7 @@ from pageframe.executor.memory.pool_upkeep import set_size
 from pageframe.executor.memory.prefix_index import NO_BLOCK
 from pageframe.executor.memory.purpose import Purpose
 from pageframe.executor.memory.resizing import check_resize, empty_tail
-from pageframe.executor.memory.retaining import pass_time, release_handle, retain
+from pageframe.executor.memory.retaining import finish_transfers, pass_time, release_handle, retain
 from pageframe.executor.memory.retention import Retention as KeptPrefix
 from pageframe.executor.memory.retention import RetentionKind as KeptKind
 from pageframe.executor.memory.sequence_table import NO_ROW
@@ -237,7 +237,7 @@ class MemoryDesk:
         except BaseException:
             fail_transfers(self._memory)
             raise
-        self._memory.transfers.finish()
+        finish_transfers(self._memory)
 
     def _refuse_pin(self, tenant: str, num_blocks: int) -> None:
         quota = self._memory.quotas.quota_of(tenant)

@@ -37,7 +37,12 @@ from pageframe.executor.memory.giving_up import fail_transfers, leave_window
 from pageframe.executor.memory.integrity import NO_BLOCK, Violation, check_integrity
 from pageframe.executor.memory.options import MemoryOptions
 from pageframe.executor.memory.publishing import publish
-from pageframe.executor.memory.retaining import SessionTimes, forget_block, keep_session
+from pageframe.executor.memory.retaining import (
+    SessionTimes,
+    finish_transfers,
+    forget_block,
+    keep_session,
+)
 from pageframe.executor.memory.sequence_table import NO_ROW, Sequence
 from pageframe.executor.memory.yielding import build_memory
 from pageframe.executor.reporting import report_computed, report_error
@@ -253,7 +258,7 @@ class StepEngine:
             self._runner.release(row)
         for sequence in applied.admitted:
             self._admit(sequence, sequence.sampling, applied)
-        for _, child in applied.forks:
+        for _, child in list(applied.forks):
             # The log-probabilities of the prompt are told once, by the parent.
             self._admit(child, replace(child.sampling, num_prompt_logprobs=-1), applied)
         for sequence_id, reason in applied.rejected.items():
@@ -274,12 +279,14 @@ class StepEngine:
         except Exception as error:
             self._note_failure(applied.result.step, error)
             applied.chunks.pop(row, None)
-            applied.forks = [
-                (parent, child)
-                for parent, child in applied.forks
-                if sequence not in (parent, child)
-            ]
+            orphans = [child for parent, child in applied.forks if parent is sequence]
+            applied.forks = [pair for pair in applied.forks if sequence not in pair]
             self._fail([row], applied.result)
+            for child in orphans:
+                # The runner has not heard of it yet.
+                account = self.memory.forget(child, KvCause.CANCELLED)
+                applied.result.accounts[child.sequence_id] = account
+                report_error(applied.result, child.sequence_id)
 
     def _execute(self, batch: StepBatch) -> StepOutput | None:
         """Move blocks and run the batch; None when the runner failed."""
@@ -300,7 +307,7 @@ class StepEngine:
             fail_transfers(memory)
             return None
         memory.pool.complete(batch.step)
-        memory.transfers.finish()
+        finish_transfers(memory)
         return output
 
     def _note_failure(self, step: int, error: Exception) -> None:

@@ -67,14 +67,12 @@ class Draft:
         num_tokens_left: Of the token budget.
         num_blocks_left: Blocks that are promised to nobody, neither by plans in flight nor to
             prefills that are not yet complete; may be negative.
-        is_short: Whether victims had to be named because the pool may have too few blocks.
     """
 
     __slots__ = (
         "_capacity",
         "_num_bytes_left",
         "flight",
-        "is_short",
         "num_blocks_left",
         "num_tokens_left",
         "plan",
@@ -87,7 +85,6 @@ class Draft:
         self.plan = StepPlan(step=flight.step, builds_on=flight.builds_on)
         self.num_tokens_left = capacity.token_budget - flight.num_decodes
         self.num_blocks_left = num_blocks_left
-        self.is_short = False
 
     @property
     def has_news(self) -> bool:

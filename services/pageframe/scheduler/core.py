@@ -2,11 +2,13 @@
 
 ``Scheduler`` conducts; each part guards one thing:
 
-    request      what is refused at once          queues       order and bounds of waiting
+    request      what is malformed                queues       order and bounds of waiting
     roster       who stands where                 decode       who takes a token in every step
     flights      plans not yet answered           budget       what is left of one step
     planner      the next plan                    settlement   what a result means
     admission    who comes in                     preemption   who gives way
+    prefix_wait  who waits to share               forks        samples of one prompt
+    tenants      what quotas mean                 fitting      what could never be served
     endings      the last of a sequence           delivery     tokens on their way out
     stalls       clocks of waiting                tracing      spans
 
@@ -15,32 +17,40 @@ Whoever drives it sends cancels before plans, and plans and results one at a tim
 """
 
 from array import array
+from dataclasses import replace
 
 from pageframe.core.clock import Clock
-from pageframe.core.errors import AlreadyExistsError, OutOfRangeError, UnavailableError
+from pageframe.core.errors import AlreadyExistsError, UnavailableError
 from pageframe.core.limits import LIMITS
 from pageframe.core.request import StallCause, Submission, TokenEvents
-from pageframe.core.step import FinishReason, PoolAccount, ReplicaFacts, StepPlan, StepResult
+from pageframe.core.step import (
+    FinishReason,
+    PoolAccount,
+    Recovery,
+    ReplicaFacts,
+    StepPlan,
+    StepResult,
+    TenantQuota,
+)
 from pageframe.core.trace import TraceSink
 from pageframe.scheduler.admission import Admission
 from pageframe.scheduler.budget import Capacity
 from pageframe.scheduler.delivery import Outboxes
 from pageframe.scheduler.endings import Endings
+from pageframe.scheduler.fitting import Fitting
 from pageframe.scheduler.flights import Flights
+from pageframe.scheduler.forks import Forks
 from pageframe.scheduler.planner import Planner
 from pageframe.scheduler.preemption import Preemption
+from pageframe.scheduler.prefix_wait import PrefixWait
 from pageframe.scheduler.queues import Backlog, Deadlines
-from pageframe.scheduler.request import (
-    Request,
-    check_fits,
-    check_submission,
-    finished_already,
-)
+from pageframe.scheduler.request import Request, check_submission, finished_already
 from pageframe.scheduler.roster import Roster
 from pageframe.scheduler.sequence import Sequence, SequenceState
 from pageframe.scheduler.settlement import Settlement
 from pageframe.scheduler.snapshot import SchedulerSnapshot, take_snapshot
 from pageframe.scheduler.stalls import StallMeter
+from pageframe.scheduler.tenants import Tenants
 from pageframe.scheduler.tracing import SchedulerTracer
 
 Events = list[tuple[int, TokenEvents]]
@@ -60,6 +70,9 @@ class Scheduler:
         clock: Source of time.
         max_queued_requests: Most requests that wait without ever having run.
         max_queued_tokens: Most prompt tokens of those, over all samples.
+        recovery: How victims come back; a swap becomes a recompute where there is no host tier.
+        shares_prefixes: Whether the executor does, so that it is worth waiting for a leader.
+        quotas: Bounds of tenants, as the executor has them.
         first_sequence_id: Id of the first sequence; later ones count up.
     """
 
@@ -75,6 +88,9 @@ class Scheduler:
         prefill_chunk_tokens: int = 0,
         max_queued_requests: int = LIMITS.num_queued_requests_max,
         max_queued_tokens: int = LIMITS.num_queued_tokens_max,
+        recovery: Recovery = Recovery.RECOMPUTE,
+        shares_prefixes: bool = True,
+        quotas: tuple[TenantQuota, ...] = (),
         first_sequence_id: int = 1,
     ) -> None:
         self._facts = facts
@@ -95,17 +111,31 @@ class Scheduler:
             LIMITS.num_steps_in_flight_max if lookahead else 1, _empty_pool(facts)
         )
         self._tracer = tracer = SchedulerTracer(trace, seed=clock.now_ns())
-        self._preemption = Preemption(self._roster)
+        self._recovery = recovery
+        self._tenants = Tenants(self._roster, quotas)
+        self._preemption = Preemption(self._roster, self._flights, self._tenants)
         self._endings = Endings(self._roster, self._deadlines, tracer)
+        self._fitting = Fitting(self._roster, self._tenants, self._endings)
+        forks = Forks(self._roster)
+        prefix_wait = PrefixWait(self._roster, is_enabled=shares_prefixes)
         self._planner = Planner(
             self._roster,
             self._flights,
             self._preemption,
-            Admission(self._roster, self._preemption, tracer),
+            Admission(self._roster, self._preemption, prefix_wait, self._tenants, tracer),
+            forks,
+            self._tenants,
         )
         self._settlement = Settlement(
-            self._roster, self._flights, self._preemption, self._endings, tracer
+            self._roster,
+            self._flights,
+            self._preemption,
+            forks,
+            self._tenants,
+            self._endings,
+            tracer,
         )
+        self._preemption.forget(self._recovery_with(facts))
 
     # Requests.
 
@@ -126,12 +156,8 @@ class Scheduler:
         roster = self._roster
         if self._is_draining:
             raise UnavailableError("DRAINING", "this scheduler is shutting down; try another")
-        check_submission(
-            submission,
-            self._facts,
-            max_num_running=roster.capacity.max_num_running,
-            now_ns=now_ns,
-        )
+        check_submission(submission, self._facts, now_ns=now_ns)
+        self._fitting.check(submission, self._facts)
         self._check_names(submission, gateway_id)
         num_tokens = submission.num_samples * len(submission.prompt_token_ids)
         roster.backlog.check_room(num_tokens + sum(map(len, submission.resume_token_ids)))
@@ -213,6 +239,10 @@ class Scheduler:
             InternalError: RESULT_OUT_OF_ORDER or PLAN_REFUSED; treat the executor as lost.
         """
         self._settlement.settle(result, now_ns)
+        num_blocks = self._flights.account.total
+        if num_blocks not in (0, self._facts.num_blocks):
+            self._resize(num_blocks)
+        self._fitting.end_misfits(now_ns)
         return self._outboxes.take(result.step)
 
     # The executor comes and goes.
@@ -222,7 +252,7 @@ class Scheduler:
         self._is_ready = False
         roster = self._roster
         self._flights.restart(PoolAccount())
-        self._preemption.forget()
+        self._tenants.wake()
         for sequence in list(roster.sequences.values()):
             self._endings.unannounce(sequence, now_ns)
             if sequence.state is SequenceState.ENDED:
@@ -244,16 +274,19 @@ class Scheduler:
         self._facts = facts
         self._is_ready = True
         self._flights.restart(account)
-        self._roster.resize(self._capacity_of(facts))
-        for sequence in list(self._roster.sequences.values()):
-            try:
-                check_fits(sequence.submission, facts)
-            except OutOfRangeError as error:
-                self._endings.end(sequence, FinishReason.ERROR, now_ns, error=error)
-                continue
-            if sequence.state is SequenceState.WAITING:
+        self._preemption.forget(self._recovery_with(facts))
+        self._roster.restart(self._capacity_of(facts))
+        self._fitting.look_again(facts)
+        self._fitting.end_misfits(now_ns)
+        for sequence in self._roster.sequences.values():
+            if sequence.state in (SequenceState.WAITING, SequenceState.SIBLING):
                 self._tracer.begin_stall(sequence, StallCause.QUEUE, now_ns)
         return self._outboxes.take(0)
+
+    @property
+    def facts(self) -> ReplicaFacts:
+        """What the executor serves, with the blocks that its pool has now."""
+        return self._facts
 
     # The service.
 
@@ -283,6 +316,16 @@ class Scheduler:
             prefill_chunk_tokens=self._prefill_chunk_tokens,
         )
 
+    def _recovery_with(self, facts: ReplicaFacts) -> Recovery:
+        needs_host = self._recovery is Recovery.SWAP
+        return self._recovery if facts.num_host_blocks or not needs_host else Recovery.RECOMPUTE
+
+    def _resize(self, num_blocks: int) -> None:
+        """The pool has become larger or smaller while it serves."""
+        self._facts = replace(self._facts, num_blocks=num_blocks)
+        self._roster.capacity = self._capacity_of(self._facts)
+        self._fitting.look_again(self._facts)
+
     def _check_names(self, submission: Submission, gateway_id: int) -> None:
         if submission.request_id in self._roster.names:
             raise AlreadyExistsError(
@@ -300,7 +343,9 @@ class Scheduler:
     def _add_sequence(self, request: Request, sample_index: int, now_ns: int) -> None:
         submission = request.submission
         resume = submission.resume_token_ids
+        is_sibling = sample_index > 0 and request.forks
         sequence = Sequence(
+            state=SequenceState.SIBLING if is_sibling else SequenceState.WAITING,
             sequence_id=self._next_sequence_id,
             sample_index=sample_index,
             submission=submission,

@@ -82,7 +82,9 @@ class DecodeSet:
 
     def tick_of(self, sequence: Sequence, position: int) -> int:
         """In which tick ``sequence`` computes ``position``; it must be in the set."""
-        assert sequence.decode_origin is not None, f"sequence {sequence.sequence_id} does not decode"
+        assert sequence.decode_origin is not None, (
+            f"sequence {sequence.sequence_id} does not decode"
+        )
         return position - sequence.decode_origin
 
     def cut_after(self, tick: int) -> Iterable[Sequence]:

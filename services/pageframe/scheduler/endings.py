@@ -2,7 +2,12 @@
 
 from dataclasses import replace
 
-from pageframe.core.errors import InternalError, PageframeError
+from pageframe.core.errors import (
+    InternalError,
+    InvalidRequestError,
+    NotFoundError,
+    PageframeError,
+)
 from pageframe.core.request import Completion
 from pageframe.core.step import FinishReason, SequenceAccount
 from pageframe.scheduler.queues import Deadlines
@@ -43,11 +48,18 @@ class Endings:
         self._cancels.clear()
         return cancels
 
-    def cancel(self, sequence: Sequence, reason: FinishReason, at_ns: int) -> None:
+    def cancel(
+        self,
+        sequence: Sequence,
+        reason: FinishReason,
+        at_ns: int,
+        error: PageframeError | None = None,
+    ) -> None:
         """End a sequence for a reason from outside; repeated cancels change nothing."""
         if not sequence.is_living:
             return
         sequence.cancel_reason = reason
+        sequence.cancel_error = error
         if sequence.knowledge is Knowledge.UNKNOWN:
             self.end(sequence, reason, at_ns)
             return
@@ -68,7 +80,7 @@ class Endings:
             self._cancels.append(sequence.sequence_id)
 
     def unannounce(self, sequence: Sequence, at_ns: int) -> None:
-        """The plan that announced the sequence was refused, or its executor is gone."""
+        """The plan that announced it or its fork was refused, or its executor is gone."""
         sequence.knowledge = Knowledge.UNKNOWN
         if sequence.state is SequenceState.CANCELLING:
             self.end(sequence, sequence.cancel_reason, at_ns)
@@ -84,6 +96,7 @@ class Endings:
     ) -> None:
         """Close all books of a sequence and tell its gateway."""
         tracer = self._tracer
+        error = error or sequence.cancel_error
         if sequence.is_living:
             tracer.end_run(sequence, at_ns)
             tracer.end_stall(sequence, at_ns)
@@ -94,7 +107,7 @@ class Endings:
         if reason is FinishReason.DEADLINE:
             error = deadline_passed(sequence.submission, at_ns)
         elif reason is FinishReason.ERROR and error is None:
-            error = InternalError("SEQUENCE_FAILED", "the executor gave up this sequence")
+            error = failure_of(sequence, "SEQUENCE_FAILED")
         sequence.outbox.complete(
             sequence,
             Completion(
@@ -115,3 +128,20 @@ class Endings:
         if request.is_over:
             request.outbox.num_requests -= 1
             self._deadlines.forget(request)
+
+
+def failure_of(sequence: Sequence, reason: str) -> PageframeError:
+    """What the completion of a sequence says that the executor ended for ``reason``."""
+    handle = sequence.submission.prefix_handle
+    if reason == "HANDLE_UNKNOWN":
+        return NotFoundError(
+            reason, f"no prefix is retained under handle {handle!r}", prefix_handle=handle
+        )
+    if reason == "PREFIX_MISMATCH":
+        return InvalidRequestError(
+            reason,
+            f"the prompt does not begin with the prefix retained under handle {handle!r}",
+            prefix_handle=handle,
+            num_prompt_tokens=sequence.num_prompt_tokens,
+        )
+    return InternalError(reason, "the executor gave up this sequence")

@@ -50,6 +50,7 @@ class Flight:
         announced: Sequences that it announces.
         forked: Sequences that fork from one of its chunks, or of its decodes.
         passed_over: Running prefills for which the token budget had nothing left.
+        is_short: Whether victims are named because the pool may have too few blocks.
         over_quota: Tenants of which some may, because of their ceilings.
         beneficiaries: For whose sake each of its victims would give way, by victim.
     """
@@ -64,6 +65,7 @@ class Flight:
     announced: list[Sequence] = field(default_factory=list)
     forked: list[Sequence] = field(default_factory=list)
     passed_over: list[Sequence] = field(default_factory=list)
+    is_short: bool = False
     over_quota: set[str] = field(default_factory=set)
     beneficiaries: dict[int, Sequence] = field(default_factory=dict)
 

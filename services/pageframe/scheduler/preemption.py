@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pageframe.core.errors import InternalError
 from pageframe.core.step import Recovery, RefusedBecause, StepResult
 from pageframe.scheduler.budget import Draft
-from pageframe.scheduler.flights import Flights
+from pageframe.scheduler.flights import Flight, Flights
 from pageframe.scheduler.roster import Roster
 from pageframe.scheduler.sequence import Sequence
 from pageframe.scheduler.tenants import Tenants
@@ -29,16 +29,16 @@ class Preemption:
     too few costs a refused plan, after which all are named.
     """
 
-    def __init__(
-        self, roster: Roster, flights: Flights, tenants: Tenants, recovery: Recovery
-    ) -> None:
+    def __init__(self, roster: Roster, flights: Flights, tenants: Tenants) -> None:
         self._roster = roster
         self._flights = flights
         self._tenants = tenants
-        self.recovery = recovery
+        self._recovery = Recovery.RECOMPUTE
         self._num_refusals = 0
         self._is_stuck = False
+        self._stuck_heads: list[int] = []
         self._last_preempt_tick: int | None = None
+        self._last_freed_tick: int | None = None
 
     def is_cooling(self, tick: int) -> bool:
         """Whether somebody lost blocks within the last few steps.
@@ -52,32 +52,38 @@ class Preemption:
     def protect(self, draft: Draft, num_blocks_free: int) -> None:
         """Name victims if the decodes of this step could need more than ``num_blocks_free``.
 
-        Or more than the ceilings of their tenants allow.
+        Or more than the ceilings of their tenants allow; or if nobody else can go on.
         """
-        num_blocks_short = draft.flight.num_blocks - num_blocks_free
+        roster, flight = self._roster, draft.flight
+        num_blocks_short = flight.num_blocks - num_blocks_free
         # Prefills hold all blocks, none can grow and nobody decodes: the head has to go on.
-        is_stuck = self._is_stuck and self._roster.prefills and not draft.flight.num_decodes
+        is_stuck = self._is_stuck and roster.prefills and not flight.num_decodes
         if self._num_refusals or is_stuck:
-            draft.is_short = True
             self._name_all(draft)
         elif num_blocks_short > 0:
-            draft.is_short = True
-            self._name(draft, self._roster.youngest_first(), self._roster.oldest, num_blocks_short)
-        for sequences, num_blocks_over in self._tenants.excess(draft.flight.tick):
-            oldest = sequences[0]
-            draft.flight.over_quota.add(oldest.submission.tenant)
-            self._name(draft, reversed(sequences[1:]), oldest, num_blocks_over)
+            self._name(draft, roster.youngest_first(), roster.oldest, num_blocks_short)
+        flight.is_short = bool(flight.beneficiaries)
+        for sequences, num_blocks_over in self._tenants.excess(flight.tick):
+            flight.over_quota.add(sequences[0].submission.tenant)
+            self._name(draft, reversed(sequences[1:]), sequences[0], num_blocks_over)
         if is_stuck:
-            draft.ask(self._roster.prefills.first, draft.plan.must)
+            draft.ask(roster.prefills.first, draft.plan.must)
+        elif not self._num_refusals:
+            self._free_stuck_tenant(draft)
 
-    def observe(self, result: StepResult, tick: int) -> None:
-        """Learn from an applied step."""
-        if result.preempted_ids:
-            self._last_preempt_tick = tick
+    def observe(self, flight: Flight, result: StepResult) -> None:
+        """Learn from an applied step, after the sequences have been put where they belong."""
+        if result.preempted_ids and flight.is_short:
+            self._last_preempt_tick = flight.tick
         has_moved = bool(result.sampled_ids or result.computed_ids)
         if has_moved or result.preempted_ids:
             self._num_refusals = 0
         self._is_stuck = not has_moved and RefusedBecause.POOL_FULL in result.refused_because
+        self._stuck_heads = [
+            sequence_id
+            for sequence_id, because in zip(result.refused_ids, result.refused_because, strict=True)
+            if because == RefusedBecause.QUOTA and sequence_id in self._roster.running
+        ]
 
     def observe_refusal(self, reason: str) -> None:
         """Learn from a plan that was refused as a whole, and that built on an applied step.
@@ -93,11 +99,40 @@ class Preemption:
                 num_refusals=self._num_refusals,
             )
 
-    def forget(self) -> None:
-        """Another executor, another pool."""
+    def forget(self, recovery: Recovery) -> None:
+        """Another executor, another pool; victims recover by ``recovery`` from now on."""
+        self._recovery = recovery
         self._num_refusals = 0
         self._is_stuck = False
+        self._stuck_heads = []
         self._last_preempt_tick = None
+        self._last_freed_tick = None
+
+    def _free_stuck_tenant(self, draft: Draft) -> None:
+        """Let a prefill go on whose tenant is at its ceiling and has nothing that decodes.
+
+        Its prefills hold all that the tenant may hold, and none of them can grow: the first has to,
+        at the expense of the others. Not in every step, for it may be pins that hold the blocks.
+        """
+        roster, tick = self._roster, draft.flight.tick
+        last = self._last_freed_tick
+        if last is not None and tick - last <= _NUM_COOLING_STEPS:
+            return
+        for sequence_id in self._stuck_heads:
+            head = roster.running.get(sequence_id)
+            if head is None or head not in roster.prefills or draft.num_tokens_left < 1:
+                continue
+            tenant = head.submission.tenant
+            others = [s for s in roster.running.values() if s.submission.tenant == tenant]
+            if any(sequence in roster.decodes for sequence in others):
+                continue
+            self._last_freed_tick = tick
+            draft.flight.over_quota.add(tenant)
+            for victim in reversed(others):
+                if victim is not head:
+                    self._add(draft, victim, head)
+            draft.ask(head, draft.plan.must)
+            return
 
     def _name(
         self,
@@ -129,7 +164,9 @@ class Preemption:
         """Blocks that come free with it, as far as it shares none of the others."""
         num_tokens = max(sequence.num_computed, sequence.num_shared_tokens)
         block_size = self._roster.capacity.block_size
-        return self._roster.capacity.num_blocks(num_tokens) - sequence.num_shared_tokens // block_size
+        return (
+            self._roster.capacity.num_blocks(num_tokens) - sequence.num_shared_tokens // block_size
+        )
 
     def _add(
         self,
@@ -143,7 +180,7 @@ class Preemption:
         assert beneficiary is not None, f"victim {victim.sequence_id}, but nobody runs"
         if victim.sequence_id in draft.flight.beneficiaries:
             return
-        recovery, num_tail_blocks = self.recovery, 0
+        recovery, num_tail_blocks = self._recovery, 0
         if recovery is Recovery.TAIL:
             if 0 < num_blocks_short < num_blocks:
                 num_tail_blocks = num_blocks_short

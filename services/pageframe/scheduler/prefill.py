@@ -27,7 +27,8 @@ def grow_prefills(draft: Draft, roster: Roster) -> None:
     A head that went into ``must`` has the rest as its victims, so they get nothing.
     """
     if draft.plan.must.sequence_ids:
-        roster.expect(roster.prefills.first)
+        (head_id,) = draft.plan.must.sequence_ids
+        roster.expect(roster.running[head_id])
         return
     for sequence in list(roster.prefills):
         if draft.num_tokens_left <= 0:

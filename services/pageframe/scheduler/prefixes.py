@@ -2,7 +2,7 @@
 
 The executor knows which prefixes are about to be computed, and its answer to an announcement names
 the leader. Between announcement and answer this is the scheduler's guess: same salt, same first
-block.
+block, and that block was not found in the prefix index.
 """
 
 from array import array
@@ -11,7 +11,7 @@ from pageframe.scheduler.sequence import Prefix, Sequence
 
 
 class Prefixes:
-    """Running sequences that have not caught up, by prefix; those with less than a block are not in.
+    """Running sequences that have not caught up, by prefix; others share whole blocks of them.
 
     Args:
         block_size: Tokens per block.
@@ -27,13 +27,13 @@ class Prefixes:
     def begin(self, sequence: Sequence) -> None:
         """``sequence`` is being admitted."""
         prefix = self._prefix_of(sequence)
-        if prefix is not None:
+        if prefix is not None and sequence.num_cached_tokens < self._block_size:
             assert sequence.prefix is None, f"sequence {sequence.sequence_id} is in already"
             sequence.prefix = prefix
             self._computing.setdefault(prefix, []).append(sequence)
 
     def end(self, sequence: Sequence) -> None:
-        """``sequence`` has caught up, or runs no longer; it need not be in."""
+        """``sequence`` has caught up, or its first block was found, or it runs no longer."""
         prefix = sequence.prefix
         if prefix is None:
             return
@@ -45,7 +45,8 @@ class Prefixes:
 
     def find(self, sequence: Sequence) -> Sequence | None:
         """The first that computes what ``sequence`` begins with, if somebody does."""
-        if not self._computing:
+        # The newest token is never shared, so a prompt of one block has no whole block to share.
+        if not self._computing or sequence.num_tokens <= self._block_size:
             return None
         prefix = self._prefix_of(sequence)
         others = self._computing.get(prefix) if prefix is not None else None

@@ -61,11 +61,10 @@ class Request:
 
 
 def check_submission(submission: Submission, facts: ReplicaFacts, *, now_ns: int) -> None:
-    """Refuse what is malformed or can never be served by this replica.
+    """Refuse what is malformed for the model that is served, or too late.
 
     Raises:
-        InvalidRequestError: malformed, whatever the replica.
-        OutOfRangeError: CONTEXT_TOO_LONG or EXCEEDS_POOL.
+        InvalidRequestError: malformed.
         DeadlineError: DEADLINE_PASSED.
     """
     submission.sampling.validate(facts.vocab_size)
@@ -77,7 +76,6 @@ def check_submission(submission: Submission, facts: ReplicaFacts, *, now_ns: int
     _check_token_ids("prompt_token_ids", submission.prompt_token_ids, facts.vocab_size)
     for token_ids in submission.resume_token_ids:
         _check_resume(submission, token_ids, facts.vocab_size)
-    check_fits(submission, facts)
     if 0 < submission.deadline_ns <= now_ns:
         raise deadline_passed(submission, now_ns)
 

@@ -234,6 +234,8 @@ class Roster:
         request = self.request_of(sequence)
         if sequence.state is SequenceState.SIBLING:
             request.siblings.remove(sequence)
+            if not request.siblings:
+                self.parents.pop(request.sequences[0].sequence_id, None)
         else:
             self.waiting.remove(sequence)
         self.backlog.leave(request, sequence)

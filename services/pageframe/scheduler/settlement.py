@@ -1,13 +1,16 @@
 """What a result means: who got tokens, who ran, who was refused, preempted or released."""
 
+from pageframe.core.errors import PageframeError
 from pageframe.core.request import StallCause
-from pageframe.core.step import FinishReason, RefusedBecause, StepResult
+from pageframe.core.step import FinishReason, Recovery, RefusedBecause, StepResult
 from pageframe.scheduler.delivery import take_samples
-from pageframe.scheduler.endings import Endings
+from pageframe.scheduler.endings import Endings, failure_of
 from pageframe.scheduler.flights import Flight, Flights
+from pageframe.scheduler.forks import Forks
 from pageframe.scheduler.preemption import Preemption
 from pageframe.scheduler.roster import Roster
-from pageframe.scheduler.sequence import SequenceState
+from pageframe.scheduler.sequence import Sequence, SequenceState
+from pageframe.scheduler.tenants import Tenants
 from pageframe.scheduler.tracing import SchedulerTracer
 
 _CAUSE_OF_REFUSAL = {
@@ -15,6 +18,7 @@ _CAUSE_OF_REFUSAL = {
     RefusedBecause.BEHIND_REFUSED: StallCause.KV_FULL,
     RefusedBecause.QUOTA: StallCause.QUOTA,
     RefusedBecause.NOT_READY: StallCause.EXECUTOR,
+    RefusedBecause.PROMOTING: StallCause.SWAP_IN,
 }
 
 
@@ -30,12 +34,16 @@ class Settlement:
         roster: Roster,
         flights: Flights,
         preemption: Preemption,
+        forks: Forks,
+        tenants: Tenants,
         endings: Endings,
         tracer: SchedulerTracer,
     ) -> None:
         self._roster = roster
         self._flights = flights
         self._preemption = preemption
+        self._forks = forks
+        self._tenants = tenants
         self._endings = endings
         self._tracer = tracer
 
@@ -51,6 +59,7 @@ class Settlement:
             self._take_step(result, now_ns)
         else:
             self._flights.account = result.account
+            self._tenants.wake()
             self._release(result, now_ns)
 
     def _take_refusal(self, result: StepResult, now_ns: int) -> None:
@@ -59,6 +68,8 @@ class Settlement:
             self._flights.account = result.account
         for sequence in flight.announced:
             self._endings.unannounce(sequence, now_ns)
+        for child in flight.forked:
+            self._unfork(child, now_ns)
         self._touch_down(flight)
         self._correct(flight)
         if flight.builds_on == self._flights.last_applied_step:
@@ -73,50 +84,96 @@ class Settlement:
         self._acknowledge(flight, result)
         self._touch_down(flight)
         self._advance(flight, result, start_ns, end_ns)
+        unforked = self._take_forks(flight, result, end_ns)
         self._deliver(result, end_ns)
         self._explain(flight, result, start_ns)
         self._preempt(flight, result, start_ns)
         self._correct(flight)
+        for child in unforked:
+            self._unfork(child, end_ns)
+        self._forks.settle()
         self._release(result, end_ns)
         if self._tracer.is_enabled:
             for sequence in self._roster.decodes.cut_after(flight.tick):
                 self._tracer.end_run(sequence, end_ns)
             self._tracer.step(flight, result)
-        self._preemption.observe(result, flight.tick)
+        self._preemption.observe(flight, result)
 
     def _acknowledge(self, flight: Flight, result: StepResult) -> None:
         for sequence in flight.announced:
             if sequence.state is not SequenceState.ENDED:
                 self._endings.acknowledge(sequence)
-        for sequence_id, num_cached in zip(
-            result.announced_ids, result.num_cached_tokens, strict=True
+        for sequence_id, num_cached, leader_id, num_leader_tokens in zip(
+            result.announced_ids,
+            result.num_cached_tokens,
+            result.leader_ids,
+            result.num_leader_tokens,
+            strict=True,
         ):
             known = self._roster.sequences.get(sequence_id)
             if known is not None:
                 known.num_cached_tokens = min(num_cached, known.num_tokens - 1)
+                known.may_share = True
+                known.leader_id = leader_id
+                known.num_leader_tokens = num_leader_tokens
 
     def _touch_down(self, flight: Flight) -> None:
         for chunk in flight.chunks:
             chunk.touch_down()
 
     def _advance(self, flight: Flight, result: StepResult, start_ns: int, end_ns: int) -> None:
-        asked = {chunk.sequence.sequence_id: chunk.num_tokens for chunk in flight.chunks}
-        for sequence_id, num_computed in zip(result.computed_ids, result.num_computed, strict=True):
+        for sequence_id, num_computed, first_position in zip(
+            result.computed_ids, result.num_computed, result.first_positions, strict=True
+        ):
             sequence = self._roster.sequences.get(sequence_id)
             if sequence is None or not sequence.is_living or sequence.is_caught_up:
                 continue
             if sequence.state is SequenceState.ADMITTING:
-                self._roster.confirm(sequence)
-                # It was let in when the plan was made; since then it waited for the step before.
-                self._tracer.begin_stall(sequence, StallCause.EXECUTOR, flight.planned_ns)
+                self._confirm(flight, sequence, first_position)
             self._tracer.end_stall(sequence, start_ns)
-            chunk_start = max(
-                sequence.num_computed, num_computed - asked.get(sequence_id, num_computed)
-            )
-            self._tracer.prefill(sequence, chunk_start, num_computed, result)
+            self._tracer.prefill(sequence, first_position, num_computed, result)
             sequence.advance(num_computed)
             if sequence.is_caught_up:
+                self._roster.prefixes.end(sequence)
                 self._tracer.begin_run(sequence, num_computed, end_ns)
+
+    def _confirm(self, flight: Flight, sequence: Sequence, first_position: int) -> None:
+        """It was admitted, and what is before ``first_position`` was found."""
+        self._roster.confirm(sequence)
+        sequence.num_shared_tokens = first_position
+        if first_position >= self._roster.capacity.block_size:
+            self._roster.prefixes.end(sequence)
+        # It was let in when the plan was made; since then it waited for the step before.
+        self._tracer.begin_stall(sequence, StallCause.EXECUTOR, flight.planned_ns)
+        request = self._roster.parents.get(sequence.sequence_id)
+        for sibling in request.siblings if request is not None else ():
+            self._tracer.begin_stall(
+                sibling, StallCause.PREFIX_WAIT, flight.planned_ns, culprit=sequence
+            )
+
+    def _take_forks(self, flight: Flight, result: StepResult, end_ns: int) -> list[Sequence]:
+        """Let children run that were forked; returns those that were not."""
+        forked = set(result.forked_ids)
+        unforked = []
+        for child in flight.forked:
+            if child.sequence_id not in forked:
+                unforked.append(child)
+                continue
+            self._endings.acknowledge(child)
+            if child.state is SequenceState.ADMITTING:
+                self._roster.confirm(child)
+                self._tracer.end_stall(child, end_ns)
+                child.advance(child.num_prompt_tokens)
+                self._tracer.begin_run(child, child.num_prompt_tokens, end_ns)
+        return unforked
+
+    def _unfork(self, child: Sequence, at_ns: int) -> None:
+        """The executor knows nothing of ``child``; it waits again."""
+        if child.state is SequenceState.ENDED:
+            return
+        self._endings.unannounce(child, at_ns)
+        if child.state is SequenceState.ADMITTING:
+            self._roster.withdraw(child)
 
     def _deliver(self, result: StepResult, end_ns: int) -> None:
         sequences = self._roster.sequences
@@ -136,6 +193,7 @@ class Settlement:
                 sequence.cancel_reason or reason,
                 end_ns,
                 account=result.accounts.get(sequence.sequence_id),
+                error=_error_of(sequence, result),
             )
 
     def _explain(self, flight: Flight, result: StepResult, start_ns: int) -> None:
@@ -145,30 +203,45 @@ class Settlement:
             if sequence is None or not sequence.is_living or sequence.is_caught_up:
                 continue
             cause = _CAUSE_OF_REFUSAL[RefusedBecause(because)]
+            if because == RefusedBecause.QUOTA:
+                self._tenants.rest(sequence.submission.tenant, flight.tick, result.account)
+            if because == RefusedBecause.POOL_FULL:
+                sequence.may_share = False
             if sequence.state is SequenceState.RUNNING:
                 self._tracer.begin_stall(sequence, cause, start_ns)
-            elif not sequence.has_run:
+            elif not sequence.has_run or cause is StallCause.SWAP_IN:
                 self._tracer.begin_stall(sequence, cause, flight.planned_ns)
         for sequence in flight.passed_over:
             if sequence.state is SequenceState.RUNNING and sequence.stalls.cause is None:
                 self._tracer.begin_stall(sequence, StallCause.TOKEN_BUDGET, start_ns)
 
     def _preempt(self, flight: Flight, result: StepResult, start_ns: int) -> None:
-        for sequence_id, generation, num_blocks in zip(
+        for sequence_id, generation, num_blocks, recovery, num_kept in zip(
             result.preempted_ids,
             result.preempted_generations,
             result.preempted_num_blocks,
+            result.preempted_recoveries,
+            result.preempted_num_computed,
             strict=True,
         ):
             sequence = self._roster.sequences.get(sequence_id)
             if sequence is None or not sequence.is_living:
                 continue
             tracer = self._tracer
+            beneficiary = flight.beneficiaries.get(sequence_id)
             tracer.end_run(sequence, start_ns)
-            tracer.preempt(sequence, flight.beneficiary, num_blocks, result.timing)
+            tracer.preempt(sequence, beneficiary, recovery, num_blocks, num_kept, result.timing)
             sequence.num_preemptions += 1
-            self._roster.preempt(sequence, generation)
-            tracer.begin_stall(sequence, StallCause.PREEMPTED, start_ns, flight.beneficiary)
+            if num_kept:
+                next_tick = self._flights.num_applied + 1
+                self._roster.cut(sequence, generation, num_kept, next_tick)
+            else:
+                num_swapped = sequence.num_computed if recovery is Recovery.SWAP else 0
+                self._roster.preempt(sequence, generation, num_swapped=num_swapped)
+            tracer.begin_stall(sequence, StallCause.PREEMPTED, start_ns, beneficiary)
+            if sequence.submission.tenant in flight.over_quota:
+                # What it gave up must not go to a newcomer of the same tenant.
+                self._tenants.rest(sequence.submission.tenant, flight.tick, result.account)
 
     def _correct(self, flight: Flight) -> None:
         """Put right what the plan expected of its entries and the result did not confirm."""
@@ -192,4 +265,11 @@ class Settlement:
                     sequence.cancel_reason or FinishReason.ERROR,
                     at_ns,
                     account=result.accounts.get(sequence_id),
+                    error=_error_of(sequence, result),
                 )
+
+
+def _error_of(sequence: Sequence, result: StepResult) -> PageframeError | None:
+    """Why the executor ended ``sequence``, where it says more than that it did."""
+    reason = result.errors.get(sequence.sequence_id, "")
+    return failure_of(sequence, reason) if reason else None

@@ -112,7 +112,7 @@ class Tenants:
                 yield sequences, num_blocks - ceilings[tenant]
 
     def _num_blocks(self, sequence: RunningSequence, tick: int) -> int:
-        """Blocks that ``sequence`` may hold after ``tick``; a prefill never grows past a ceiling."""
+        """Blocks that ``sequence`` may hold after ``tick``; no ``may`` entry passes a ceiling."""
         num_tokens = sequence.num_planned
         if sequence.decode_origin is not None:
             num_tokens = min(sequence.decode_origin + tick + 1, sequence.num_positions_max)

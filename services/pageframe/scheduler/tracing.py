@@ -103,10 +103,12 @@ class SchedulerTracer:
         self,
         sequence: Sequence,
         beneficiary: Sequence | None,
+        recovery: Recovery,
         num_blocks: int,
+        num_kept: int,
         timing: StepTiming,
     ) -> None:
-        """The sequence lost its blocks."""
+        """The sequence lost blocks; it keeps ``num_kept`` computed tokens."""
         if not sequence.span_id:
             return
         link = _link(beneficiary)
@@ -117,11 +119,11 @@ class SchedulerTracer:
             timing.start_ns,
             timing.start_ns + timing.apply_ns,
             {
-                spans.PREEMPT_MODE: Recovery.RECOMPUTE.name.lower(),
+                spans.PREEMPT_MODE: recovery.name.lower(),
                 spans.PREEMPT_VICTIM: sequence.sequence_id,
                 spans.PREEMPT_BENEFICIARY: beneficiary.sequence_id if beneficiary else 0,
                 spans.PREEMPT_NUM_BLOCKS: num_blocks,
-                **_tokens(0, sequence.num_computed),
+                **_tokens(num_kept, sequence.num_computed),
                 spans.GENERATION: sequence.generation,
             },
             link,

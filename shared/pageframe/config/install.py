@@ -71,7 +71,7 @@ MEMORY_BYTES_MIN = 2 * GIB
 _PROBE_TIMEOUT_SECONDS = 3.0
 _STAMP_NAME = "pageframe-installed.json"
 # What an extra brings along.
-_COVERS = {"all": {"all"}, "dev": {"all", "dev"}}
+_COVERS = {"all": {"all"}, "dev": {"all", "dev"}, "bench": {"all", "dev", "bench"}}
 _FETCHED = re.compile(r"^\s*(?:Downloading|Using cached) (\S+\.whl)(.*)$")
 _UNPACKED = re.compile(r"^Installing collected packages: (.*)$")
 
@@ -304,7 +304,7 @@ def install(repository: Path, folder: Path, extra: str) -> None:
 def main(arguments: list[str]) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(description="Install Pageframe into a virtual environment.")
-    parser.add_argument("--extra", choices=("all", "dev"), default="all")
+    parser.add_argument("--extra", choices=sorted(_COVERS), default="all")
     parser.add_argument("--venv", type=Path, default=REPOSITORY / ".venv")
     chosen = parser.parse_args(arguments)
     try:

@@ -1,7 +1,6 @@
 """``python -m pageframe.telemetry``: the exporter process beside the services."""
 
 import argparse
-import gc
 import signal
 import sys
 from collections.abc import Sequence
@@ -15,8 +14,8 @@ from pageframe.telemetry.logs import configure, get_logger
 from pageframe.telemetry.process import ProcessIdentity
 from pageframe.telemetry.ring_path import remove_dead_rings
 from pageframe.telemetry.spool import SPOOL_BYTES_DEFAULT
+from pageframe.telemetry.supervise import DRAIN_S_DEFAULT
 
-_DRAIN_S_DEFAULT: Final = 10.0
 _EXIT_USAGE: Final = 2
 
 
@@ -36,7 +35,8 @@ class _StopSignal:
         self.came = True
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options of the command line; ends the process when they are wrong."""
     parser = argparse.ArgumentParser(
         prog="python -m pageframe.telemetry",
         description="Turns trace records of Pageframe services into OpenTelemetry spans.",
@@ -53,20 +53,20 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--lossless", action="store_true", help="never delete old trace files")
     parser.add_argument(
-        "--drain-seconds", type=float, default=_DRAIN_S_DEFAULT, help="bound for the last flush"
+        "--drain-seconds", type=float, default=DRAIN_S_DEFAULT, help="bound for the last flush"
     )
     parser.add_argument(
         "--spool-bytes",
         type=int,
         default=SPOOL_BYTES_DEFAULT,
-        help="bound of what waits on disk for the collector; beyond it spans are dropped",
+        help="bound of what waits on disk to be sent; beyond it records are dropped",
     )
     return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run until SIGTERM or the parent's death, then drain; the exit code."""
-    options = _parse(arguments)
+    options = parse_arguments(arguments)
     stop = _StopSignal()
     configure("pageframe-telemetry")
     lower_priority()
@@ -87,10 +87,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     for path in remove_dead_rings():
         get_logger().info("removed the ring of a run that was killed", path=str(path))
-    # A batch is a hundred thousand small objects without cycles: looking through them at the
-    # usual rate took a fifth of the time.
-    gc.freeze()
-    gc.set_threshold(100_000, 20, 20)
     exporter = Exporter(options.ring, destination)
     exporter.run(lambda: stop.came or is_orphan())
     exporter.drain(options.drain_seconds, until_finished=not stop.came)

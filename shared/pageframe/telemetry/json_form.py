@@ -12,7 +12,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
 
 from pageframe.telemetry import spans as names
-from pageframe.telemetry.protobuf_form import envelope_span
+from pageframe.telemetry.mapping import any_span
 from pageframe.telemetry.span_form import Memo
 
 _NUM_IDS_REMEMBERED_MAX: Final = 1 << 17
@@ -96,7 +96,7 @@ def _envelope(resource: Resource) -> tuple[bytes, bytes]:
 
     Taken from what the official encoder made around one span.
     """
-    request: dict[str, Any] = encode_spans([envelope_span(resource)]).to_dict()
+    request: dict[str, Any] = encode_spans([any_span(resource)]).to_dict()
     request["resourceSpans"][0]["scopeSpans"][0]["spans"] = []
     # Inside a text the quotes would be escaped, so this is found where it is meant.
     before, _, after = _line(request).partition(_NO_SPANS)

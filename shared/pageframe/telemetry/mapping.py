@@ -261,6 +261,14 @@ def readable_span(record: SpanRecord, resource: Resource) -> ReadableSpan:
     )
 
 
+def any_span(resource: Resource) -> ReadableSpan:
+    """Some span of this process; for what stands around spans, whatever they say."""
+    record = SpanRecord(
+        name="", trace_id=b"\1", span_id=1, parent_span_id=0, start_ns=0, end_ns=0, attributes={}
+    )
+    return readable_span(record, resource)
+
+
 def kv_parent_span_id(span_id: int, cause: KvCause, generation: int, position: int) -> int:
     """Under which span an operation hangs; ``span_id`` is that of its sequence."""
     if cause.is_prefill:

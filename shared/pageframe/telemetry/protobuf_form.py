@@ -15,8 +15,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
 
 from pageframe.telemetry import spans as names
-from pageframe.telemetry.mapping import readable_span
-from pageframe.telemetry.records import SpanRecord
+from pageframe.telemetry.mapping import any_span
 from pageframe.telemetry.span_form import Memo
 
 _NUM_IDS_REMEMBERED_MAX: Final = 1 << 17
@@ -189,17 +188,9 @@ def _envelope(resource: Resource) -> tuple[bytes, bytes]:
 
     Taken from a message that the official encoder made around one span.
     """
-    (resource_spans,) = encode_spans([envelope_span(resource)]).resource_spans
+    (resource_spans,) = encode_spans([any_span(resource)]).resource_spans
     (scope_spans,) = resource_spans.scope_spans
     scope_spans.ClearField("spans")
     scope_fields = scope_spans.SerializeToString()
     resource_spans.ClearField("scope_spans")
     return resource_spans.SerializeToString(), scope_fields
-
-
-def envelope_span(resource: Resource) -> ReadableSpan:
-    """Any span of this process."""
-    record = SpanRecord(
-        name="", trace_id=b"\1", span_id=1, parent_span_id=0, start_ns=0, end_ns=0, attributes={}
-    )
-    return readable_span(record, resource)

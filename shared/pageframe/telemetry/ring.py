@@ -281,8 +281,8 @@ class RingReader:
         """Records not read yet, oldest first, one after the other; and how many they are.
 
         Stops after the record with which ``num_bytes_max`` is reached, and at the end of the
-        memory, where padding may come last; that is no record. ``commit`` must follow once the
-        records are safe elsewhere.
+        memory, where padding may come last; that is no record. There is none only when nothing
+        waits. ``commit`` must follow once the records are safe elsewhere.
 
         Raises:
             InternalError: if the ring holds what no producer writes. What was waiting is skipped.
@@ -309,6 +309,8 @@ class RingReader:
             at += length
             num_records += kind != _PAD
         self._position += at - start
+        if at > start and not num_records:
+            return self.read(num_bytes_max)  # Nothing but padding; go on at the front.
         return memory[start:at], num_records
 
     def commit(self) -> None:

@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 from pageframe.telemetry.spool import SPOOL_BYTES_DEFAULT
 
-EXPORTER_MODULE = "pageframe.telemetry"
+EXPORTER_MODULE: Final = "pageframe.telemetry"
+DRAIN_S_DEFAULT: Final = 10.0
 
 
 def exporter_arguments(
@@ -13,7 +15,7 @@ def exporter_arguments(
     state_dir: Path,
     *,
     parent_pid: int,
-    drain_seconds: float = 10.0,
+    drain_seconds: float = DRAIN_S_DEFAULT,
     is_lossless: bool = False,
     file_stem: str = "pageframe",
     spool_bytes_max: int = SPOOL_BYTES_DEFAULT,
@@ -31,7 +33,7 @@ def exporter_arguments(
         drain_seconds: Bound for the last flush.
         is_lossless: Never delete old trace files; for ``--trace audit``.
         file_stem: Name of the trace file; give each exporter on a state folder its own.
-        spool_bytes_max: Bound of what waits for the collector on disk.
+        spool_bytes_max: Bound of what waits on disk to be sent; beyond it records are dropped.
     """
     arguments = [argument for ring in rings for argument in ("--ring", str(ring))]
     arguments += ["--state-dir", str(state_dir), "--parent-pid", str(parent_pid)]

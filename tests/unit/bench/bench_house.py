@@ -1,6 +1,7 @@
 """Small servers and workloads for the tests of the paper's tables."""
 
 import numpy as np
+
 from bench.paper.cost_model import CostModel
 from bench.paper.lengths import Lengths
 from bench.paper.workload import Workload

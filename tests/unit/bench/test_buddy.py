@@ -1,6 +1,7 @@
 import random
 
 import pytest
+
 from bench.paper.buddy import BuddyAllocator, round_up_to_power_of_two
 
 

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
+
 from bench.paper.lengths import MAX_MODEL_LEN, alpaca_like, like_paper, sharegpt, tilt
 from bench.paper.workload import backlog, poisson
-
 from pageframe.core.errors import PreconditionError
 from unit.bench.bench_house import make_lengths
 

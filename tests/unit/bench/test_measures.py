@@ -4,6 +4,7 @@ import json
 import math
 
 import pytest
+
 from bench.paper.claims import Claim, Rule
 from bench.paper.occupancy import occupancy_of
 from bench.paper.rates import LATENCIES_S, Curve, Point, rate_at, smallest_ratio
@@ -11,7 +12,6 @@ from bench.paper.report import claim_line
 from bench.paper.run_log import Usage, UsageTable
 from bench.paper.sharing import Sharing, sharing_of
 from bench.paper.sweeps import balance
-
 from unit.bench.bench_house import make_cost
 
 
@@ -94,6 +94,7 @@ def make_sharing(num_copies_per_step: float) -> Sharing:
         num_sequences=4,
         saved_share=0.5,
         num_copies_per_step=num_copies_per_step,
+        num_forks_per_step=0.5,
         num_blocks_per_request=10,
         num_tokens_per_request=300,
     )
@@ -108,6 +109,8 @@ def test_sharing_half_of_the_blocks_lets_twice_as_many_groups_in():
     shared_ns, unshared_ns = 1000 + 4000 + 60_000, 1000 + 2000 + 30_000
     assert found.speedup == pytest.approx(2 * unshared_ns / shared_ns)
     assert found.break_even_copy_ns == pytest.approx(2 * unshared_ns - shared_ns)
+    # Half a beam of 75 tokens for each of 50 groups, read and written at 2 ns each.
+    assert found.history_copy_ns == pytest.approx(50 * 0.5 * 75 * 4)
 
 
 def test_at_break_even_sharing_gains_nothing():

@@ -5,11 +5,11 @@ from collections import deque
 
 import numpy as np
 import pytest
+
 from bench.paper.buddy import BuddyAllocator
 from bench.paper.cost_model import CostModel
 from bench.paper.orca import OrcaServer, Reservation
 from bench.paper.workload import Workload
-
 from unit.bench.bench_house import make_cost, make_workload
 
 NUM_SLOTS = 8192

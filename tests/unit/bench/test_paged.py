@@ -1,9 +1,9 @@
 """The real scheduler and engine in virtual time, on workloads small enough to count."""
 
 import pytest
+
 from bench.paper.orca import OrcaServer, Reservation
 from bench.paper.paged import PagedConfig, PagedServer
-
 from unit.bench.bench_house import make_cost, make_workload
 
 LONE_NS = (1000 + 50 + 10) + (1000 + 10 + 12) + (1000 + 10 + 14)

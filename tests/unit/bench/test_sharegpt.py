@@ -1,6 +1,7 @@
 import json
 
 import pytest
+
 from bench.paper.sharegpt import Exchange, first_exchange, read_exchanges, read_records
 
 RECORDS = [

@@ -150,7 +150,7 @@ def test_everything_that_is_asked_for_is_pinned() -> None:
     assert install.pinned_torch(constraints) == "2.13.0"
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     wanted = [*project["dependencies"]]
-    for extra in ("gateway", "scheduler", "executor", "all", "dev"):
+    for extra in ("gateway", "scheduler", "executor", "all", "dev", "bench"):
         wanted += project["optional-dependencies"][extra]
     names = {normal.sub("-", re.split(r"[\[<>=~ ]", item)[0]).lower() for item in wanted}
     assert names - pinned == {"pageframe"}

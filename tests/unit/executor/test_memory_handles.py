@@ -93,6 +93,17 @@ def test_a_request_id_stands_for_one_prefix(run):
     run(scenario)
 
 
+def test_a_request_id_is_free_again_when_its_handle_has_ended(run):
+    async def scenario(house):
+        await house.call("Retain", retain([1, 2], "a"))
+        house.clock.advance_ns(60 * 10**9)
+        await house.pass_time()
+        await house.call("Retain", retain([3, 4], "a"))
+        assert len((await snapshot_of(house)).retentions) == 1
+
+    run(scenario)
+
+
 def test_tenants_with_the_same_tokens_and_request_ids_share_nothing(run):
     async def scenario(house):
         await house.run(1, 8, "red")

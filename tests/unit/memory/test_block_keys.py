@@ -51,11 +51,11 @@ def test_a_child_is_the_hash_of_its_parent_and_its_tokens():
     assert child_key(parent, struct.pack("<2i", 7, -1)) == hashlib.sha256(message).digest()
 
 
-def test_a_private_key_is_the_hash_of_its_three_numbers():
+def test_a_private_key_is_the_hash_of_its_four_numbers():
     message = field(b"d", b"kv private") + b"".join(
-        field(b"i", struct.pack("<q", number)) for number in (2**40, 3, 5)
+        field(b"i", struct.pack("<q", number)) for number in (7, 2**40, 3, 5)
     )
-    assert private_key(2**40, 3, 5) == hashlib.sha256(message).digest()
+    assert private_key(7, 2**40, 3, 5) == hashlib.sha256(message).digest()
 
 
 def test_a_chain_is_one_child_after_the_other():
@@ -170,8 +170,9 @@ def test_tenants_share_no_key():
 
 
 def test_private_keys_differ_in_each_number_and_from_every_chain():
-    numbers = [(1, 2, 3), (1, 3, 2), (2, 1, 3), (3, 2, 1), (12, 3, 0), (1, 23, 0), (0, 0, 0)]
-    private = {private_key(*three) for three in numbers}
+    threes = [(1, 2, 3), (1, 3, 2), (2, 1, 3), (3, 2, 1), (12, 3, 0), (1, 23, 0), (0, 0, 0)]
+    numbers = [(epoch, *three) for epoch in (0, 1) for three in threes]
+    private = {private_key(*four) for four in numbers}
     assert len(private) == len(numbers)
     spelled = np.frombuffer(struct.pack("<qqq", 1, 2, 3), dtype="<i4")
     chained = {root(model="", salt=b""), *chain_keys(root(), spelled, 6)}
@@ -179,7 +180,7 @@ def test_private_keys_differ_in_each_number_and_from_every_chain():
 
 
 def test_every_key_has_32_bytes():
-    keys = [root(), child_key(root(), b"\0" * 16), private_key(1, 0, 0)]
+    keys = [root(), child_key(root(), b"\0" * 16), private_key(0, 1, 0, 0)]
     assert {len(key) for key in keys} == {32}
 
 

@@ -235,10 +235,10 @@ def test_a_head_that_was_hit_more_often_than_its_tail_outlasts_it_by_that():
 def test_a_head_keeps_the_rank_that_its_tail_gave_it():
     """Taken up and put back without the tail, which is still inside and was dear."""
     policy = CostAwareEviction(num_blocks_at_double_cost=10)
-    insert_chain(policy, 0, 1, depth=29)
+    policy.insert([0, 1], [0, 29])
     policy.discard(0)
     insert_chain(policy, 8, depth=25)
-    insert_chain(policy, 0, depth=0)
+    insert_chain(policy, 0)
     assert take_all(policy) == [8, 1, 0]
 
 

@@ -207,7 +207,7 @@ def test_the_other_children_are_found_when_one_goes(removed):
 def test_a_private_block_is_found_by_its_whole_key_only():
     index = make_index()
     (head,) = add_chain(index, [0], tokens(0, 1, 2, 3))
-    key = private_key(12, 1, 1)
+    key = private_key(0, 12, 1, 1)
     assert index.add(1, key, head, b"")
     assert index.match([head, key]) == [0, 1]
     assert index.match_inside(head, tokens(0, 0, 0, 0)) == (NO_BLOCK, 0)
@@ -220,14 +220,14 @@ def test_private_blocks_leave_the_sixteen_places_to_others():
     index = make_index(20)
     add_chain(index, [19], tokens(0, 1, 2, 3))
     for block_id in range(18):
-        assert index.add(block_id, private_key(block_id, 1, 0), ROOT, b"")
+        assert index.add(block_id, private_key(0, block_id, 1, 0), ROOT, b"")
     assert index.match_inside(ROOT, tokens(0, 1)) == (19, 2)
 
 
 def test_the_block_before_is_the_one_that_has_its_key_now():
     index = make_index()
     keys = add_chain(index, [5, 2], tokens(*range(8)))
-    assert index.add(3, private_key(1, 1, 2), keys[1], b"")
+    assert index.add(3, private_key(0, 1, 1, 2), keys[1], b"")
     assert [index.block_before(block_id) for block_id in (5, 2, 3)] == [NO_BLOCK, 5, 2]
     index.remove(5)
     assert index.block_before(2) == NO_BLOCK
@@ -266,7 +266,7 @@ def test_a_child_that_moves_keeps_its_age(moved):
 
 def test_a_private_block_moves_too():
     index = make_index()
-    key = private_key(12, 1, 1)
+    key = private_key(0, 12, 1, 1)
     assert index.add(1, key, ROOT, b"")
     index.move(1, 4)
     assert index.block_of(key) == 4
@@ -278,7 +278,7 @@ def test_the_whole_index_can_be_emptied_in_any_order():
     index = make_index()
     add_chain(index, [0, 1, 2], tokens(*range(12)))
     add_chain(index, [3, 4], tokens(*range(20, 28)))
-    assert index.add(5, private_key(1, 1, 1), ROOT, b"")
+    assert index.add(5, private_key(0, 1, 1, 1), ROOT, b"")
     for block_id in (1, 3, 5, 0, 4, 2):
         index.remove(block_id)
     assert_empty(index)

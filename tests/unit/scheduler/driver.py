@@ -14,9 +14,11 @@ from pageframe.core.request import Completion, Delivery, Submission, TokenEvents
 from pageframe.core.sampling import SamplingParams
 from pageframe.core.step import (
     FinishReason,
+    Recovery,
     ReplicaFacts,
     StepPlan,
     StepResult,
+    TenantQuota,
 )
 from pageframe.core.trace import NullTraceSink, TraceSink
 from pageframe.core.units import ceil_div
@@ -75,6 +77,9 @@ class Driver:
     engine: FakeEngine | None = None
     max_queued_requests: int = 1000
     max_queued_tokens: int = 100_000
+    recovery: Recovery = Recovery.RECOMPUTE
+    shares_prefixes: bool = True
+    quotas: tuple[TenantQuota, ...] = ()
 
     def __post_init__(self) -> None:
         self.clock = ManualClock(1_000_000)
@@ -88,6 +93,9 @@ class Driver:
             clock=self.clock,
             max_queued_requests=self.max_queued_requests,
             max_queued_tokens=self.max_queued_tokens,
+            recovery=self.recovery,
+            shares_prefixes=self.shares_prefixes,
+            quotas=self.quotas,
         )
         self.plans: deque[StepPlan] = deque()
         self.results: deque[StepResult] = deque()
@@ -164,7 +172,12 @@ class Driver:
 
     def start_executor(self) -> None:
         """A new one comes."""
-        self.engine = FakeEngine(self.facts, self.engine.num_hit_tokens)
+        self.engine = FakeEngine(
+            self.facts,
+            num_hit_tokens=self.engine.num_hit_tokens,
+            shares_prefixes=self.engine.shares_prefixes,
+            ceilings=self.engine.ceilings,
+        )
         self.take(
             self.scheduler.on_executor_ready(self.facts, self.engine.account(), self.clock.now_ns())
         )
@@ -214,6 +227,8 @@ def assert_scheduler_empty(driver: Driver) -> None:
     assert not any(roster.decodes._num_by_phase)
     assert not any(roster.decodes._wheel)
     assert not roster.decodes._num_ending
+    assert not roster.decodes._num_copies
+    assert (roster.parents, len(roster.prefixes)) == ({}, 0)
     assert (roster.backlog.num_requests, roster.backlog.num_tokens) == (0, 0)
     assert len(scheduler._deadlines) == 0
     assert driver.engine.sequences == {}
@@ -230,14 +245,27 @@ def assert_scheduler_consistent(scheduler: Scheduler) -> None:
     assert by_state[SequenceState.ENDED] == set()
     assert {s.sequence_id for s in roster.waiting} == by_state[SequenceState.WAITING]
     assert {s.sequence_id for s in roster.preempted} == by_state[SequenceState.PREEMPTED]
+    siblings = {s.sequence_id for r in roster.requests.values() for s in r.siblings}
+    assert siblings == by_state[SequenceState.SIBLING]
+    parents = {
+        r.sequences[0].sequence_id: r
+        for r in roster.requests.values()
+        if r.siblings and r.sequences[0].sequence_id in roster.running
+    }
+    assert roster.parents == parents
+    assert all(request.forks for request in roster.requests.values() if request.siblings)
     running = by_state[SequenceState.ADMITTING] | by_state[SequenceState.RUNNING]
     assert set(roster.running) == running
     decodes = {s.sequence_id for s in living if s in roster.decodes}
     prefills = {s.sequence_id for s in roster.prefills}
     assert not decodes & prefills
     assert decodes | prefills == running
-    assert roster.backlog.num_tokens == sum(s.num_tokens for s in roster.waiting)
-    assert roster.backlog.num_requests == len({id(s.submission) for s in roster.waiting})
+    waiting = [s for s in living if s.state in (SequenceState.WAITING, SequenceState.SIBLING)]
+    assert roster.backlog.num_tokens == sum(s.num_tokens for s in waiting)
+    assert roster.backlog.num_requests == len({id(s.submission) for s in waiting})
+    computing = [s for others in roster.prefixes._computing.values() for s in others]
+    assert len(computing) == len({s.sequence_id for s in computing})
+    assert all(s.sequence_id in running and not s.is_caught_up for s in computing)
     assert len(roster.running) <= roster.capacity.max_num_running
     in_flight = dict.fromkeys(roster.sequences, 0)
     for flight in scheduler._flights._flights:

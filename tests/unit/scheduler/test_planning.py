@@ -156,7 +156,9 @@ def test_samples_of_one_request_are_sequences_of_their_own():
     driver.run()
     assert [driver.output(1, sample_index) for sample_index in range(3)] == [driver.output(1)] * 3
     indices = [(a.sequence_id, a.sample_index) for a in driver.sent[0].announce]
-    assert indices == [(1, 0), (2, 1), (3, 2)]
+    assert indices == [(1, 0)]
+    (fork,) = driver.sent[0].forks
+    assert (fork.parent_id, fork.child_ids, fork.sample_indices) == (1, [2, 3], [1, 2])
     assert_scheduler_empty(driver)
 
 

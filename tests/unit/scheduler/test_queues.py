@@ -4,7 +4,13 @@ import pytest
 
 from pageframe.core.errors import ResourceExhaustedError
 from pageframe.scheduler.delivery import Outbox
-from pageframe.scheduler.queues import Backlog, Deadlines, SequenceQueue, by_arrival
+from pageframe.scheduler.queues import (
+    Backlog,
+    Deadlines,
+    SequenceQueue,
+    TenantQueues,
+    by_arrival,
+)
 from pageframe.scheduler.request import Request
 from unit.scheduler.driver import make_submission
 from unit.scheduler.test_sequence import make_sequence
@@ -24,10 +30,12 @@ def make_request(serial: int, deadline_ns: int = 0) -> Request:
 def test_a_queue_keeps_priority_then_arrival_whatever_comes_and_goes():
     print("seed=7")
     rng = random.Random(7)
-    queue = SequenceQueue(by_arrival)
+    queue = TenantQueues(by_arrival)
     inside = []
     for sequence_id in range(1, 400):
-        sequence = make_sequence(sequence_id=sequence_id, priority=rng.choice([-1, 0, 0, 5]))
+        sequence = make_sequence(
+            sequence_id=sequence_id, priority=rng.choice([-1, 0, 0, 5]), tenant=rng.choice("abc")
+        )
         queue.add(sequence)
         inside.append(sequence)
         if rng.random() < 0.6:
@@ -36,8 +44,39 @@ def test_a_queue_keeps_priority_then_arrival_whatever_comes_and_goes():
             assert gone not in queue
         inside.sort(key=lambda s: (-s.submission.priority, s.sequence_id))
         assert list(queue) == inside
-        assert not inside or queue.first is inside[0]
+        assert len(queue) == len(inside)
         assert list(queue.first_few(3)) == inside[:3]
+
+
+def test_a_walk_goes_on_whatever_is_taken_out_under_its_feet_and_passes_tenants():
+    print("seed=8")
+    rng = random.Random(8)
+    for _ in range(50):
+        queue = TenantQueues(by_arrival)
+        inside = [
+            make_sequence(
+                sequence_id=sequence_id, priority=rng.choice([0, 0, 1]), tenant=rng.choice("abc")
+            )
+            for sequence_id in range(1, 20)
+        ]
+        for sequence in inside:
+            queue.add(sequence)
+        inside.sort(key=lambda s: (-s.submission.priority, s.sequence_id))
+        walk, passed = queue.walk(), set()
+        for expected in inside:
+            if expected.submission.tenant in passed:
+                continue
+            assert walk.current is expected
+            act = rng.random()
+            if act < 0.1:
+                passed.add(expected.submission.tenant)
+                walk.pass_tenant()
+            elif act < 0.5:
+                queue.remove(expected)
+                walk.go_on(is_taken=True)
+            else:
+                walk.go_on(is_taken=False)
+        assert walk.current is None
 
 
 def test_a_sequence_is_in_a_queue_once():

@@ -95,7 +95,7 @@ def test_a_request_can_be_cancelled_whole_or_by_sample(run):
         assert (ended.sample_index, ended.finish_reason) == (0, FinishReason.STOP)
         await peer.say(cancel=pb.CancelSubmission(handle=1))
         cancel = await stream.take_cancel()
-        assert cancel == [first.announce[1].sequence_id]
+        assert cancel == first.forks[0].child_ids
         stream.answer(cancel)
         ended = (await peer.hear_completions(2))[1]
         assert (ended.sample_index, ended.finish_reason) == (1, FinishReason.CANCELLED)

@@ -91,9 +91,24 @@ def test_a_number_of_samples_out_of_range_is_refused(num_samples):
     )
 
 
-def test_more_samples_than_may_run_are_refused():
+def test_more_samples_than_may_run_are_served_one_after_the_other():
+    driver = Driver(facts=FACTS, max_num_running=2)
+    submission = make_submission(1, num_samples=5)
+    driver.submit(submission)
+    driver.run()
+    expected = expected_output(submission, FACTS)
+    assert [driver.output(1, index) for index in range(5)] == [expected] * 5
+    assert_scheduler_empty(driver)
+
+
+@pytest.mark.parametrize("field_name", ["session_id", "prefix_handle"])
+def test_a_name_that_is_too_long_is_refused_with_the_numbers(field_name):
     refuse(
-        make_submission(1, num_samples=5), OutOfRangeError, "TOO_MANY_SAMPLES", max_num_running=4
+        make_submission(1, **{field_name: "é" * 129}),
+        InvalidRequestError,
+        f"{field_name.upper()}_TOO_LONG",
+        num_bytes=258,
+        num_bytes_max=256,
     )
 
 

@@ -76,8 +76,9 @@ def test_a_sequence_span_hangs_under_generate_with_an_id_that_anybody_can_comput
     assert spans[0].attributes["gen_ai.usage.input_tokens"] == 5
     assert spans[0].attributes["gen_ai.usage.output_tokens"] == 3
     assert spans[0].attributes["pageframe.finish_reason"] == "length"
-    announced = driver.sent[0].announce[1]
-    assert (announced.trace_id, int.from_bytes(announced.span_id)) == (TRACE_ID, spans[1].span_id)
+    (announced,), (fork,) = driver.sent[0].announce, driver.sent[0].forks
+    assert (announced.trace_id, int.from_bytes(announced.span_id)) == (TRACE_ID, spans[0].span_id)
+    assert fork.span_ids == [spans[1].span_id]
 
 
 def test_each_chunk_is_a_prefill_span_named_after_its_first_position():

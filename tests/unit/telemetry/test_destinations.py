@@ -5,6 +5,7 @@ import threading
 
 import pytest
 
+from pageframe.telemetry.batch_encoder import BatchEncoder
 from pageframe.telemetry.client import OtlpClient
 from pageframe.telemetry.destinations import (
     NowhereDestination,
@@ -161,10 +162,8 @@ def test_a_request_that_a_present_collector_never_takes_is_dropped_and_the_next_
 
 
 def test_a_refused_request_is_tried_again_without_those_before_it(tmp_path, impatient, monkeypatch):
-    monkeypatch.setattr("pageframe.telemetry.batch_encoder.REQUEST_BYTES_MAX", 1)
-    monkeypatch.setattr(
-        "pageframe.telemetry.batch_encoder.BatchEncoder.__init__.__defaults__", (1,), raising=False
-    )
+    # One span a request.
+    monkeypatch.setattr(BatchEncoder.__init__, "__defaults__", (1,))
     collector = FakeCollector(refused={"late"})
     spool = Spool(tmp_path)
     spool.put(make_spans("early", "late", "last").pack(), 3)
@@ -173,6 +172,7 @@ def test_a_refused_request_is_tried_again_without_those_before_it(tmp_path, impa
     collector.refused = set()
     sender.close(TIMEOUT_S)
     assert collector.names == ["early", "late", "last"]
+    assert [len(names_in(request)) for request in collector.taken] == [1, 1, 1]
 
 
 @pytest.mark.parametrize("num_bytes_left", [0, 20, 300])

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from pageframe.config.launch import Launch
+from pageframe.config.settings import Settings
 from pageframe.core.trace import TraceMode
 from pageframe.telemetry.ring import RingReader, RingWriter
 from pageframe.telemetry.ring_path import remove_dead_rings, ring_path
@@ -99,6 +101,22 @@ def test_what_is_no_ring_is_left_alone(folder):
     path.write_bytes(b"no ring")
     assert remove_dead_rings(folder=folder) == []
     assert path.exists()
+
+
+def test_a_launch_names_its_rings_and_removes_what_is_left_of_them(tmp_path):
+    launch = Launch(
+        settings=Settings(),
+        model_path=tmp_path,
+        run_dir=tmp_path / "run",
+        num_threads=1,
+        supervisor_pid=os.getpid(),
+    )
+    paths = [launch.ring_path(service) for service in SERVICES]
+    assert paths == [ring_path(tmp_path / "run", os.getpid(), service) for service in SERVICES]
+    (tmp_path / "run").mkdir()
+    make_ring(paths[0]).close()
+    launch.remove_rings(SERVICES)
+    assert not any(path.exists() for path in paths)
 
 
 def test_no_shared_memory_means_nothing_to_remove(tmp_path):

@@ -314,11 +314,14 @@ def _try_admission(
     if num_tokens < 1 or not memory.sequences.has_empty_row:
         return RefusedBecause.NOT_READY, 0
     match = memory.match(sequence)
-    end = min(match.num_tokens + num_tokens, len(sequence.parked_tokens))
-    if end - match.num_tokens > num_tokens_left:
-        return RefusedBecause.NOT_READY, 0
-    num_blocks = _num_blocks_to_hold(memory, match, end)
-    refused = _obstacle(memory, sequence, num_blocks, match.block_ids)
+    refused = _obstacle_to_seat(memory, sequence, match, num_tokens)
+    if refused is RefusedBecause.POOL_FULL and match.needs_copy(memory.options.block_size):
+        # The copy is one block more than the sequence alone would take.
+        match.leave_out_last(memory.options.block_size)
+        refused = _obstacle_to_seat(memory, sequence, match, num_tokens)
+    end = _end_of(sequence, match, num_tokens)
+    if refused is None and end - match.num_tokens > num_tokens_left:
+        refused = RefusedBecause.NOT_READY
     if refused is not None:
         return refused, 0
     if match.promotions:
@@ -333,15 +336,27 @@ def _try_admission(
     return None, end - match.num_tokens
 
 
+def _end_of(sequence: Sequence, match: Match, num_tokens: int) -> int:
+    """Where a chunk of ``num_tokens`` after what was found ends."""
+    return min(match.num_tokens + num_tokens, len(sequence.parked_tokens))
+
+
+def _obstacle_to_seat(
+    memory: KvMemory, sequence: Sequence, match: Match, num_tokens: int
+) -> RefusedBecause | None:
+    """Why there are too few blocks for a first chunk of ``num_tokens``."""
+    end = _end_of(sequence, match, num_tokens)
+    return _obstacle(memory, sequence, _num_blocks_to_hold(memory, match, end), match.block_ids)
+
+
 def _num_blocks_to_hold(memory: KvMemory, match: Match, end: int) -> int:
     """Blocks that an admission takes from those available: new ones, and cached ones it shares."""
     block_size = memory.options.block_size
     if match.promotions:
         num_new = len(match.promotions)
     else:
-        # A hit that ends inside a block is copied before it is written.
-        is_inside = match.num_tokens % block_size != 0
-        num_new = ceil_div(end, block_size) - len(match.block_ids) + is_inside
+        num_copies = int(match.needs_copy(block_size))
+        num_new = ceil_div(end, block_size) - len(match.block_ids) + num_copies
     states = memory.pool.columns.states[match.block_ids]
     return num_new + int(np.count_nonzero(states == BlockState.CACHED))
 

@@ -117,13 +117,15 @@ def chain_keys(parent: BlockKey, token_ids: Int32Array, block_size: int) -> list
     return keys
 
 
-def private_key(sequence_id: int, generation: int, logical_block: int) -> BlockKey:
+def private_key(epoch: int, sequence_id: int, generation: int, logical_block: int) -> BlockKey:
     """The key of a block that only its own sequence may find again: one that is not full.
 
-    It says nothing about content, so it is good only while the sequence keeps this generation.
+    It says nothing about content, so it is good only while the sequence keeps this generation, and
+    sequence ids are used once in an epoch.
     """
     fields = (
         _PRIVATE_DOMAIN,
+        _integer(epoch),
         _integer(sequence_id),
         _integer(generation),
         _integer(logical_block),

@@ -130,7 +130,9 @@ class BlockSupply:
         """
         if len(block_ids):
             self._move(block_ids, BlockState.HELD, BlockState.CACHED)
-            self._eviction.insert(block_ids.tolist(), self._columns.depths[block_ids].tolist())
+            named = block_ids.tolist()
+            parent = self._index.block_before(named[0])
+            self._eviction.insert(named, self._columns.depths[block_ids].tolist(), parent)
 
     def take_up(self, block_ids: Int32Array) -> None:
         """Cached blocks are held again; the caller counts the reference."""
@@ -168,10 +170,8 @@ class BlockSupply:
         targets = np.sort(free[free < end])[: len(sources)]
         assert len(targets) == len(sources), f"{len(targets)} free blocks for {len(sources)}"
         self._free.discard(targets)
-        is_cached = self._columns.states[sources] == BlockState.CACHED
-        for source, target in zip(
-            sources[is_cached].tolist(), targets[is_cached].tolist(), strict=True
-        ):
+        # Held ones too: a policy may remember how often a block was found.
+        for source, target in zip(sources.tolist(), targets.tolist(), strict=True):
             self._eviction.move(source, target)
         self._columns.follow(sources, targets)
         self._free.push(sources)

@@ -34,7 +34,7 @@ def preempt(
         How it gave way, how many blocks it gave up, and how many tokens it keeps computed.
     """
     num_blocks = len(memory.tables.blocks_of(sequence.row))
-    if recovery is Recovery.TAIL and not 0 < num_tail_blocks < num_blocks:
+    if recovery is Recovery.TAIL and not _can_cut(memory, sequence, num_tail_blocks):
         recovery = Recovery.RECOMPUTE
     if recovery is Recovery.SWAP and not _swap_out(memory, sequence):
         recovery = Recovery.RECOMPUTE
@@ -48,6 +48,18 @@ def preempt(
     sequence.generation += 1
     sequence.num_preemptions += 1
     return recovery, num_blocks, num_computed
+
+
+def _can_cut(memory: KvMemory, sequence: Sequence, num_tail_blocks: int) -> bool:
+    """Whether the tail is a real part, and what is computed again will see all that it should."""
+    row = sequence.row
+    first, end = int(memory.tables.first_block[row]), int(memory.tables.num_blocks[row])
+    num_kept = end - num_tail_blocks
+    if not first < num_kept < end:
+        return False
+    options = memory.options
+    first_seen = max(0, num_kept * options.block_size - options.window_tokens + 1)
+    return not first or first * options.block_size <= first_seen
 
 
 def cut_tail(memory: KvMemory, sequence: Sequence, num_blocks: int) -> int:
@@ -108,23 +120,11 @@ def _swap_out(memory: KvMemory, sequence: Sequence) -> bool:
     num_new = sum(key not in host for key in keys)
     if num_new > host.num_slots - host.num_held:
         return False
-    block_ids = memory.tables.blocks_of(row)[: len(keys)]
-    for key in keys:
-        if key in host:
-            host.hold(key)
-            sequence.host_keys.append(key)
+    block_ids = memory.tables.blocks_of(row)[: len(keys)].tolist()
     purpose = memory.purpose_of(sequence, KvCause.SWAP)
-    new = [
-        (block, key) for block, key in zip(block_ids.tolist(), keys, strict=True) if key not in host
-    ]
-    num_stored = memory.transfers.store(
-        KvOperation.SWAP_OUT, [block for block, _ in new], [key for _, key in new], purpose
-    )
-    for _, key in new[:num_stored]:
-        host.hold(key)
-        sequence.host_keys.append(key)
+    # What finds no room after all is computed again; what does is not lost.
+    sequence.host_keys += memory.transfers.hold(KvOperation.SWAP_OUT, block_ids, keys, purpose)
     sequence.swapped_tail = tail
-    # What found no room after all is computed again; what did is not lost.
     return True
 
 
@@ -138,5 +138,5 @@ def _keys_of_blocks(
     num_inside = num_computed % block_size
     if not num_inside:
         return keys, None
-    key = private_key(sequence.sequence_id, sequence.generation + 1, len(keys))
+    key = private_key(memory.epoch, sequence.sequence_id, sequence.generation + 1, len(keys))
     return [*keys, key], SwappedTail(key, len(keys), num_inside)

@@ -202,6 +202,12 @@ class HostTier:
         assert key not in self._in_transfer, f"key {key.hex()} is removed in transfer"
         self._forget(key, entry)
 
+    def discard(self, key: BlockKey) -> None:
+        """Forget a key, unless it is not here, held, or in transfer: then it just grows old."""
+        entry = self._entries.get(key)
+        if entry is not None and self._is_droppable(key, entry):
+            self._forget(key, entry)
+
     def keys(self) -> list[BlockKey]:
         """All keys in a new list, least recently used first."""
         return list(self._by_use.values())

@@ -47,6 +47,7 @@ class KvMemory:
         leaders: Who is about to compute which prefix.
         quotas: Bounds of tenants.
         retentions: Prefixes kept by name.
+        epoch: Counts resets; sequence ids may be used again after one.
         last_received_step: Number of the last plan that came in order; 0 before the first.
         last_applied_step: Number of the last plan that was not refused; 0 before the first.
     """
@@ -75,6 +76,7 @@ class KvMemory:
         self.leaders = Leaders()
         self.quotas = Quotas()
         self.retentions = Retentions()
+        self.epoch = 0
         self.last_received_step = 0
         self.last_applied_step = 0
         self._trace = trace
@@ -160,9 +162,9 @@ class KvMemory:
             self.pool.acquire(block_ids, self.purpose_of(sequence, KvCause.PREFIX_HIT))
             self.tables.fill(sequence.row, block_ids)
             sequence.num_blocks_shared += len(block_ids)
+            self._own_tail(sequence, match.block_ids[-1])
         self.sequences.num_published[sequence.row] = match.num_tokens // self.options.block_size
         self._let_go_of_host(sequence)
-        sequence.swapped_tail = None
 
     def fetch(self, sequence: Sequence, match: Match) -> None:
         """Bring in what the host tier has of a sequence; it may be seated after the step.
@@ -177,13 +179,9 @@ class KvMemory:
             match.num_tokens,
             sequence.tenant_id,
         )
-        # Held meanwhile, or making room for the rest could evict what was found.
         found: Int32Array = np.array(match.block_ids, dtype=np.int32)
-        if len(found):
-            self.pool.acquire(found, purpose)
         operation = KvOperation.SWAP_IN if sequence.host_keys else KvOperation.PROMOTE
-        self.transfers.fetch(operation, match.promotions, purpose)
-        self.pool.release(found, purpose)
+        self.transfers.fetch(operation, match.promotions, found, purpose)
 
     def cover(self, row: int, num_tokens: int) -> None:
         """Allocate what the row lacks to hold its first ``num_tokens`` tokens, for a prefill.
@@ -255,6 +253,7 @@ class KvMemory:
             self.forget(sequence, KvCause.TAKEOVER)
         self.pool.restart()
         self.last_received_step = self.last_applied_step = 0
+        self.epoch += 1
 
     def enter(self, sequence: Sequence) -> None:
         """Know a sequence, and to which trace its operations belong."""
@@ -275,10 +274,20 @@ class KvMemory:
             assert key is not None, f"cached block {block_id} is not indexed"
             self.transfers.store(KvOperation.DEMOTE, [block_id], [key], purpose)
 
+    def _own_tail(self, sequence: Sequence, block_id: int) -> None:
+        """A block under a private key is written in place again: nobody else can ask for it."""
+        tail = sequence.swapped_tail
+        if tail is not None and self.pool.index.block_of(tail.key) == block_id:
+            purpose = self.purpose_of(sequence, KvCause.SWAP)
+            self.pool.unpublish(np.array([block_id], dtype=np.int32), purpose)
+
     def _let_go_of_host(self, sequence: Sequence) -> None:
         for key in sequence.host_keys:
             self.host.drop_hold(key)
         sequence.host_keys.clear()
+        tail, sequence.swapped_tail = sequence.swapped_tail, None
+        if tail is not None:
+            self.host.discard(tail.key)
 
     def _unpublish_private(self, sequence: Sequence) -> None:
         block_ids = self.tables.blocks_of(sequence.row)

@@ -28,11 +28,22 @@ class Match:
         block_ids: Device blocks to share, from logical block 0.
         num_tokens: Tokens that they hold for this sequence.
         promotions: What follows in the host tier.
+        ends_in_own: Whether the last block is nobody else's, and may be written in place.
     """
 
     block_ids: list[int] = field(default_factory=list)
     num_tokens: int = 0
     promotions: list[Content] = field(default_factory=list)
+    ends_in_own: bool = False
+
+    def needs_copy(self, block_size: int) -> bool:
+        """Whether the last block has to be copied before the sequence can go on."""
+        return self.num_tokens % block_size != 0 and not (self.promotions or self.ends_in_own)
+
+    def leave_out_last(self, block_size: int) -> None:
+        """Do without the last block, of which only a part is of use."""
+        self.block_ids.pop()
+        self.num_tokens = len(self.block_ids) * block_size
 
     def num_tokens_in_all(self, block_size: int, num_tokens: int) -> int:
         """Tokens that will be there once the promotions are, of a sequence of ``num_tokens``."""
@@ -114,6 +125,7 @@ def _go_inside(
         if block_id != NO_BLOCK:
             match.block_ids.append(block_id)
             match.num_tokens += tail.num_tokens
+            match.ends_in_own = True
             return
     start = num_found * block_size
     wanted = token_ids[start : min(start + block_size, num_tokens - 1)]

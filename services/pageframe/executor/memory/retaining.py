@@ -128,6 +128,11 @@ def forget_block(memory: KvMemory, block_id: int) -> None:
             memory.retentions.note_unpinned(retention, key)
 
 
+def finish_transfers(memory: KvMemory) -> None:
+    """The moves handed out have been made; what arrived is pinned for those who asked for it."""
+    pin_wanted(memory, memory.transfers.finish())
+
+
 def pin_wanted(memory: KvMemory, keys: AbstractSequence[BlockKey]) -> None:
     """Pin blocks, just indexed under ``keys``, that somebody asked to keep before."""
     if not len(memory.retentions):
@@ -142,14 +147,13 @@ def pin_wanted(memory: KvMemory, keys: AbstractSequence[BlockKey]) -> None:
 def demote(memory: KvMemory, retention: Retention, cause: KvCause) -> None:
     """Have the host tier hold what is pinned, as far as it has room; unpin all."""
     keys = [key for key in retention.keys if key in retention.pinned]
-    block_ids = [retention.pinned[key] for key in keys]
     purpose = Purpose(cause, tenant_id=memory.pool.tenants.id_of(retention.tenant))
     if memory.host.num_slots:
-        num_stored = memory.transfers.store(KvOperation.DEMOTE, block_ids, keys, purpose)
-        for key in keys[:num_stored]:
-            if key not in retention.held_keys:
-                memory.host.hold(key)
-                retention.held_keys.add(key)
+        # Its keys may be held for it already, from before it was pinned again.
+        new = [key for key in keys if key not in retention.held_keys]
+        new_blocks = [retention.pinned[key] for key in new]
+        held = memory.transfers.hold(KvOperation.DEMOTE, new_blocks, new, purpose)
+        retention.held_keys.update(held)
     _unpin(memory, retention, keys, purpose)
 
 

@@ -85,12 +85,56 @@ class Transfers:
             self._pool.recorder.record(operation, purpose, sources, slots)
         return num_stored
 
-    def fetch(self, operation: KvOperation, contents: Sequence[Content], purpose: Purpose) -> None:
+    def hold(
+        self,
+        operation: KvOperation,
+        block_ids: Sequence[int],
+        keys: Sequence[BlockKey],
+        purpose: Purpose,
+    ) -> list[BlockKey]:
+        """Have the host tier hold blocks for somebody, copied there unless they are there already.
+
+        Returns:
+            The keys that it holds; the caller drops these holds some day. As many as have room.
+        """
+        is_here = [key in self._host for key in keys]
+        held = [key for key, here in zip(keys, is_here, strict=True) if here]
+        # Those that are there first: what is copied beside them might drop them else.
+        for key in held:
+            self._host.hold(key)
+        lacking = [
+            (block_id, key)
+            for block_id, key, here in zip(block_ids, keys, is_here, strict=True)
+            if not here
+        ]
+        new_keys = [key for _, key in lacking]
+        num_stored = self.store(operation, [block for block, _ in lacking], new_keys, purpose)
+        for key in new_keys[:num_stored]:
+            self._host.hold(key)
+        return held + new_keys[:num_stored]
+
+    def fetch(
+        self,
+        operation: KvOperation,
+        contents: Sequence[Content],
+        found: Int32Array,
+        purpose: Purpose,
+    ) -> None:
         """Bring blocks back from the host tier; all their keys have to be in it.
+
+        Args:
+            operation: What to record.
+            contents: What to bring, in the order of its chain.
+            found: int32 [n], device blocks of the chain before that. They are held until it has
+                arrived: making room must not evict them, and a head must not become older than
+                its tail.
+            purpose: For whom.
 
         Raises:
             BlocksExhaustedError: too few blocks are available; nothing was changed.
         """
+        if len(found):
+            self._pool.acquire(found, purpose)
         # Before blocks are taken: making room for them may demote others, which may drop these.
         slots = [self._host.read(content.key) for content in contents]
         try:
@@ -98,10 +142,11 @@ class Transfers:
         except BlocksExhaustedError:
             for content in contents:
                 self._host.finish_transfer(content.key)
+            self._pool.release(found, purpose)
             raise
         targets = block_ids.tolist()
         self._in += zip(slots, targets, strict=True)
-        self._arriving.append((block_ids, contents, purpose))
+        self._arriving.append((np.concatenate([found, block_ids]), contents, purpose))
         self._pool.recorder.record(operation, purpose, slots, targets)
 
     def arriving_ids(self) -> list[int]:
@@ -123,23 +168,29 @@ class Transfers:
         self._out, self._copies, self._in = [], [], []
         return moves
 
-    def finish(self) -> None:
-        """The moves handed out have been made: publish what arrived, and keep it cached."""
+    def finish(self) -> list[BlockKey]:
+        """The moves handed out have been made: publish what arrived, and keep it cached.
+
+        Returns:
+            Keys of what arrived, for those who want to pin it.
+        """
         self._host.finish_transfers()
         self._stored.clear()
         arrived, self._arriving = self._arriving, []
         for block_ids, contents, purpose in arrived:
+            new = block_ids[-len(contents) :]
             was_entered = self._pool.publish(
-                block_ids,
+                new,
                 [content.key for content in contents],
                 [content.parent for content in contents],
                 [content.token_ids for content in contents],
                 np.array([content.depth for content in contents]),
             )
-            published = block_ids[was_entered].tolist()
+            published = new[was_entered].tolist()
             if published:
                 self._pool.record_published(published, purpose)
             self._pool.release(block_ids, purpose)
+        return [content.key for _, contents, _ in arrived for content in contents]
 
     def fail(self) -> list[BlockKey]:
         """The moves handed out were not made: nothing arrived, nothing was stored.
