@@ -1,12 +1,11 @@
 """What the paper says, what we find, and whether that bears it out.
 
-Kwon et al., "Efficient Memory Management for Large Language Model Serving with PagedAttention",
-SOSP 2023, arXiv 2309.06180. Rules, the same for all claims of a kind:
+Rules, the same for all claims of a kind:
 
     ratio          at least the paper's
     our share      at least the paper's, less three percentage points
-    baseline       within five percentage points, or a tenth of its batch: one weaker than the
-                   paper's would flatter us
+    baseline       within five percentage points, or 15 % of its batch: a baseline that is weaker
+                   than the paper's would flatter us
     remark         not judged; it stands beside for comparison
 """
 

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bench.paper.occupancy import Occupancy
+from bench.paper.published import BEAM_SAVINGS, PARALLEL_SAVINGS
 from bench.paper.rates import LATENCIES_S
 from bench.paper.sharing import Sharing
 from bench.paper.study import Results
@@ -25,6 +26,8 @@ _PARTS = (
     ("rest_share", "external fragmentation, free", "#d9d9d9"),
 )
 _NS_PER_MS = 1e6
+# A share below this has no room for its number.
+_SHARE_MIN_LABELLED = 5
 
 
 def draw_all(results: Results, folder: Path) -> list[Path]:
@@ -54,7 +57,9 @@ def _draw_memory(systems: list[Occupancy]) -> Figure:
         shares = np.array([100 * getattr(occupancy, field) for occupancy in systems])
         bars = axes.bar(names, shares, bottom=bottom, label=label, color=color)
         axes.bar_label(
-            bars, [f"{share:.1f}" if share > 3 else "" for share in shares], label_type="center"
+            bars,
+            [f"{share:.1f}" if share > _SHARE_MIN_LABELLED else "" for share in shares],
+            label_type="center",
         )
         bottom += shares
     axes.set_ylabel("share of KV memory [%]")
@@ -87,29 +92,39 @@ def _draw_rates(results: Results) -> Figure:
 
 
 def _draw_sharing(results: Results) -> Figure:
-    """As figure 15: blocks saved, for every set of lengths."""
+    """As figure 15: blocks saved, for every set of lengths; bars across are the paper's."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained", sharey=True)
-    for axes, measured, title in (
-        (left, results.parallel, "parallel sampling"),
-        (right, results.beams, "beam search"),
+    names = [lengths.name for lengths in results.lengths]
+    for axes, measured, paper, title in (
+        (left, results.parallel, PARALLEL_SAVINGS, "parallel sampling"),
+        (right, results.beams, BEAM_SAVINGS, "beam search"),
     ):
-        _draw_bars(axes, measured)
+        _draw_bars(axes, measured, names, paper)
         axes.set_title(title)
         axes.set_xlabel("sequences of a request")
     left.set_ylabel("blocks saved [%]")
-    right.legend(fontsize="small")
+    left.legend(fontsize="small", loc="upper left")
     return figure
 
 
-def _draw_bars(axes: Axes, measured: list[Sharing]) -> None:
-    names = list(dict.fromkeys(sharing.data for sharing in measured))
+def _draw_bars(
+    axes: Axes, measured: list[Sharing], names: list[str], paper: dict[str, dict[int, float]]
+) -> None:
     numbers = sorted({sharing.num_sequences for sharing in measured})
     width = 0.8 / len(names)
     for index, name in enumerate(names):
-        shares = [100 * sharing.saved_share for sharing in measured if sharing.data == name]
+        found = [sharing for sharing in measured if sharing.data == name]
+        if not found:
+            continue
         places = np.arange(len(numbers)) + (index - (len(names) - 1) / 2) * width
-        bars = axes.bar(places, shares, width, label=name)
-        axes.bar_label(bars, fmt="%.1f", fontsize="x-small")
+        shares = [100 * sharing.saved_share for sharing in found]
+        bars = axes.bar(places, shares, width, label=name, color=f"C{index}")
+        axes.bar_label(bars, fmt="%.1f", fontsize="x-small", label_type="center")
+        published = paper["Alpaca" if name.startswith("Alpaca") else "ShareGPT"]
+        for place, number in zip(places, numbers, strict=True):
+            if number in published:
+                level = 100 * published[number]
+                axes.hlines(level, place - width / 2, place + width / 2, color="black")
     axes.set_xticks(range(len(numbers)), [str(number) for number in numbers])
 
 

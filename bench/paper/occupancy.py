@@ -6,7 +6,7 @@ from bench.paper.cost_model import CostModel
 from bench.paper.lengths import Lengths
 from bench.paper.run_log import Run, UsageTable
 from bench.paper.systems import SYSTEMS
-from bench.paper.workload import backlog
+from bench.paper.workload import backlog, poisson
 
 # The first requests join all at once, with nothing but prompts; the last leave an empty server.
 _WARM_UP = 0.1
@@ -69,5 +69,16 @@ def measure_occupancy(
     workload = backlog(lengths, num_requests=num_requests, seed=seed)
     return [
         occupancy_of(name, full_steps(serve(workload, cost)), cost.num_slots)
+        for name, serve in SYSTEMS.items()
+    ]
+
+
+def measure_at_rate(
+    lengths: Lengths, cost: CostModel, *, rate_per_s: float, duration_s: float, seed: int
+) -> list[Occupancy]:
+    """Every system while requests come at this rate."""
+    workload = poisson(lengths, rate_per_s=rate_per_s, duration_s=duration_s, seed=seed)
+    return [
+        occupancy_of(name, serve(workload, cost).usage.between(0, workload.end_ns), cost.num_slots)
         for name, serve in SYSTEMS.items()
     ]

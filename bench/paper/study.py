@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from bench.paper.ancestry import Parents, read_recordings
 from bench.paper.cost_model import ROOFLINE, SERVER, CostModel
 from bench.paper.lengths import Lengths, alpaca_like, like_paper, sharegpt
-from bench.paper.occupancy import Occupancy, measure_occupancy, occupancy_of
+from bench.paper.occupancy import Occupancy, measure_at_rate, measure_occupancy
 from bench.paper.rates import Curve, measure_curve
 from bench.paper.sharing import Sharing, measure_beams, measure_parallel
 from bench.paper.sweeps import (
@@ -20,7 +20,6 @@ from bench.paper.sweeps import (
     measure_block_size,
 )
 from bench.paper.systems import PAGEFRAME, SYSTEMS
-from bench.paper.workload import poisson
 
 NUM_SEQUENCES = (2, 4, 6)
 """Samples and beam widths of figure 15."""
@@ -29,6 +28,7 @@ _SEED = 2023
 _NUM_ALPACA_REQUESTS = 20_000
 _SWEEP_WIDTH = 4
 # Requests a second at which the paper counts batches (figure 13).
+_SHAREGPT_RATE_PER_S = 2.0
 _ALPACA_RATE_PER_S = 30.0
 
 
@@ -39,6 +39,7 @@ class Effort:
     num_backlog_requests: int = 1200
     rate_duration_s: float = 1200.0
     roofline_duration_s: float = 400.0
+    sharegpt_duration_s: float = 600.0
     alpaca_duration_s: float = 120.0
     num_parallel_requests: int = 500
     num_beam_requests: int = 128
@@ -64,6 +65,7 @@ class Results:
     Attributes:
         lengths: Each set of lengths.
         occupancy: By name of lengths, each system with a full memory.
+        sharegpt_at_rate: Each system at the rate of the paper's figure 13a.
         alpaca_at_rate: Each system at the rate of the paper's figure 13b.
         curves: By system, on the server of ``cost_model``.
         roofline_curves: By system, on a perfect device.
@@ -75,6 +77,7 @@ class Results:
 
     lengths: list[Lengths] = field(default_factory=list)
     occupancy: dict[str, list[Occupancy]] = field(default_factory=dict)
+    sharegpt_at_rate: list[Occupancy] = field(default_factory=list)
     alpaca_at_rate: list[Occupancy] = field(default_factory=list)
     curves: dict[str, Curve] = field(default_factory=dict)
     roofline_curves: dict[str, Curve] = field(default_factory=dict)
@@ -113,7 +116,7 @@ class Study:
 
     def _measure_occupancy(self) -> None:
         effort, results = self._effort, self._results
-        with self._stage("memory", len(results.lengths) + len(SYSTEMS)) as advance:
+        with self._stage("memory", len(results.lengths) + 2) as advance:
             for lengths in results.lengths:
                 results.occupancy[lengths.name] = measure_occupancy(
                     lengths,
@@ -122,16 +125,22 @@ class Study:
                     seed=_SEED,
                 )
                 advance()
-            workload = poisson(
+            results.sharegpt_at_rate = measure_at_rate(
+                self._matched,
+                SERVER,
+                rate_per_s=_SHAREGPT_RATE_PER_S,
+                duration_s=effort.sharegpt_duration_s,
+                seed=_SEED,
+            )
+            advance()
+            results.alpaca_at_rate = measure_at_rate(
                 self._alpaca,
+                SERVER,
                 rate_per_s=_ALPACA_RATE_PER_S,
                 duration_s=effort.alpaca_duration_s,
                 seed=_SEED,
             )
-            for name, serve in SYSTEMS.items():
-                usage = serve(workload, SERVER).usage.between(0, workload.end_ns)
-                results.alpaca_at_rate.append(occupancy_of(name, usage, SERVER.num_slots))
-                advance()
+            advance()
 
     def _measure_rates(self, curves: dict[str, Curve], cost: CostModel, title: str) -> None:
         effort = self._effort

@@ -5,31 +5,35 @@ import math
 from bench.paper.claims import Claim, Rule
 from bench.paper.lengths import Lengths
 from bench.paper.occupancy import Occupancy
-from bench.paper.orca import Reservation
+from bench.paper.published import (
+    BATCH_RATIOS,
+    BEAM_SAVINGS,
+    NUM_RUNNING,
+    NUM_RUNNING_ALPACA,
+    PARALLEL_SAVINGS,
+    RATE_RATIOS,
+    TOKEN_SHARES,
+)
 from bench.paper.rates import Curve, smallest_ratio
 from bench.paper.sharing import Sharing
 from bench.paper.study import Results
 from bench.paper.systems import PAGEFRAME
 
-_MAX, _POW2, _ORACLE = (reservation.value for reservation in Reservation)
-
-# Figure 2.
-_TOKEN_SHARES = {_MAX: 0.204, _POW2: 0.268, _ORACLE: 0.382, PAGEFRAME: 0.963}
-# Figure 13, by data set.
-_NUM_RUNNING = {_MAX: 7.00, _POW2: 9.81, _ORACLE: 13.62, PAGEFRAME: 30.42}
-_NUM_RUNNING_ALPACA = {_MAX: 7.00, _POW2: 43.24, _ORACLE: 72.75, PAGEFRAME: 132.44}
-# Section 6.2.
-_BATCH_RATIOS = {_MAX: 4.3, _ORACLE: 2.2}
-_RATE_RATIOS = {_MAX: 2.7, _ORACLE: 1.7}
-# Section 6.3: the ends of its ranges belong to 2 and to 6 sequences (figure 15).
-_PARALLEL = {"ShareGPT": {2: 0.162, 6: 0.305}, "Alpaca": {2: 0.061, 6: 0.098}}
-_BEAMS = {"ShareGPT": {2: 0.443, 6: 0.663}, "Alpaca": {2: 0.376, 6: 0.552}}
-
-_NOTE_BATCH = "memory always full; requests wait"
-_NOTE_SHORTER = (
-    "the running requests are shorter than the paper's (its spread of lengths is not published)"
+_NOTE_BATCH = "memory always full"
+_NOTE_COST = "whether memory is full at this rate depends on the cost model"
+_NOTE_SPREAD = (
+    "mean lengths are the paper's, their spread is not published; our running requests are shorter"
 )
-_NOTE_PLAIN = "unweighted lengths, which are shorter than the paper's"
+_NOTE_HEADROOM = (
+    "1 % is kept free for those who run, and after a preemption only those come in who fit to "
+    "their end"
+)
+_NOTE_HELD = "waste is in the last block of each sequence only"
+_NOTE_RATE = (
+    "smallest of the ratios at 0.1, 0.2, 0.5 and 1 s per token; in a simulator, so it depends on "
+    "the cost model"
+)
+_NOTE_PLAIN = "lengths as they are, which are shorter than the paper's"
 _NOTE_BEAMS = "how soon beams meet depends on the model; ours were recorded from the embedded one"
 _NOTE_SYNTHETIC = "synthetic lengths with Alpaca's means"
 
@@ -37,15 +41,17 @@ _NOTE_SYNTHETIC = "synthetic lengths with Alpaca's means"
 def all_claims(results: Results) -> list[Claim]:
     """Every claim, judged ones and remarks, in the order of the paper."""
     lengths = results.lengths
-    matched, _, alpaca = lengths
+    matched, _, _ = lengths
     return [
         *_memory_claims(results.occupancy[matched.name]),
         *_batch_claims(results.occupancy[matched.name]),
-        *_batch_remarks(results, alpaca),
+        *_batch_remarks(results),
         *_rate_claims(results.curves, Rule.RATIO, "at equal latency"),
         *_rate_claims(results.roofline_curves, Rule.REMARK, "at equal latency, perfect device"),
-        *_sharing_claims(results.parallel, "parallel sampling", _PARALLEL, lengths),
-        *_sharing_claims(results.beams, "beam search", _BEAMS, lengths, _NOTE_BEAMS),
+        *_sharing_claims(
+            results.parallel, "parallel sampling", PARALLEL_SAVINGS, lengths, _NOTE_SPREAD
+        ),
+        *_sharing_claims(results.beams, "beam search", BEAM_SAVINGS, lengths, _NOTE_BEAMS),
     ]
 
 
@@ -57,21 +63,21 @@ def _memory_claims(systems: list[Occupancy]) -> list[Claim]:
             Claim(
                 claim=f"share of KV memory that holds tokens, {occupancy.system}",
                 source="figure 2",
-                paper=_TOKEN_SHARES[occupancy.system],
+                paper=TOKEN_SHARES[occupancy.system],
                 ours=occupancy.token_share,
                 rule=Rule.SHARE if is_ours else Rule.BASELINE_SHARE,
-                note="" if is_ours or occupancy.system == _ORACLE else _NOTE_SHORTER,
+                note=_NOTE_HEADROOM if is_ours else _NOTE_SPREAD,
             )
         )
-    ours = systems[-1]
+    ours = next(occupancy for occupancy in systems if occupancy.system == PAGEFRAME)
     claims.append(
         Claim(
             claim="share of the blocks given out that holds tokens, Pageframe",
-            source="section 1",
-            paper=_TOKEN_SHARES[PAGEFRAME],
+            source="figure 2",
+            paper=TOKEN_SHARES[PAGEFRAME],
             ours=ours.token_share_of_held,
             rule=Rule.SHARE,
-            note="the rest of memory is kept free for those who run, or too little for the next",
+            note=_NOTE_HELD,
         )
     )
     return claims
@@ -83,10 +89,10 @@ def _batch_claims(systems: list[Occupancy]) -> list[Claim]:
         Claim(
             claim=f"mean number of batched requests, ShareGPT, {name}",
             source="figure 13a",
-            paper=_NUM_RUNNING[name],
+            paper=NUM_RUNNING[name],
             ours=number,
             rule=Rule.REMARK if name == PAGEFRAME else Rule.BASELINE_COUNT,
-            note=_NOTE_BATCH,
+            note=f"{_NOTE_BATCH}; {_NOTE_SPREAD}",
         )
         for name, number in num_running.items()
     ]
@@ -97,42 +103,47 @@ def _batch_claims(systems: list[Occupancy]) -> list[Claim]:
             paper=paper,
             ours=num_running[PAGEFRAME] / num_running[name],
             rule=Rule.RATIO,
+            note=_NOTE_BATCH,
         )
-        for name, paper in _BATCH_RATIOS.items()
+        for name, paper in BATCH_RATIOS.items()
     ]
     return counts + ratios
 
 
-def _batch_remarks(results: Results, alpaca: Lengths) -> list[Claim]:
-    at_paper_rate = {
-        name: point.num_running
-        for name, curve in results.curves.items()
-        for point in curve.points
-        if point.rate_per_s == 2
-    }
-    remarks = [
-        Claim(
-            claim=f"mean number of batched requests, ShareGPT at 2 requests/s, {name}",
-            source="figure 13a",
-            paper=_NUM_RUNNING[name],
-            ours=at_paper_rate.get(name, math.nan),
-            rule=Rule.REMARK,
-            note="depends on the cost model; not run where the queue grows without end",
-        )
-        for name in _NUM_RUNNING
-    ]
-    for title, systems, note in (
-        ("Alpaca-like", results.occupancy[alpaca.name], _NOTE_BATCH),
-        ("Alpaca-like at 30 requests/s", results.alpaca_at_rate, "depends on the cost model"),
+def _batch_remarks(results: Results) -> list[Claim]:
+    _, _, alpaca = results.lengths
+    remarks = []
+    for title, systems, paper, source, note in (
+        (
+            "ShareGPT at 2 requests/s",
+            results.sharegpt_at_rate,
+            NUM_RUNNING,
+            "figure 13a",
+            _NOTE_COST,
+        ),
+        (
+            alpaca.name,
+            results.occupancy[alpaca.name],
+            NUM_RUNNING_ALPACA,
+            "figure 13b",
+            f"{_NOTE_SYNTHETIC}; {_NOTE_BATCH}",
+        ),
+        (
+            f"{alpaca.name} at 30 requests/s",
+            results.alpaca_at_rate,
+            NUM_RUNNING_ALPACA,
+            "figure 13b",
+            f"{_NOTE_SYNTHETIC}; {_NOTE_COST}",
+        ),
     ):
         remarks += [
             Claim(
                 claim=f"mean number of batched requests, {title}, {occupancy.system}",
-                source="figure 13b",
-                paper=_NUM_RUNNING_ALPACA[occupancy.system],
+                source=source,
+                paper=paper[occupancy.system],
                 ours=occupancy.num_running,
                 rule=Rule.REMARK,
-                note=f"{_NOTE_SYNTHETIC}; {note}",
+                note=note,
             )
             for occupancy in systems
         ]
@@ -147,9 +158,9 @@ def _rate_claims(curves: dict[str, Curve], rule: Rule, title: str) -> list[Claim
             paper=paper,
             ours=smallest_ratio(curves, name),
             rule=rule,
-            note="smallest of the ratios at 0.1, 0.2, 0.5 and 1 s per token",
+            note=_NOTE_RATE,
         )
-        for name, paper in _RATE_RATIOS.items()
+        for name, paper in RATE_RATIOS.items()
     ]
 
 

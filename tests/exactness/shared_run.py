@@ -31,12 +31,13 @@ _MAX_NUM_SEQUENCES = 8
 _MAX_STEP_TOKENS = 256
 _CHUNK_GROWTH_MAX = 12
 _NUM_SPARE_BLOCKS = 4
-_FORK_IN_PROMPT_SHARE = 0.1
+_FORK_IN_PROMPT_SHARE = 0.2
+_FORK_GREEDY_SHARE = 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class World:
-    """Where a run takes place; the pool holds one longest question and half of another.
+    """Where a run takes place; the pool holds one longest question and a quarter of another.
 
     Attributes:
         runner: ``native`` or ``transformers``.
@@ -55,7 +56,7 @@ class World:
     @property
     def num_blocks(self) -> int:
         """Blocks of the pool at first."""
-        return ceil_div(NUM_TOKENS_MAX * 3 // 2, self.block_size) + 1
+        return ceil_div(NUM_TOKENS_MAX * 5 // 4, self.block_size) + 1
 
 
 @dataclass
@@ -148,8 +149,12 @@ class AskingScheduler(SharingScheduler):
         return plan
 
     def _fork(self, plan: StepPlan, sequence_id: int, view: View) -> None:
-        # Most steps of a prompt take no token, and a fork there is refused.
-        if view.output or self.random.random() < _FORK_IN_PROMPT_SHARE:
+        # Most steps of a prompt take no token, and a fork there is refused. Children of a greedy
+        # parent say what it says itself.
+        is_greedy = view.announcement.sampling.is_greedy
+        share = _FORK_GREEDY_SHARE if is_greedy else 1.0
+        share *= 1.0 if view.output else _FORK_IN_PROMPT_SHARE
+        if self.random.random() < share:
             super()._fork(plan, sequence_id, view)
 
     def read(self, result: StepResult) -> None:

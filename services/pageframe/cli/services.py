@@ -10,6 +10,7 @@ from pageframe.config import machine
 from pageframe.config.launch import Launch
 from pageframe.config.settings import ENV_PREFIX, OTHER_VARIABLES, Settings
 from pageframe.core.trace import TraceMode
+from pageframe.telemetry.supervise import EXPORTER_MODULE, exporter_arguments
 
 # In the order in which they drain: whoever takes requests first, whoever only listens last.
 TRACED_SERVICES = ("gateway", "scheduler", "executor")
@@ -56,15 +57,16 @@ def _service(
 
 
 def _exporter(launch: Launch, environ: Mapping[str, str]) -> ServiceSpec:
-    rings = [part for name in TRACED_SERVICES for part in ("--ring", str(launch.ring_path(name)))]
-    arguments = [*rings, "--state-dir", str(launch.settings.state_dir)]
-    arguments += ["--parent-pid", str(launch.supervisor_pid)]
-    arguments += ["--drain-seconds", str(_EXPORTER_DRAIN_SECONDS)]
-    if launch.settings.trace is TraceMode.AUDIT:
-        arguments.append("--lossless")
+    arguments = exporter_arguments(
+        [launch.ring_path(name) for name in TRACED_SERVICES],
+        launch.settings.state_dir,
+        parent_pid=launch.supervisor_pid,
+        drain_seconds=_EXPORTER_DRAIN_SECONDS,
+        is_lossless=launch.settings.trace is TraceMode.AUDIT,
+    )
     return ServiceSpec(
         name=EXPORTER,
-        argv=_module("pageframe.telemetry", *arguments),
+        argv=_module(EXPORTER_MODULE, *arguments),
         environ=_environment(environ, 1),
         log_path=log_path(launch.settings, EXPORTER),
         stop_timeout_seconds=_EXPORTER_DRAIN_SECONDS + _STOP_GRACE_SECONDS,

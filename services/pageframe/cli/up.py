@@ -24,7 +24,7 @@ from pageframe.cli.child import ReadyReport, ServiceSpec
 from pageframe.cli.console import Console
 from pageframe.cli.model_prepare import prepare_model, weights_size_bytes
 from pageframe.cli.run_folder import make_run_folder
-from pageframe.cli.services import count_threads, service_specs
+from pageframe.cli.services import TRACED_SERVICES, count_threads, service_specs
 from pageframe.cli.supervisor import Supervisor
 from pageframe.config import machine
 from pageframe.config.launch import Launch
@@ -59,8 +59,11 @@ def run_up(settings: Settings, environ: Mapping[str, str], console: Console) -> 
         launch_path = run_dir / LAUNCH_FILE_NAME
         launch.write(launch_path)
         specs = service_specs(launch, launch_path, environ)
-        with console:
-            return supervise(launch, launch_path, specs, console)
+        try:
+            with console:
+                return supervise(launch, launch_path, specs, console)
+        finally:
+            launch.remove_rings(TRACED_SERVICES)
     finally:
         shutil.rmtree(run_dir, ignore_errors=True)
 

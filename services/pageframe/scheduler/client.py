@@ -1,16 +1,16 @@
 """The scheduler's stream to its executor: hello, plans out, results in."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 import grpc
 
 from pageframe.core.errors import PreconditionError
-from pageframe.core.step import PoolAccount, ReplicaFacts, StepPlan, StepResult
+from pageframe.core.step import PoolAccount, ReplicaFacts, StepPlan, StepResult, TenantQuota
 from pageframe.rpc.channel import open_inner_channel
 from pageframe.rpc.status import from_rpc_error, stream_error
 from pageframe.v1 import executor_service_pb2 as pb
 from pageframe.v1 import executor_service_pb2_grpc
-from pageframe.wire.replica import pool_from_proto, replica_from_proto
+from pageframe.wire.replica import pool_from_proto, quota_to_proto, replica_from_proto
 from pageframe.wire.step import plan_to_proto, refusal_from_proto, result_from_proto
 
 
@@ -30,8 +30,10 @@ class GrpcExecutorStream:
         self._call = call
 
     @classmethod
-    async def open(cls, address: str, scheduler_id: str, epoch: int) -> "GrpcExecutorStream":
-        """Connect and introduce the scheduler.
+    async def open(
+        cls, address: str, scheduler_id: str, epoch: int, *, quotas: Sequence[TenantQuota] = ()
+    ) -> "GrpcExecutorStream":
+        """Connect and introduce the scheduler, with the quotas that hold from now on.
 
         Raises:
             PageframeError: what the executor or the transport answers.
@@ -39,7 +41,9 @@ class GrpcExecutorStream:
         channel = open_inner_channel(address)
         try:
             call = executor_service_pb2_grpc.ExecutorServiceStub(channel).Run(wait_for_ready=True)
-            hello = pb.SchedulerHello(scheduler_id=scheduler_id, epoch=epoch)
+            hello = pb.SchedulerHello(
+                scheduler_id=scheduler_id, epoch=epoch, quotas=map(quota_to_proto, quotas)
+            )
             await call.write(pb.RunRequest(hello=hello))
             response = await call.read()
         except grpc.RpcError as error:

@@ -22,6 +22,8 @@ _log = structlog.get_logger(__name__)
 
 _RECONNECT_DELAY_S = 0.05
 _RECONNECT_DELAY_MAX_S = 2.0
+# Answers to a first hello that trying again does not change.
+_FINAL_REASONS = ("SCHEDULER_CONNECTED", "QUOTA_")
 
 Deliver = Callable[[TokenEvents], None]
 
@@ -59,6 +61,10 @@ class SchedulerLoop:
         open_stream: Connects to the executor under an epoch.
         make_scheduler: Builds the core from the facts of the first executor.
         clock: Source of time.
+
+    Attributes:
+        on_facts: Called when the executor serves something else than before: another one came,
+            or its pool was resized.
     """
 
     def __init__(
@@ -72,7 +78,8 @@ class SchedulerLoop:
         self._make_scheduler = make_scheduler
         self._clock = clock
         self._scheduler: Scheduler | None = None
-        self._facts: ReplicaFacts | None = None
+        self.on_facts: Callable[[ReplicaFacts], None] = _ignore
+        self._told_facts: ReplicaFacts | None = None
         self._stream: ExecutorStream | None = None
         self._kicked = asyncio.Event()
         self._first_facts = asyncio.Event()
@@ -97,9 +104,12 @@ class SchedulerLoop:
 
     @property
     def facts(self) -> ReplicaFacts:
-        """What the executor serves, or served last."""
-        assert self._facts is not None, "wait for the first executor"
-        return self._facts
+        """What the executor serves, or served last.
+
+        Raises:
+            UnavailableError: no executor has connected yet.
+        """
+        return self.scheduler.facts
 
     @property
     def is_connected(self) -> bool:
@@ -155,7 +165,8 @@ class SchedulerLoop:
         """Begin to keep connected, and wait for the first executor.
 
         Raises:
-            PreconditionError: SCHEDULER_CONNECTED, when the executor serves another scheduler.
+            PageframeError: SCHEDULER_CONNECTED, when the executor serves another scheduler, or
+                what is wrong with the quotas.
         """
         self._runner = asyncio.create_task(self._run())
         first = asyncio.create_task(self._first_facts.wait())
@@ -182,7 +193,7 @@ class SchedulerLoop:
                 self._epoch = max(self._epoch + 1, self._clock.now_ns())
                 stream = await self._open_stream(self._epoch)
             except PageframeError as error:
-                if error.reason == "SCHEDULER_CONNECTED" and self._scheduler is None:
+                if error.reason.startswith(_FINAL_REASONS) and self._scheduler is None:
                     raise
                 is_starting = error.reason == "STARTING"
                 log = _log.info if is_starting else _log.warning
@@ -222,13 +233,13 @@ class SchedulerLoop:
             await stream.close()
 
     def _welcome(self, stream: ExecutorStream) -> None:
-        self._facts = stream.facts
         if self._scheduler is None:
             self._scheduler = self._make_scheduler(stream.facts)
             self._first_facts.set()
         self._deliver(
             self._scheduler.on_executor_ready(stream.facts, stream.pool, self._clock.now_ns())
         )
+        self._tell_facts()
         self._stream = stream
         _log.info("executor_connected", epoch=self._epoch, model=stream.facts.model)
         self.kick()
@@ -238,6 +249,7 @@ class SchedulerLoop:
         async for result in stream.results():
             self._num_results += 1
             self._deliver(scheduler.on_result(result, self._clock.now_ns()))
+            self._tell_facts()
             self.kick()
 
     async def _send(self, stream: ExecutorStream) -> None:
@@ -250,6 +262,12 @@ class SchedulerLoop:
                 await stream.send_cancel(cancels)
             while (plan := scheduler.plan(self._clock.now_ns())) is not None:
                 await stream.send_plan(plan)
+
+    def _tell_facts(self) -> None:
+        facts = self.scheduler.facts
+        if facts is not self._told_facts and facts != self._told_facts:
+            self.on_facts(facts)
+        self._told_facts = facts
 
     def _expire(self) -> None:
         """End what is too late, and come back when the next deadline passes."""
@@ -271,3 +289,7 @@ class SchedulerLoop:
                 deliver(gateway_events)
         if self.scheduler.is_idle:
             self._idle.set()
+
+
+def _ignore(_facts: ReplicaFacts) -> None:
+    """Nobody wants to know what is served."""

@@ -30,10 +30,18 @@ def grow_prefills(draft: Draft, roster: Roster) -> None:
         (head_id,) = draft.plan.must.sequence_ids
         roster.expect(roster.running[head_id])
         return
-    for sequence in list(roster.prefills):
+    prefills, tick = list(roster.prefills), draft.flight.tick
+    # One that found more than expected has caught up by then, and takes a token unasked.
+    uncertain = {s.sequence_id for s in prefills if not is_certain(s, tick)}
+    draft.num_tokens_left -= len(uncertain)
+    for sequence in prefills:
+        num_set_aside = sequence.sequence_id in uncertain
+        draft.num_tokens_left += num_set_aside
         if draft.num_tokens_left <= 0:
             draft.flight.passed_over.append(sequence)
-        elif not _has_to_wait(draft, roster, sequence):
+        elif _has_to_wait(draft, roster, sequence):
+            draft.num_tokens_left -= num_set_aside
+        else:
             draft.ask(sequence, draft.plan.may)
             roster.expect(sequence)
 

@@ -8,7 +8,7 @@ from pageframe.config.launch import Launch
 from pageframe.config.settings import Settings
 from pageframe.core.clock import Clock, SystemClock
 from pageframe.core.limits import LIMITS
-from pageframe.core.step import ReplicaFacts
+from pageframe.core.step import Recovery, ReplicaFacts
 from pageframe.core.trace import TraceSink
 from pageframe.rpc.lifecycle import Service, serve
 from pageframe.scheduler.client import GrpcExecutorStream
@@ -35,7 +35,10 @@ async def serve_scheduler(launch: Launch) -> None:
         return make_scheduler(facts, settings, trace, clock)
 
     open_stream = functools.partial(
-        GrpcExecutorStream.open, launch.executor_address, settings.model
+        GrpcExecutorStream.open,
+        launch.executor_address,
+        settings.model,
+        quotas=settings.tenant_quotas,
     )
     loop = SchedulerLoop(open_stream, make_scheduler=build, clock=clock)
     servicer = SchedulerServicer(loop, clock, grace_s=GATEWAY_GRACE_S)
@@ -78,4 +81,7 @@ def make_scheduler(
         clock=clock,
         max_queued_requests=LIMITS.num_queued_requests_max,
         max_queued_tokens=LIMITS.num_queued_tokens_max,
+        recovery=Recovery[settings.recovery.name],
+        shares_prefixes=settings.prefix_cache,
+        quotas=settings.tenant_quotas,
     )

@@ -42,6 +42,7 @@ class SchedulerServicer(scheduler_service_pb2_grpc.SchedulerServiceServicer):
         self._grace_s = grace_s
         self._numbers = itertools.count(1)
         self._gateways: dict[str, _Gateway] = {}
+        loop.on_facts = self._tell_facts
 
     async def Connect(  # noqa: N802 - the name is the contract's
         self, request_iterator: AsyncIterator[pb.ConnectRequest], context: _ConnectContext
@@ -104,6 +105,10 @@ class SchedulerServicer(scheduler_service_pb2_grpc.SchedulerServiceServicer):
         gateway.say_hello(self._loop.facts)
         _log.info("gateway_connected", gateway=gateway.name)
         return gateway
+
+    def _tell_facts(self, facts: ReplicaFacts) -> None:
+        for gateway in self._gateways.values():
+            gateway.say_hello(facts)
 
     def _part(self, gateway: "_Gateway") -> None:
         """Give a lost gateway its grace; one that came back has been detached already."""
@@ -176,7 +181,7 @@ class _Gateway:
         self._error: Exception | None = None
 
     def say_hello(self, facts: ReplicaFacts) -> None:
-        """Tell what is served, ahead of any events."""
+        """Tell what is served, ahead of any events; again when it has changed."""
         self._hello = facts
         self._wake.set()
 

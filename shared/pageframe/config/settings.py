@@ -15,10 +15,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, cast
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+)
 
 from pageframe.config.values import (
     RecoveryName,
+    format_tenant_quotas,
     parse_duration_seconds,
     parse_host_port,
     parse_size_bytes,
@@ -208,9 +216,11 @@ class Settings(BaseModel):
     recovery: RecoveryName = Field(
         RecoveryName.RECOMPUTE, description="How a preempted sequence comes back."
     )
-    tenant_quotas: Annotated[tuple[TenantQuota, ...], BeforeValidator(_tenant_quotas)] = Field(
-        (), description='TENANT=FLOOR:CEILING in blocks, separated by commas, or "off".'
-    )
+    tenant_quotas: Annotated[
+        tuple[TenantQuota, ...],
+        BeforeValidator(_tenant_quotas),
+        PlainSerializer(format_tenant_quotas, when_used="json"),
+    ] = Field((), description='TENANT=FLOOR:CEILING in blocks, separated by commas, or "off".')
     session_ttl_seconds: Seconds = Field(
         600.0,
         ge=0,
@@ -246,7 +256,8 @@ class Settings(BaseModel):
         default_factory=_default_state_dir, description="Folder for logs, traces and sockets."
     )
     api_keys: Annotated[Path | None, BeforeValidator(_api_keys)] = Field(
-        None, description='File of lines KEY TENANT, or "off": then everybody is one tenant.'
+        None,
+        description='File of lines KEY TENANT [operator], or "off": then everybody is one tenant.',
     )
     log_level: LogLevel = Field(LogLevel.INFO, description="Least severe log line written.")
     threads: Count = Field(

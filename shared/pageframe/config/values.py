@@ -2,6 +2,7 @@
 
 import enum
 import re
+from collections.abc import Iterable
 from decimal import Decimal
 from typing import NamedTuple
 
@@ -112,6 +113,16 @@ def parse_tenant_quotas(text: str) -> tuple[TenantQuota, ...]:
             )
         quotas[tenant] = TenantQuota(tenant=tenant, floor_blocks=floor, ceiling_blocks=ceiling)
     return tuple(quotas.values())
+
+
+def format_tenant_quotas(quotas: Iterable[TenantQuota]) -> str:
+    """The words that ``parse_tenant_quotas`` reads."""
+    entries = [
+        f"{quota.tenant}={quota.floor_blocks}:"
+        + ("" if quota.ceiling_blocks is None else str(quota.ceiling_blocks))
+        for quota in quotas
+    ]
+    return ",".join(entries) or "off"
 
 
 def format_size(num_bytes: float) -> str:

@@ -46,3 +46,13 @@ def test_a_small_memory_preempts_and_still_serves_everybody():
     run = serve(make_workload([(8, 1500)] * 3, [0, 0, 0]), num_slots=2048)
     assert run.num_preemptions > 0
     assert (run.latency_s_per_token > 0).all()
+
+
+def test_samples_of_one_request_share_its_prompt():
+    run = serve(make_workload([(10, 4)], [0], num_samples=3))
+    columns = run.usage.columns
+    # Ten tokens: two full blocks, which stay shared, and two tokens in a third.
+    assert columns["num_running"].tolist() == [1, 3, 3, 3]
+    assert columns["num_blocks"].tolist() == [3, 5, 5, 8]
+    assert columns["num_blocks_unshared"].tolist() == [3, 9, 9, 12]
+    assert columns["num_copies"].tolist() == [0, 2, 0, 0]

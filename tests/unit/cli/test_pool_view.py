@@ -136,7 +136,7 @@ def test_the_view_names_counts_holders_tenants_and_what_is_kept():
     assert lines[1] == "mind the gap"
     assert lines[2] == "▓" * 10 + "█" * 20 + "░" * 10 + "·" * 20
     text = "\n".join(lines)
-    assert "· free 2  ░ cached 1  ▒ fenced 0" in text
+    assert "· free 2  ░ cached 1  █ held 2  ▓ shared 1" in text
     assert "each cell is one block\n▓██░··\n" in text
     rows = [line.split() for line in lines]
     assert ["r1", "red", "1", "2", "1", "8", "running", "3.0", "s"] in rows

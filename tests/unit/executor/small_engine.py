@@ -9,7 +9,15 @@ from dataclasses import replace
 
 from pageframe.core.clock import ManualClock
 from pageframe.core.sampling import SamplingParams
-from pageframe.core.step import Announcement, FinishReason, Fork, Recovery, StepPlan, StepResult
+from pageframe.core.step import (
+    Announcement,
+    FinishReason,
+    Fork,
+    Recovery,
+    RefusedBecause,
+    StepPlan,
+    StepResult,
+)
 from pageframe.executor.engine import StepEngine
 from pageframe.executor.memory.giving_up import preempt
 from pageframe.executor.memory.kv_memory import KvMemory
@@ -105,8 +113,10 @@ class SmallEngine:
 
     def cache(self, *prompts: Sequence[int], **changes) -> None:
         """Compute prompts one after the other and let them end: their full blocks are cached."""
-        for number, prompt in enumerate(prompts):
-            result = self.start(request(900 + number, prompt, sampling=ONE_TOKEN, **changes))
+        for number, prompt in enumerate(prompts, start=900):
+            result = self.start(request(number, prompt, sampling=ONE_TOKEN, **changes))
+            if result.refused_because == [RefusedBecause.PROMOTING]:
+                result = self.resume(number)
             assert result.finish_reasons[-1] == FinishReason.LENGTH
         self.sink.records.clear()
 

@@ -12,10 +12,10 @@ from pageframe.executor.operation_log import (
     LastOperation,
     OperationLog,
 )
-from pageframe.telemetry.records import unpack
 from pageframe.telemetry.ring import RingReader
 from pageframe.telemetry.sink import RingTraceSink
 from unit.memory.kv_records import RecordingSink
+from unit.telemetry.records_of import read_all as read_records
 
 _FROM_HOST = (KvOperation.PROMOTE, KvOperation.SWAP_IN)
 _TO_HOST = (KvOperation.DEMOTE, KvOperation.SWAP_OUT)
@@ -102,7 +102,7 @@ def test_numbers_are_those_of_the_trace(tmp_path):
     reader = RingReader(path)
     record_some(log, rng, 3000, num_blocks=100_000)
     record(log, block_ids=range(3 * NUM_IDS_PER_OPERATION_MAX))
-    traced = [unpack(it) for it in reader.read(1 << 40)]
+    traced = read_records(reader)
     kept = read_all(log)
     assert len(kept) == len(traced) == log.num_operations > 3003
     for entry, span in zip(kept, traced, strict=True):

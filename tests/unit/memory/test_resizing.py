@@ -37,19 +37,17 @@ def refusal_of(small: SmallEngine, num_blocks: int) -> PageframeError:
 class TestShrinking:
     def test_held_blocks_move_to_the_lowest_free_ones_and_tables_follow(self):
         small = growing()
-        small.start(request(1, range(40, 44), sampling=SHORT), request(2, TEN, sampling=SHORT))
-        assert small.table(2) == [1, 2, 3]
-        small.step(finish=[1])
-        assert small.table(2) == [1, 2, 3]
-        small.start(request(3, range(60, 67), sampling=SHORT))
-        assert small.table(3) == [5, 6] or small.table(3) == [4, 5]
-        before = small.table(3)
+        small.start(request(1, [40, 41]), request(2, [50, 51]), request(3, TEN, sampling=SHORT))
+        small.start(request(4, [60, 61, 62, 63, 64], sampling=SHORT))
+        small.engine.cancel([1, 2])
+        assert (small.table(3), small.table(4)) == ([2, 3, 4], [5, 6])
+        assert small.free_ids() == [0, 1, 7]
         small.sink.records.clear()
-        outcome = small.desk.resize(4)
-        assert outcome.account.total == 4
-        moves = [it for it in small.records() if it[0] == "MOVE"]
-        assert len(moves) == (outcome.num_blocks_moved > 0)
-        assert small.table(2) == [1, 2, 3] or before != small.table(3)
+        assert small.desk.resize(5).num_blocks_moved == 2
+        assert [it for it in small.records() if it[0] == "MOVE"] == [
+            ("MOVE", "RESIZE", (5, 6), (0, 1))
+        ]
+        assert (small.table(3), small.table(4)) == ([2, 3, 4], [0, 1])
         small.check()
 
     def test_a_worked_example(self):
@@ -90,42 +88,38 @@ class TestShrinking:
         assert small.table(2) == small.table(3) == [1, 2, 0]
         assert small.memory.pool.columns.ref_counts[:3].tolist() == [2, 2, 2]
 
-    def test_cached_blocks_are_kept_as_far_as_they_fit_oldest_last(self):
+    def test_cached_blocks_are_given_up_only_as_far_as_they_do_not_fit(self):
         small = growing()
         small.cache(range(10, 19), range(30, 39), range(50, 59))
-        assert small.cached_ids() == [3, 2, 5, 4, 1, 0] or len(small.cached_ids()) == 6
-        kept = small.cached_ids()[-4:]
-        outcome = small.desk.resize(4)
-        assert outcome.account == PoolAccount(total=4, cached=4)
-        assert len(kept) == len(small.cached_ids()) == 4
+        assert len(small.cached_ids()) == 6
+        assert small.desk.resize(4).account == PoolAccount(total=4, cached=4)
         # The chain that was used last is whole, the one used longest ago is gone.
-        assert small.start(request(1, range(50, 59), sampling=ONE_TOKEN)).num_cached_tokens == [8]
-        assert small.start(request(2, range(10, 19), sampling=ONE_TOKEN)).num_cached_tokens == [0]
+        for prompt, num_cached in ((range(50, 59), 8), (range(30, 39), 8), (range(10, 19), 0)):
+            announcement = request(prompt[0], prompt, sampling=ONE_TOKEN)
+            assert small.step(announce=[announcement]).num_cached_tokens == [num_cached]
 
     def test_the_order_of_eviction_moves_along(self):
         small = growing(num_blocks=6)
-        small.start(request(1, [40, 41, 42]), request(2, [50, 51, 52]))
+        small.start(request(1, [40]))
         small.cache(EIGHT, range(60, 64))
-        assert small.cached_ids() == [3, 2, 4]
-        small.engine.cancel([1, 2])
-        small.desk.resize(4)
-        # Block 4 moved to 0 and is the youngest still.
-        assert small.cached_ids() == [3, 2, 0]
-        assert small.start(request(3, [60, 61, 62, 63, 1])).num_cached_tokens == [4]
+        assert small.cached_ids() == [2, 1, 3]
+        small.engine.cancel([1])
+        small.desk.resize(3)
+        # Block 3 moved to 0 and is the youngest still.
+        assert small.cached_ids() == [2, 1, 0]
+        assert small.step(announce=[request(3, [60, 61, 62, 63, 1])]).num_cached_tokens == [4]
 
     def test_hits_inside_a_block_are_found_where_it_went(self):
         small = growing()
-        small.start(request(1, [40, 41, 42]))
+        small.start(request(1, [40, 41]))
         small.cache(EIGHT)
         small.engine.cancel([1])
-        small.desk.resize(2)
-        assert small.start(request(2, [*EIGHT[:6], 50], sampling=ONE_TOKEN)).num_cached_tokens == [
-            6
-        ]
+        assert small.desk.resize(2).num_blocks_moved == 1
+        assert small.step(announce=[request(2, [*EIGHT[:6], 50])]).num_cached_tokens == [6]
 
     def test_pins_follow_and_are_given_back_where_they_are(self):
         small = growing()
-        small.start(request(1, [40, 41, 42]))
+        small.start(request(1, [40, 41]))
         small.cache(EIGHT)
         small.desk.retain(tenant="t", cache_salt=b"", name="h", token_ids=EIGHT, ttl_ns=9, now_ns=0)
         small.engine.cancel([1])
@@ -177,7 +171,7 @@ class TestShrinking:
 class TestGrowing:
     def test_new_blocks_are_free_and_taken_before_the_others(self):
         small = growing(num_blocks=2)
-        small.start(request(1, [40, 41, 42]))
+        small.start(request(1, [40, 41], sampling=SHORT))
         small.sink.records.clear()
         outcome = small.desk.resize(4)
         assert outcome.account == PoolAccount(total=4, free=3, held=1)
@@ -187,7 +181,7 @@ class TestGrowing:
 
     def test_what_was_refused_for_room_is_taken_now(self):
         small = growing(num_blocks=2)
-        assert small.start(request(1, TEN)).refused_ids == [1]
+        assert small.start(request(1, TEN, sampling=SHORT)).refused_ids == [1]
         small.desk.resize(3)
         assert small.resume(1).refused_ids == []
 
@@ -203,7 +197,7 @@ class TestGrowing:
 
     def test_the_same_size_changes_nothing(self):
         small = growing()
-        small.start(request(1, TEN))
+        small.start(request(1, TEN, sampling=SHORT))
         before = small.engine.account()
         assert small.desk.resize(8).num_blocks_moved == 0
         assert small.engine.account() == before

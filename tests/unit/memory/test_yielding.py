@@ -11,7 +11,7 @@ TIMES = SessionTimes(idle_ns=1000, ttl_ns=2000)
 
 
 def harness_with_session(*, num_blocks: int = 4, **options) -> Harness:
-    """Blocks 0 and 1 are pinned for a chat that is over for now; the others are free."""
+    """Blocks 0 and 1 are pinned for a chat between two turns; the others are free."""
     harness = Harness(num_blocks=num_blocks, has_prefix_cache=True, **options)
     harness.run(announce=[announcement(1, 8, session_id="chat")], may=entries((1, 0, 8)))
     sequence = harness.memory.sequences.get(1)

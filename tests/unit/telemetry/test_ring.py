@@ -146,7 +146,7 @@ def test_a_machine_that_reorders_memory_accesses_is_given_barriers(tmp_path, mon
     # Before `head` moves, and after `tail` was looked at, which is once a lap at least.
     assert crossed["writer"] > len(records)
     # After `head` was looked at, and before `tail` moves.
-    assert crossed["reader"] == 2 * len(records)
+    assert crossed["reader"] >= 2 * len(records)
 
 
 def test_a_full_ring_takes_nothing_until_the_reader_commits(tmp_path):
