@@ -1,28 +1,44 @@
 """Scheduler and engine coupled in one thread: what the processes do, without the wire."""
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from pageframe.core.clock import SystemClock
 from pageframe.core.request import Completion, Delivery, Submission, TokenEvents
 from pageframe.core.sampling import SamplingParams
+from pageframe.core.step import Recovery
 from pageframe.core.trace import NullTraceSink
 from pageframe.executor.batch import ModelRunner
 from pageframe.executor.engine import StepEngine
 from pageframe.scheduler.core import Scheduler
+from unit.memory.kv_records import RecordingSink
 
 NUM_STEPS_MAX = 100_000
 
 
 @dataclass
 class Served:
-    """Tokens and completion of each request, in order of submission."""
+    """Tokens and completion of each sample, by place of the request and sample index.
 
-    token_ids: list[list[int]] = field(default_factory=list)
-    completions: list[Completion | None] = field(default_factory=list)
+    Attributes:
+        samples: Tokens.
+        completions: How each ended.
+        num_steps: Steps of the engine.
+        num_preemptions: Victims taken.
+        seen: How often each operation and each cause stands in the trace, by name.
+    """
+
+    samples: list[list[list[int]]]
+    completions: list[list[Completion | None]]
     num_steps: int = 0
     num_preemptions: int = 0
+    seen: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def token_ids(self) -> list[list[int]]:
+        """Of the first sample of each request."""
+        return [samples[0] for samples in self.samples]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +52,9 @@ class Shape:
     max_num_sequences: int = 8
     token_budget: int = 72
     max_model_len: int = 512
+    num_samples: int = 1
+    num_host_slots: int = 0
+    recovery: Recovery = Recovery.RECOMPUTE
     loses_each_request: bool = False
     """Whether all keys and values are lost whenever a request that never lost any has 3 tokens."""
 
@@ -44,30 +63,24 @@ def serve(
     runner: ModelRunner, prompts: Sequence[Sequence[int]], sampling: SamplingParams, shape: Shape
 ) -> Served:
     """All prompts at once; checks the pool after every step and that nothing stays behind."""
-    clock = SystemClock()
-    engine = StepEngine(
-        runner,
-        num_blocks=shape.num_blocks,
-        block_size=shape.block_size,
-        max_num_sequences=shape.max_num_sequences,
-        max_step_tokens=shape.token_budget,
-        max_model_len=min(shape.max_model_len, shape.num_blocks * shape.block_size),
-        trace=NullTraceSink(),
-        clock=clock,
-        check_every_step=True,
-    )
+    clock, sink = SystemClock(), RecordingSink()
+    engine = _engine(runner, shape, sink, clock)
     scheduler = Scheduler(
         engine.describe("test"),
         token_budget=shape.token_budget,
         max_num_running=shape.max_num_sequences,
         prefill_chunk_tokens=shape.prefill_chunk_tokens,
         lookahead=shape.lookahead,
+        recovery=shape.recovery,
         trace=NullTraceSink(),
         clock=clock,
     )
-    served = Served([[] for _ in prompts], [None for _ in prompts])
+    samples = range(shape.num_samples)
+    served = Served(
+        [[[] for _ in samples] for _ in prompts], [[None for _ in samples] for _ in prompts]
+    )
     for handle, prompt in enumerate(prompts):
-        scheduler.submit(_submission(handle, prompt, sampling), gateway_id=1)
+        scheduler.submit(_submission(handle, prompt, sampling, shape), gateway_id=1)
     plans: deque = deque()
     unscathed = set(range(len(prompts)))
     while not scheduler.is_idle:
@@ -87,34 +100,65 @@ def serve(
             scheduler.on_executor_lost(clock.now_ns())
             scheduler.on_executor_ready(engine.describe("test"), engine.account(), clock.now_ns())
     assert not (shape.loses_each_request and unscathed), f"never lost a block: {unscathed}"
+    _check_at_rest(engine)
+    for record in sink.records:
+        served.seen.update([record.operation.name, f"because {record.cause.name}"])
+    return served
+
+
+def _engine(
+    runner: ModelRunner, shape: Shape, sink: RecordingSink, clock: SystemClock
+) -> StepEngine:
+    return StepEngine(
+        runner,
+        num_blocks=shape.num_blocks,
+        block_size=shape.block_size,
+        max_num_sequences=shape.max_num_sequences,
+        max_step_tokens=shape.token_budget,
+        max_model_len=min(shape.max_model_len, shape.num_blocks * shape.block_size),
+        num_host_slots=shape.num_host_slots,
+        trace=sink,
+        clock=clock,
+        check_every_step=True,
+    )
+
+
+def _check_at_rest(engine: StepEngine) -> None:
+    assert engine.last_failure is None
     assert engine.check_integrity() == []
     account = engine.account()
     assert account.free + account.cached == account.total, account
-    return served
 
 
 def _has_unscathed(served: Served, unscathed: set[int]) -> bool:
     return any(
-        len(served.token_ids[index]) >= 3 and served.completions[index] is None
+        len(served.token_ids[index]) >= 3 and served.completions[index][0] is None
         for index in unscathed
     )
 
 
-def _submission(handle: int, prompt: Sequence[int], sampling: SamplingParams) -> Submission:
+def _submission(
+    handle: int, prompt: Sequence[int], sampling: SamplingParams, shape: Shape
+) -> Submission:
     return Submission(
         handle=handle,
         request_id=f"request-{handle}",
         prompt_token_ids=list(prompt),
         sampling=sampling,
+        num_samples=shape.num_samples,
         delivery=Delivery.EVERY_TOKEN,
     )
 
 
 def _take(served: Served, events: TokenEvents) -> None:
     start = 0
-    for handle, num_tokens in zip(events.handles, events.num_tokens, strict=True):
-        served.token_ids[handle] += events.token_ids[start : start + num_tokens]
+    for handle, sample_index, num_tokens in zip(
+        events.handles, events.sample_indices, events.num_tokens, strict=True
+    ):
+        tokens = events.token_ids[start : start + num_tokens]
+        served.samples[handle][sample_index] += tokens
         start += num_tokens
     for completion in events.completions:
-        assert served.completions[completion.handle] is None, "a second completion"
-        served.completions[completion.handle] = completion
+        completions = served.completions[completion.handle]
+        assert completions[completion.sample_index] is None, "a second completion"
+        completions[completion.sample_index] = completion

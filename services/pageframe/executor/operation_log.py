@@ -37,12 +37,13 @@ NUM_BLOCK_IDS_DEFAULT: Final = 1 << 20
 NUM_IDS_PER_OPERATION_MAX: Final = 4096
 """An operation on more blocks is recorded as several."""
 
-# How many operations make a chunk: the cost of an array instruction is shared by so many.
-_NUM_PENDING_MAX: Final = 1024
-_NUM_PENDING_WORDS_MAX: Final = _NUM_PENDING_MAX * NUM_WORDS
+NUM_OPERATIONS_PER_CHUNK: Final = 1024
+"""The cost of an array instruction is shared by so many; making a chunk takes about 0.2 ms."""
+
+_NUM_PENDING_WORDS_MAX: Final = NUM_OPERATIONS_PER_CHUNK * NUM_WORDS
 _NUM_PENDING_IDS_MAX: Final = 65_536
 # Up to so many ids nobody has to ask whether the pending ones become too many.
-_NUM_IDS_FEW: Final = _NUM_PENDING_IDS_MAX // _NUM_PENDING_MAX
+_NUM_IDS_FEW: Final = _NUM_PENDING_IDS_MAX // NUM_OPERATIONS_PER_CHUNK
 
 
 class SequenceOwner(NamedTuple):

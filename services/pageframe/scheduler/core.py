@@ -271,6 +271,9 @@ class Scheduler:
 
         Requests that this one could never serve end with an error.
         """
+        if account.total:
+            # It may have been resized since these facts were put together.
+            facts = replace(facts, num_blocks=account.total)
         self._facts = facts
         self._is_ready = True
         self._flights.restart(account)

@@ -36,7 +36,8 @@ class SequenceSnapshot:
 class SchedulerSnapshot:
     """The whole scheduler.
 
-    ``step`` is the last one applied; ``account`` is the pool as of then.
+    ``step`` is the last one applied; ``account`` is the pool as of then. Samples that wait for
+    sample 0 to compute their prompt count as waiting.
     """
 
     step: int
@@ -58,11 +59,12 @@ def take_snapshot(
 ) -> SchedulerSnapshot:
     """Copy the books; changes nothing."""
     num_blocks = roster.capacity.num_blocks
+    num_siblings = sum(len(request.siblings) for request in roster.requests.values())
     return SchedulerSnapshot(
         step=flights.last_applied_step,
         num_plans_in_flight=len(flights),
         num_requests=len(roster.requests),
-        num_waiting=len(roster.waiting),
+        num_waiting=len(roster.waiting) + num_siblings,
         num_preempted=len(roster.preempted),
         num_running=len(roster.running),
         num_queued_requests=roster.backlog.num_requests,

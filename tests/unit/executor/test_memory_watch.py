@@ -7,6 +7,7 @@ import pytest
 
 from pageframe.core.trace import KvCause, KvOperation
 from pageframe.executor import watchers
+from pageframe.executor.operation_log import NUM_OPERATIONS_PER_CHUNK
 from pageframe.v1 import kv_block_pb2
 from pageframe.v1 import kv_memory_service_pb2 as pb
 from pageframe.wire.kv_memory import batch_from_proto
@@ -112,7 +113,7 @@ def test_a_late_watcher_is_told_what_is_gone(run):
         await record_many(house, 10_000)
         call = await house.watching(first_operation=1)
         operations, num_lost = await heard_up_to(call, 10_000)
-        assert num_lost == operations[0].number - 1 >= 10_000 - 2048 - 1024
+        assert num_lost == operations[0].number - 1 >= 10_000 - 2048 - NUM_OPERATIONS_PER_CHUNK
         assert [it.number for it in operations] == list(range(num_lost + 1, 10_001))
 
     run(scenario, num_operations_max=2048)

@@ -9,6 +9,7 @@ from pageframe.core.clock import ManualClock
 from pageframe.core.trace import KvCause, KvOperation, TraceMode
 from pageframe.executor.operation_log import (
     NUM_IDS_PER_OPERATION_MAX,
+    NUM_OPERATIONS_PER_CHUNK,
     LastOperation,
     OperationLog,
 )
@@ -141,7 +142,7 @@ def test_the_oldest_are_forgotten_and_counted_as_lost():
     log.publish()
     batch = log.read(1, num_operations_max=10)
     oldest = batch.operations[0].number
-    assert 10_000 - 2048 - 1024 < oldest <= 10_000 - 2048 + 1
+    assert 10_000 - 2048 - NUM_OPERATIONS_PER_CHUNK < oldest <= 10_000 - 2048 + 1
     assert batch.num_lost == oldest - 1
     assert [it.block_ids for it in batch.operations] == [[oldest + k] for k in range(10)]
     assert log.read(9_999).num_lost == 0
@@ -261,12 +262,13 @@ def test_a_flush_wakes_watchers_also_right_after_a_chunk_was_filled():
     log = make_log()
     calls = []
     log.on_operations = lambda: calls.append(log.num_operations)
-    for _ in range(1024):
+    for _ in range(NUM_OPERATIONS_PER_CHUNK):
         record(log)
     log.flush()
     log.flush()
-    assert calls == [1024]
-    assert log.read(1024).operations[0].number == 1024
+    assert calls == [NUM_OPERATIONS_PER_CHUNK]
+    (newest,) = log.read(NUM_OPERATIONS_PER_CHUNK).operations
+    assert newest.number == NUM_OPERATIONS_PER_CHUNK
 
 
 def test_an_owner_is_known_as_long_as_its_operations_are():

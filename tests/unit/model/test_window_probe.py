@@ -67,7 +67,5 @@ def test_a_window_that_is_switched_off_counts_for_nothing(folder_of, tmp_path, r
 def test_a_window_in_every_layer_counts_however_it_is_said(
     folder_of, tmp_path, layer_types, runner
 ):
-    folder = _changed(
-        folder_of("qwen2"), tmp_path, layer_types=layer_types, max_window_layers=0
-    )
+    folder = _changed(folder_of("qwen2"), tmp_path, layer_types=layer_types, max_window_layers=0)
     assert _window(folder, runner) == 9
