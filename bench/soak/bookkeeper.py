@@ -174,6 +174,10 @@ class Bookkeeper:
         """What the host tier keeps for a sequence may go: it runs again, or has ended."""
         self.promised.subtract(known.kept_names)
         known.kept_names = []
+        # Nobody else can ask for its last block, so that goes at once.
+        slot = self.slots.get(self.private_name(known))
+        if slot is not None:
+            self._forget_slot(slot)
 
     def private_name(self, known: KnownSequence) -> Name:
         """What the last block of a swapped-out sequence is found by while it is not full."""

@@ -123,12 +123,6 @@ REFUSED = {
         "NUM_SAMPLES_OUT_OF_RANGE",
         {"num_samples": "0", "minimum": "1", "maximum": "64"},
     ),
-    "more samples than run at once": (
-        ask(num_samples=9),
-        OUT_OF_RANGE,
-        "TOO_MANY_SAMPLES",
-        {"num_samples": "9", "max_num_running": "8"},
-    ),
     "a million stop strings": (
         ask(stop=["never"] * 1_000_000),
         INVALID,

@@ -41,6 +41,23 @@ KEYS = {
 GREEDY = SamplingParams(temperature=0.0, max_tokens=20, ignore_eos=True)
 
 
+class CountingSteps(StepThread):
+    """Counts who waits for the step thread, and who has given up waiting."""
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*arguments)
+        self.num_calls = 0
+        self.num_given_up = 0
+
+    async def call(self, function: Callable[[], object]) -> object:
+        self.num_calls += 1
+        try:
+            return await super().call(function)
+        except asyncio.CancelledError:
+            self.num_given_up += 1
+            raise
+
+
 class MemoryHouse:
     """The server, what stands behind it, and a way to run steps."""
 
@@ -48,7 +65,7 @@ class MemoryHouse:
         self.clock = ManualClock(1_700_000_000 * 10**9)
         self.log = OperationLog(NullTraceSink(), self.clock, **bounds)
         self.authenticator = Authenticator(keys)
-        self.steps = StepThread(asyncio.get_running_loop(), self.clock)
+        self.steps = CountingSteps(asyncio.get_running_loop(), self.clock)
         self.steps.watch(self.log.flush)
         self.servicer = KvMemoryServicer(
             self.steps, self.log, self.authenticator, self.clock, pool_incarnation=INCARNATION
@@ -125,6 +142,12 @@ class MemoryHouse:
         finally:
             may_end.set()
             await task
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Let the server have its turns until it has come so far; each answer is one."""
+        while not condition():
+            error = await self.refusal("Retain", pb.RetainRequest(time_to_live=MINUTE))
+            assert error.reason == "PREFIX_EMPTY"
 
     async def settle(self) -> None:
         """Wait until the step thread has done everything it was told."""

@@ -72,6 +72,7 @@ class Driver:
     facts: ReplicaFacts = field(default_factory=make_facts)
     token_budget: int = 16
     max_num_running: int = 8
+    prefill_chunk_tokens: int = 0
     lookahead: bool = True
     trace: TraceSink = field(default_factory=NullTraceSink)
     engine: FakeEngine | None = None
@@ -88,6 +89,7 @@ class Driver:
             self.facts,
             token_budget=self.token_budget,
             max_num_running=self.max_num_running,
+            prefill_chunk_tokens=self.prefill_chunk_tokens,
             lookahead=self.lookahead,
             trace=self.trace,
             clock=self.clock,

@@ -2,7 +2,7 @@ import pytest
 
 from pageframe.core.request import Delivery, StallCause
 from pageframe.core.sampling import SamplingParams
-from pageframe.core.step import FinishReason
+from pageframe.core.step import FinishReason, StepResult
 from pageframe.testing.fake_engine import make_facts
 from unit.scheduler.driver import (
     GATEWAY,
@@ -215,6 +215,35 @@ def test_a_sequence_that_the_executor_gives_up_ends_with_an_error_and_no_token()
     assert completion.error_reason == "SEQUENCE_FAILED"
     assert len(driver.output(1)) == 1
     assert_scheduler_empty(driver)
+
+
+@pytest.mark.parametrize(
+    ("reason", "status", "text"),
+    [
+        ("HANDLE_UNKNOWN", "NOT_FOUND", "no prefix is retained under handle 'rules'"),
+        ("PREFIX_MISMATCH", "INVALID_ARGUMENT", "does not begin with the prefix retained"),
+        ("BLOCK_BROKEN", "INTERNAL", "gave up this sequence"),
+    ],
+)
+def test_an_end_with_an_error_says_why(reason, status, text):
+    driver = Driver(lookahead=False)
+    driver.submit(make_submission(1, max_tokens=9, prefix_handle="rules"))
+    driver.send_plan()
+    assert driver.sent[0].announce[0].prefix_handle == "rules"
+    result = StepResult(
+        step=1,
+        sampled_ids=[1],
+        token_ids=[-1],
+        finish_reasons=[FinishReason.ERROR],
+        errors={1: reason},
+        account=driver.engine.account(),
+    )
+    driver.take(driver.scheduler.on_result(result, driver.clock.now_ns()))
+    completion = driver.completion(1)
+    assert completion.finish_reason is FinishReason.ERROR
+    assert (completion.error_status, completion.error_reason) == (status, reason)
+    assert text in completion.error_message
+    assert driver.scheduler.is_idle
 
 
 def test_stop_tokens_end_a_sequence_and_are_part_of_the_output():

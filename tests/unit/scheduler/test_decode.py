@@ -43,6 +43,23 @@ def test_joining_again_at_the_same_pace_changes_nothing_and_at_another_moves():
         decodes.leave(sequence)
 
 
+def test_children_of_a_fork_copy_a_block_in_their_first_tick_and_no_later():
+    decodes = DecodeSet(block_size=4)
+    children = [make_sequence(6, sequence_id, max_tokens=20) for sequence_id in (1, 2, 3)]
+    decodes.join(make_sequence(6, 4, max_tokens=20), position=6, tick=10)
+    for child in children:
+        decodes.join(child, position=6, tick=10, copies_block=True)
+    assert [decodes.num_blocks_at(tick) for tick in range(9, 13)] == [0, 3, 0, 4]
+    decodes.leave(children[0])
+    # One that goes on at another pace has been put right after a refusal; it copies nothing more.
+    decodes.join(children[1], position=6, tick=11)
+    assert decodes.num_blocks_at(10) == 1
+    assert decodes.tick_of(children[2], 6) == 10
+    for child in children[1:]:
+        decodes.leave(child)
+    assert decodes._num_copies == {}
+
+
 @pytest.mark.parametrize("block_size", [1, 4, 16, 256])
 def test_counts_equal_a_walk_over_all_sequences(block_size):
     print(f"seed={block_size}")

@@ -1,6 +1,7 @@
 """The loop around the core: what is sent when, and what outlives an executor."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
@@ -90,6 +91,39 @@ def test_a_submission_becomes_plans_and_results_become_events():
         assert (await house.completion()).finish_reason is FinishReason.LENGTH
         assert house.tokens == expected_output(request, stream.facts)
         await house.loop.wait_idle()
+
+    run(scenario)
+
+
+def test_a_report_of_the_executor_wakes_who_waited_for_blocks():
+    async def scenario(house):
+        stream = await house.start()
+        full = replace(stream.pool, free=0, held=64)
+        house.loop.scheduler.on_result(StepResult(step=0, account=full), 1)
+        house.loop.submit(GATEWAY, make_submission(1, max_tokens=3))
+        first = await stream.take_plan()
+        assert (len(first.announce), len(first.may)) == (1, 0)
+        result = stream.engine.step(first)
+        result.account = full
+        stream.tell(result)
+        stream.tell(StepResult(step=0, account=stream.pool))
+        plan = await stream.take_plan()
+        assert plan.may.sequence_ids == [1]
+
+    run(scenario, lookahead=False)
+
+
+def test_facts_are_those_of_the_pool_as_it_is():
+    async def scenario(house):
+        told = []
+        house.loop.on_facts = told.append
+        stream = await house.start()
+        assert told == [stream.facts] == [house.loop.facts]
+        reported = asyncio.Event()
+        house.loop.on_facts = lambda _: reported.set()
+        stream.tell(StepResult(step=0, account=replace(stream.pool, total=9, free=9)))
+        await asyncio.wait_for(reported.wait(), PATIENCE_S)
+        assert house.loop.facts == replace(stream.facts, num_blocks=9)
 
     run(scenario)
 
@@ -222,10 +256,11 @@ def test_while_the_executor_is_away_the_loop_says_so_and_takes_requests():
     run(scenario)
 
 
-def test_a_refusal_for_good_at_the_first_attempt_ends_the_start():
+@pytest.mark.parametrize("reason", ["SCHEDULER_CONNECTED", "QUOTA_FLOORS_EXCEED_POOL"])
+def test_a_refusal_for_good_at_the_first_attempt_ends_the_start(reason):
     async def main():
         house = House()
-        house.executor.refusals.append(PreconditionError("SCHEDULER_CONNECTED", "b is connected"))
+        house.executor.refusals.append(PreconditionError(reason, "b is connected"))
         with pytest.raises(PreconditionError, match="b is connected"):
             await asyncio.wait_for(house.loop.start(), PATIENCE_S)
         assert len(house.executor.epochs) == 1

@@ -1,11 +1,12 @@
 """The scheduler over real gRPC: gateways come, go and come back, and hear of every end."""
 
 import asyncio
+from dataclasses import replace
 
 import grpc
 import pytest
 
-from pageframe.core.step import FinishReason
+from pageframe.core.step import FinishReason, StepResult
 from pageframe.rpc.status import from_rpc_error
 from pageframe.scheduler import servicer as servicer_module
 from pageframe.v1 import scheduler_service_pb2 as pb
@@ -32,6 +33,21 @@ def test_hello_is_answered_with_what_is_served(run):
     async def scenario(house, stream):
         peer = await house.greet()
         assert replica_from_proto((await peer.hear()).hello.replica) == stream.facts
+
+    run(scenario)
+
+
+def test_hello_is_said_again_when_the_pool_was_resized(run):
+    async def scenario(house, stream):
+        peer = await house.connect()
+        account = replace(stream.pool, total=9, free=9)
+        stream.tell(StepResult(step=0, account=account))
+        assert (await peer.hear()).hello.replica.num_blocks == 9
+        # Nothing new, nothing said: the next message is about a request.
+        stream.tell(StepResult(step=0, account=account))
+        async with serving(stream):
+            await peer.submit(1, max_tokens=2)
+            await peer.hear_completions(1)
 
     run(scenario)
 
