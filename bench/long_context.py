@@ -92,12 +92,14 @@ class Turn:
     """One turn of one chat.
 
     Attributes:
+        num_prompt_tokens: What it was asked, with all that went before.
         token_ids: Its answer.
         logprobs: Natural log-probability of each.
         first_token_s: Seconds from its submission to its first token.
         num_computed: Prompt tokens that were computed for it.
     """
 
+    num_prompt_tokens: int
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     first_token_s: float = 0.0
@@ -169,7 +171,7 @@ class Service:
         self, chats: Sequence[str], prompts: Sequence[list[int]], max_tokens: int
     ) -> list[Turn]:
         """One turn of each of ``chats``, all at once; returns when all are answered."""
-        turns = [Turn() for _ in prompts]
+        turns = [Turn(num_prompt_tokens=len(prompt)) for prompt in prompts]
         first_handle = self._num_asked
         self._num_asked += len(prompts)
         started_s = time.perf_counter()
@@ -215,7 +217,8 @@ class Service:
             for sequence_id, end, start in zip(
                 result.computed_ids, result.num_computed, result.first_positions, strict=True
             ):
-                turns[place_of[sequence_id]].num_computed += end - start
+                turn = turns[place_of[sequence_id]]
+                turn.num_computed += max(0, min(end, turn.num_prompt_tokens) - start)
             for place, sequence_id in enumerate(result.sampled_ids):
                 turn = turns[place_of[sequence_id]]
                 turn.first_token_s = turn.first_token_s or now_s
