@@ -33,6 +33,7 @@ import transformers
 from pageframe.core.clock import SystemClock
 from pageframe.core.request import Delivery, Submission
 from pageframe.core.sampling import SamplingParams
+from pageframe.core.step import StepResult
 from pageframe.core.trace import KvCause, KvOperation, NullTraceSink
 from pageframe.core.units import ceil_div
 from pageframe.executor.engine import StepEngine
@@ -207,10 +208,13 @@ class Service:
                 for announcement in plan.announce:
                     handle = int(announcement.request_id.split()[-1])
                     place_of[announcement.sequence_id] = handle - first_handle
-            assert plans, "nothing is planned and nothing is done"
             due_ns = engine.desk.next_due_ns
-            if due_ns and due_ns <= clock.now_ns():
-                engine.desk.pass_time()
+            if due_ns and due_ns <= clock.now_ns() and engine.desk.pass_time() and not plans:
+                # As the executor's thread does: no result will tell of it.
+                told = StepResult(step=0, account=engine.account())
+                scheduler.on_result(told, clock.now_ns())
+                continue
+            assert plans, "nothing is planned and nothing is done"
             result = engine.step(plans.pop(0))
             assert engine.last_failure is None, engine.last_failure
             now_s = time.perf_counter() - started_s

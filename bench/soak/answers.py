@@ -111,10 +111,10 @@ class Answers:
         generations = {item.sequence_id: item.generation for item in plan.announce}
         for sequence_id, num_cached, leader_id, num_led in columns:
             known = self._books.sequences[sequence_id]
+            # One that was known before begins anew.
+            self._break_promise(known)
+            known.is_running, known.num_computed = False, 0
             known.generation = generations[sequence_id]
-            if known.is_running or known.num_kept:
-                known.is_running, known.num_computed = False, 0
-                self._break_promise(known)
             least = expected.num_found.get(sequence_id, 0) if self._shape.has_prefix_cache else 0
             if not least <= num_cached < len(known.tokens):
                 raise ViolationError(f"{num_cached} tokens of {sequence_id} are said to be here")

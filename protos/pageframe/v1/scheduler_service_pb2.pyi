@@ -482,7 +482,7 @@ class SnapshotResponse(_message.Message):
     SEQUENCES_FIELD_NUMBER: _builtins.int
     EXECUTOR_CONNECTED_FIELD_NUMBER: _builtins.int
     num_waiting: _builtins.int
-    """Requests that wait for their first admission."""
+    """Samples that wait for their first admission."""
     num_running: _builtins.int
     """Sequences that hold blocks."""
     num_preempted: _builtins.int
@@ -541,7 +541,9 @@ class SequenceSnapshot(_message.Message):
     tenant: _builtins.str
     """Whose it is."""
     state: _builtins.str
-    """Its state: `waiting`, `running` or `preempted`."""
+    """Its state: `waiting`, `sibling` (waits for sample 0 to compute the prompt for both),
+    `admitting`, `running`, `preempted` or `cancelling`.
+    """
     num_computed_tokens: _builtins.int
     """Tokens whose keys and values are computed."""
     num_tokens: _builtins.int

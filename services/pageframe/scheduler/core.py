@@ -346,7 +346,7 @@ class Scheduler:
     def _add_sequence(self, request: Request, sample_index: int, now_ns: int) -> None:
         submission = request.submission
         resume = submission.resume_token_ids
-        is_sibling = sample_index > 0 and request.forks
+        is_sibling = sample_index > 0 and request.may_fork
         sequence = Sequence(
             state=SequenceState.SIBLING if is_sibling else SequenceState.WAITING,
             sequence_id=self._next_sequence_id,

@@ -34,7 +34,7 @@ class Forks:
     def settle(self) -> None:
         """Let those go whose sample 0 has its first token and did not fork for them."""
         for request in list(self._roster.parents.values()):
-            if not request.forks:
+            if not request.may_fork:
                 self._roster.release_siblings(request)
 
     def _takes_first_token(self, draft: Draft, parent: Sequence) -> bool:

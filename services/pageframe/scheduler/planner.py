@@ -59,7 +59,7 @@ class Planner:
             num_blocks_left=num_blocks_free - num_blocks - num_blocks_owed(roster),
         )
         self._preemption.protect(draft, num_blocks_free)
-        grow_prefills(draft, roster)
+        grow_prefills(draft, roster, is_cooling=self._preemption.is_cooling(tick))
         self._admission.admit(draft)
         self._forks.add_to(draft)
         self._admission.announce_ahead(draft)

@@ -20,11 +20,12 @@ def num_blocks_owed(roster: Roster) -> int:
     return num_owed + roster.num_siblings_promised
 
 
-def grow_prefills(draft: Draft, roster: Roster) -> None:
+def grow_prefills(draft: Draft, roster: Roster, *, is_cooling: bool) -> None:
     """Give each prefill its next chunk, in order, until the token budget is used up.
 
     Chunks go into ``may``: one that the pool has no room for waits without disturbing the decodes.
-    A head that went into ``must`` has the rest as its victims, so they get nothing.
+    A head that went into ``must`` has the rest as its victims, so they get nothing. ``is_cooling``
+    says that somebody lost blocks not long ago.
     """
     if draft.plan.must.sequence_ids:
         (head_id,) = draft.plan.must.sequence_ids
@@ -39,18 +40,34 @@ def grow_prefills(draft: Draft, roster: Roster) -> None:
         draft.num_tokens_left += num_set_aside
         if draft.num_tokens_left <= 0:
             draft.flight.passed_over.append(sequence)
-        elif _has_to_wait(draft, roster, sequence):
+        elif _may_not_grow(draft, roster, sequence, is_cooling=is_cooling) or _may_not_end(
+            draft, roster, sequence
+        ):
             draft.num_tokens_left -= num_set_aside
         else:
             draft.ask(sequence, draft.plan.may)
             roster.expect(sequence)
 
 
-def _has_to_wait(draft: Draft, roster: Roster, sequence: Sequence) -> bool:
-    if sequence.has_lost_tail and draft.num_blocks_left < 0 and draft.flight.num_decodes:
-        # It gave its blocks to those who decode, and would take them back from under them.
-        return True
+def _may_not_grow(draft: Draft, roster: Roster, sequence: Sequence, *, is_cooling: bool) -> bool:
+    """Whether it gave its last blocks to those who decode, and would only lose them again.
+
+    The rule is that of admissions: some blocks have to be left, and for some steps as many as the
+    sequence will ever take. It does not hold when nobody decodes.
+    """
+    if not sequence.has_lost_tail or not draft.flight.num_decodes:
+        return False
+    capacity = roster.capacity
+    num_blocks = capacity.num_blocks_watermark
+    if is_cooling:
+        num_blocks += capacity.num_blocks(sequence.num_positions_max)
+        num_blocks -= capacity.num_blocks(sequence.num_tokens)
+    # What it lacks until all its known tokens are computed is set aside already.
+    return draft.num_blocks_left < num_blocks
+
+
+def _may_not_end(draft: Draft, roster: Roster, sequence: Sequence) -> bool:
+    """Whether its next chunk is worth a fork, but not certain to be the last; see ``forks``."""
     if sequence.sequence_id not in roster.parents or is_certain(sequence, draft.flight.tick):
         return False
-    # Its last chunk is worth a fork only when it is certain to be the last; see ``forks``.
     return sequence.num_uncomputed - draft.num_chunk_tokens_max <= 1

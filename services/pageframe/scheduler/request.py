@@ -41,7 +41,7 @@ class Request:
     has_expired: bool = False
 
     @property
-    def forks(self) -> bool:
+    def may_fork(self) -> bool:
         """Whether sample 0 may still compute the prompt for the others: it has no output yet.
 
         Samples that are resumed differ from their first token on and do not fork.

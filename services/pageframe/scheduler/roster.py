@@ -126,7 +126,7 @@ class Roster:
             self.preempted.add(sequence)
             return
         request = self.request_of(sequence)
-        is_sibling = sequence.sample_index and request.forks
+        is_sibling = sequence.sample_index and request.may_fork
         sequence.move_to(SequenceState.SIBLING if is_sibling else SequenceState.WAITING)
         self._wait(request, sequence)
 
@@ -173,7 +173,7 @@ class Roster:
         self._leave_place(sequence)
         sequence.move_to(SequenceState.CANCELLING)
         request = self.request_of(sequence)
-        if not request.forks:
+        if not request.may_fork:
             self.release_siblings(request)
         self._free_name(request)
 
@@ -184,7 +184,7 @@ class Roster:
         del self.sequences[sequence.sequence_id]
         request = self.request_of(sequence)
         request.num_living -= 1
-        if not request.forks:
+        if not request.may_fork:
             self.release_siblings(request)
         self._free_name(request)
         if request.is_over:

@@ -151,6 +151,7 @@ class SchedulerTracer:
                 spans.FINISH_REASON: reason.name.lower(),
                 spans.GEN_AI_USAGE_INPUT_TOKENS: sequence.num_prompt_tokens,
                 spans.GEN_AI_USAGE_OUTPUT_TOKENS: len(sequence.output),
+                spans.NUM_CACHED_TOKENS: account.num_cached_tokens,
                 spans.NUM_PREEMPTIONS: account.num_preemptions,
                 spans.NUM_BLOCKS_PEAK: account.num_blocks_peak,
             },

@@ -121,7 +121,7 @@ class TestRetain:
         [
             (0, InvalidRequestError, "HANDLE_TTL_NOT_POSITIVE"),
             (-5, InvalidRequestError, "HANDLE_TTL_NOT_POSITIVE"),
-            (3600 * 10**9 + 1, OutOfRangeError, "HANDLE_TTL_ABOVE_MAX"),
+            (24 * 3600 * 10**9 + 1, OutOfRangeError, "HANDLE_TTL_ABOVE_MAX"),
         ],
     )
     def test_a_time_to_live_that_cannot_be(self, ttl_ns, kind, reason):

@@ -255,7 +255,7 @@ def assert_scheduler_consistent(scheduler: Scheduler) -> None:
         if r.siblings and r.sequences[0].sequence_id in roster.running
     }
     assert roster.parents == parents
-    assert all(request.forks for request in roster.requests.values() if request.siblings)
+    assert all(request.may_fork for request in roster.requests.values() if request.siblings)
     running = by_state[SequenceState.ADMITTING] | by_state[SequenceState.RUNNING]
     assert set(roster.running) == running
     decodes = {s.sequence_id for s in living if s in roster.decodes}

@@ -78,6 +78,28 @@ def test_losing_blocks_makes_entries_in_flight_a_thing_of_the_past():
         sequence.lose_blocks(1)
 
 
+def test_a_lost_tail_leaves_the_head_and_makes_entries_in_flight_stale_too():
+    sequence = make_sequence(10)
+    sequence.advance(10)
+    sequence.output.append(5)
+    sequence.num_tokens_in_flight = 2
+    sequence.lose_tail(1, 8)
+    assert (sequence.num_computed, sequence.num_planned, sequence.generation) == (8, 8, 1)
+    assert (sequence.is_caught_up, sequence.has_lost_tail) == (False, True)
+    sequence.advance(10)
+    assert (sequence.is_caught_up, sequence.has_lost_tail) == (True, False)
+    with pytest.raises(AssertionError, match="keeps 11 of 10"):
+        sequence.lose_tail(2, 11)
+
+
+def test_what_was_swapped_out_is_expected_to_be_found():
+    sequence = make_sequence(10)
+    sequence.advance(10)
+    sequence.lose_blocks(1, num_swapped=10)
+    # At least the newest token is computed.
+    assert (sequence.num_computed, sequence.num_cached_tokens) == (0, 9)
+
+
 def test_a_stall_meter_measures_one_cause_after_the_other():
     meter = StallMeter(StallCause.QUEUE, 100)
     assert meter.switch(StallCause.QUEUE, 120) is None

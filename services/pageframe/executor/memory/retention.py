@@ -34,7 +34,7 @@ from pageframe.executor.memory.block_keys import BlockKey
 NEVER = 0
 """The point in time, in nanoseconds, that does not come."""
 
-HANDLE_TTL_NS_MAX = 3600 * 10**9
+HANDLE_TTL_NS_MAX = 24 * 3600 * 10**9
 NUM_HANDLES_PER_TENANT_MAX = 1024
 NUM_SESSIONS_PER_TENANT_MAX = 65_536
 
