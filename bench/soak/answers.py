@@ -113,8 +113,8 @@ class Answers:
             known = self._books.sequences[sequence_id]
             # One that was known before begins anew.
             self._break_promise(known)
-            known.is_running, known.num_computed = False, 0
-            known.generation = generations[sequence_id]
+            known.is_running = known.has_left = False
+            known.num_computed, known.generation = 0, generations[sequence_id]
             least = expected.num_found.get(sequence_id, 0) if self._shape.has_prefix_cache else 0
             if not least <= num_cached < len(known.tokens):
                 raise ViolationError(f"{num_cached} tokens of {sequence_id} are said to be here")
@@ -155,10 +155,12 @@ class Answers:
             known = self._books.sequences.get(sequence_id)
             if known is None:
                 continue
-            known.num_promotions += because == RefusedBecause.PROMOTING
+            is_alone = sequence_id == expected.alone_id
+            is_promoting = because == RefusedBecause.PROMOTING
+            known.num_promotions = known.num_promotions + 1 if is_alone and is_promoting else 0
             is_full = because in (RefusedBecause.POOL_FULL, RefusedBecause.QUOTA)
             is_stuck = is_full or known.num_promotions > _NUM_PROMOTIONS_ALONE_MAX
-            if sequence_id == expected.alone_id and is_stuck:
+            if is_alone and is_stuck:
                 raise ViolationError(
                     f"{sequence_id}, {len(known.tokens)} tokens, has the pool to itself, "
                     f"and is refused: {RefusedBecause(because).name}"

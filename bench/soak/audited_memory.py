@@ -249,6 +249,7 @@ class AuditedMemory:
         # What a plan ends is ended before anything else.
         for sequence_id in self._leaving & self.sequences.keys() if records else ():
             self.books.unpromise(self.sequences[sequence_id])
+            self.sequences[sequence_id].has_left = True
         self._has_evicted |= any(record.operation is KvOperation.EVICT for record in records)
         self.books.read(records)
         return len(records)

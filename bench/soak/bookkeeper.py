@@ -176,7 +176,7 @@ class Bookkeeper:
         known.kept_names = []
         # Nobody else can ask for its last block, so that goes at once.
         slot = self.slots.get(self.private_name(known))
-        if slot is not None:
+        if slot is not None and not known.has_left:
             self._forget_slot(slot)
 
     def private_name(self, known: KnownSequence) -> Name:

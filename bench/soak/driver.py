@@ -21,7 +21,7 @@ _RECOVERIES = (Recovery.RECOMPUTE, Recovery.SWAP, Recovery.TAIL)
 
 
 class Driver:
-    """See the module text. ``num_blocks_least`` of the pool are never shrunk away."""
+    """See the module text."""
 
     def __init__(self, memory: AuditedMemory, source: random.Random) -> None:
         self._memory = memory
@@ -142,6 +142,10 @@ class Driver:
         plan = self._new_plan()
         for known in self._any()[:1]:
             request = known.announcement
+            # Without a prefix cache a child that is announced has no longer its parent's salt.
+            has_own_salt = request.sampling.seed == request.sequence_id
+            if not (self._memory.shape.has_prefix_cache or has_own_salt):
+                continue
             plan.announce.append(
                 Announcement(
                     sequence_id=request.sequence_id,

@@ -26,6 +26,7 @@ class KnownSequence:
         num_kept: Tokens that the host tier was seen to take in when it was swapped out.
         kept_names: Names of the blocks in which they are.
         num_promotions: Answers in a row that said its content is being promoted.
+        has_left: Whether the step in progress has ended it, or begins it anew.
     """
 
     announcement: Announcement
@@ -38,6 +39,7 @@ class KnownSequence:
     num_kept: int = 0
     kept_names: list[Name] = field(default_factory=list)
     num_promotions: int = 0
+    has_left: bool = False
 
     def __post_init__(self) -> None:
         for token_id in self.announcement.token_ids if not self.tokens else ():

@@ -5,8 +5,8 @@ The benchmark ``bench.long_context`` at a 16th of its length; what took how long
 
 import pytest
 
-from bench import long_context
-from bench.long_context import Shape
+from bench.long_context.chats import Shape, ask_hugging_face, build_model
+from bench.long_context.study import measure, summarise
 
 SHAPE = Shape(
     num_context_tokens=2048,
@@ -25,19 +25,19 @@ SHAPE = Shape(
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("long-context")
-    long_context.build_model(SHAPE, path)
+    build_model(SHAPE, path)
     return path
 
 
 @pytest.fixture(scope="module")
 def answers(folder):
     """Of the roomy run and of the tiered one."""
-    return long_context.measure(SHAPE, folder)
+    return measure(SHAPE, folder)
 
 
 def test_eight_chats_on_a_pool_for_two_equal_those_in_a_pool_for_all(answers):
     roomy, tiered = answers
-    report = long_context.summarise(roomy, tiered)
+    report = summarise(roomy, tiered)
     assert report["tokens_equal"]
     assert report["logprob_error_max"] < 1e-4
     told = [tuple(turn.token_ids) for turn in tiered.first + tiered.second]
@@ -57,4 +57,4 @@ def test_eight_chats_on_a_pool_for_two_equal_those_in_a_pool_for_all(answers):
 def test_the_first_chat_equals_hugging_face(folder, answers):
     _, tiered = answers
     told = [tiered.first[0].token_ids, tiered.second[0].token_ids]
-    assert told == long_context.ask_hugging_face(SHAPE, folder)
+    assert told == ask_hugging_face(SHAPE, folder)

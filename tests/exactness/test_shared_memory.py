@@ -86,4 +86,5 @@ def test_tokens_are_the_same_with_everything_in_play_at_length(
     )
     outcome = run(exam_of(name), world)
     assert outcome.num_whole > 12
-    assert outcome.seen.keys() >= {"SHARE", "EVICT", "because FORK", "because PREEMPTED"}
+    assert outcome.seen.keys() >= {"SHARE", "EVICT"}
+    assert sum(outcome.num_compared.values()) > 200

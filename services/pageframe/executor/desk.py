@@ -224,7 +224,12 @@ class MemoryDesk:
         slot = host.store(key)
         if slot < 0:
             return False
-        self._runner.write_host(slot, data)
+        try:
+            self._runner.write_host(slot, data)
+        except BaseException:
+            host.finish_transfer(key)
+            host.remove(key)
+            raise
         host.finish_transfer(key)
         return True
 

@@ -29,8 +29,8 @@ class PrefixWait:
     def leader_of(self, draft: Draft, sequence: Sequence) -> Sequence | None:
         """Who computes a prefix of ``sequence`` and is worth waiting for, if somebody is.
 
-        While the executor has not answered the announcement, that is whoever computes the same
-        first block: one step of waiting tells.
+        While the executor has not answered the announcement that is a guess, see ``prefixes``: one
+        step of waiting tells.
         """
         is_untold = not sequence.output and sequence.submission.sampling.num_prompt_logprobs >= 0
         if not self._is_enabled or is_untold:

@@ -141,8 +141,7 @@ class Settlement:
         """It was admitted, and what is before ``first_position`` was found."""
         self._roster.confirm(sequence)
         sequence.num_shared_tokens = first_position
-        if first_position >= self._roster.capacity.block_size:
-            self._roster.prefixes.end(sequence)
+        self._roster.prefixes.confirm(sequence, first_position)
         # It was let in when the plan was made; since then it waited for the step before.
         self._tracer.begin_stall(sequence, StallCause.EXECUTOR, flight.planned_ns)
         request = self._roster.parents.get(sequence.sequence_id)

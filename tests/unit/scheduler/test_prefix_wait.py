@@ -9,7 +9,7 @@ from pageframe.scheduler.budget import Draft
 from pageframe.scheduler.flights import Flight
 from pageframe.scheduler.prefix_wait import PrefixWait
 from pageframe.scheduler.prefixes import Prefixes
-from pageframe.scheduler.sequence import Knowledge
+from pageframe.scheduler.sequence import Knowledge, Sequence
 from pageframe.testing.fake_engine import FakeEngine, make_facts
 from unit.scheduler.driver import (
     GATEWAY,
@@ -213,17 +213,81 @@ def test_sequences_announced_anew_after_a_loss_share_again():
     assert_scheduler_empty(driver)
 
 
-def test_a_prefix_is_under_way_from_admission_until_it_is_found_or_computed():
+def make_prompt_sequence(sequence_id: int, prompt: list[int]) -> Sequence:
+    return make_sequence(prompt, sequence_id)
+
+
+def test_a_prefix_is_under_way_from_admission_until_it_is_computed():
     prefixes = Prefixes(block_size=4)
-    leader, follower = make_sequence(9, 1), make_sequence(9, 1)
+    leader = make_prompt_sequence(1, PROMPT)
+    follower = make_prompt_sequence(2, PROMPT)
     assert prefixes.find(follower) is None
     prefixes.begin(leader)
     assert prefixes.find(follower) is leader
-    other = make_sequence(9, 2)
-    assert prefixes.find(other) is None
+    assert prefixes.find(make_prompt_sequence(3, [*PROMPT[:3], 99, *PROMPT[4:]])) is None
     prefixes.end(leader)
     prefixes.end(leader)
     assert (prefixes.find(follower), len(prefixes)) == (None, 0)
-    leader.num_cached_tokens = 4
+
+
+@pytest.mark.parametrize(
+    ("num_equal", "num_computed", "num_expected", "is_worth_it"),
+    [
+        (4, 0, 0, True),
+        (4, 4, 0, False),
+        (7, 4, 0, False),
+        (8, 4, 0, True),
+        (12, 4, 8, True),
+        (11, 4, 8, False),
+        (19, 16, 0, False),
+        (20, 16, 0, True),
+    ],
+)
+def test_only_whole_blocks_that_are_not_there_yet_are_worth_a_wait(
+    num_equal, num_computed, num_expected, is_worth_it
+):
+    prefixes = Prefixes(block_size=4)
+    prompt = list(range(1, 31))
+    leader = make_prompt_sequence(1, prompt)
+    leader.advance(num_computed)
+    leader.num_cached_tokens = num_expected
     prefixes.begin(leader)
-    assert len(prefixes) == 0
+    follower = make_prompt_sequence(2, [*prompt[:num_equal], *range(500, 520)])
+    assert prefixes.find(follower) is (leader if is_worth_it else None)
+
+
+def test_what_is_usually_found_is_no_reason_to_wait():
+    prefixes = Prefixes(block_size=4)
+    house = list(range(1, 9))
+    finds = iter([0, 8, 16, 8])
+    sequences = [make_prompt_sequence(i, [*house, *range(100 * i, 100 * i + 30)]) for i in (1, 2)]
+    guesses = []
+    for num_found in finds:
+        leader, follower = sequences
+        prefixes.begin(leader)
+        guesses.append(prefixes.find(follower) is leader)
+        prefixes.confirm(leader, num_found)
+        prefixes.end(leader)
+    # The words of the house are found from the second time on. A third one found its own history,
+    # which says nothing about others.
+    assert guesses == [True, True, False, False]
+    leader = make_prompt_sequence(3, sequences[0].submission.prompt_token_ids)
+    prefixes.begin(leader)
+    assert prefixes.find(sequences[0]) is leader
+    assert prefixes.find(sequences[1]) is None
+
+
+def test_usual_finds_are_forgotten_in_the_order_of_their_last_use():
+    prefixes = Prefixes(block_size=1)
+    for number in [*range(1, 1025), 1, 2000]:
+        sequence = make_prompt_sequence(number, [number, 7, 8])
+        prefixes.begin(sequence)
+        prefixes.confirm(sequence, 2)
+        prefixes.end(sequence)
+    leaders = [make_prompt_sequence(9000 + first, [first, 7, 8]) for first in (1, 2, 3)]
+    for leader in leaders:
+        prefixes.begin(leader)
+    found = [
+        prefixes.find(make_prompt_sequence(9100 + first, [first, 7, 9])) for first in (1, 2, 3)
+    ]
+    assert found == [None, leaders[1], None]

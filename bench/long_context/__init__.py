@@ -1,0 +1,1 @@
+"""Chats of 32k tokens on a pool that holds two of them."""
