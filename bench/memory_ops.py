@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from bench.memory import eviction, lookup
+from bench.memory import eviction, lookup, pool
 from bench.memory.operations import (
     BLOCK_SIZE,
     NUM_BLOCKS_PER_TURN,
@@ -36,7 +36,7 @@ from bench.memory.operations import (
 )
 
 # Each enters its operations into the table when it is imported.
-MODULES = (lookup, eviction)
+MODULES = (pool, lookup, eviction)
 
 NUM_BLOCKS = (1_000, 100_000)
 NUM_ROUNDS_DROPPED = 3

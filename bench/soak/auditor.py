@@ -183,7 +183,10 @@ class Auditor:
         _expect("held by tenant", held, {name: num for name, num in told.items() if num})
 
     def _check_quotas(self) -> None:
-        """Nobody grew past its ceiling, or into what the floors of others still lack."""
+        """Nobody grew past its ceiling, or into what the floors of others still lack.
+
+        Blocks that are only pinned count as available: pins give way.
+        """
         before, now = self._num_held, Counter(self._books.num_held)
         self._num_held = now
         grown = {tenant for tenant in now if now[tenant] > before[tenant]}
@@ -193,6 +196,7 @@ class Auditor:
                 raise ViolationError(f"{tenant} grew to {now[tenant]} blocks, over {ceiling}")
         number = self._books.num_by_state
         num_available = number[BlockState.FREE] + number[BlockState.CACHED]
+        num_available += sum(not self._books.blocks[it].holders for it in self._books.pinned)
         num_lacking = sum(
             max(0, quota.floor_blocks - now[tenant])
             for tenant, quota in self.quotas.items()

@@ -39,6 +39,7 @@ class Bookkeeper:
         touched: Blocks named since this was last cleared.
         moved_tables: Sequences whose table has changed since this was last cleared.
         unsettled: Blocks that a pin took up, whose tenant is not known yet.
+        pinned: Blocks with a pin.
         num_by_state: Blocks in each state.
         num_held: Held blocks by tenant.
         is_writing: Whether the step in progress may not have written yet.
@@ -60,6 +61,7 @@ class Bookkeeper:
         self.touched: set[int] = set()
         self.moved_tables: set[int] = set()
         self.unsettled: set[int] = set()
+        self.pinned: set[int] = set()
         self.num_held: Counter[str] = Counter()
         self.num_by_state: Counter[BlockState | None] = Counter({None: num_blocks_max})
         self.is_writing = False
@@ -384,6 +386,7 @@ class Bookkeeper:
                 self.unsettled.add(block_id)
                 self._turn(block_id, BlockState.HELD)
             block.num_pins += 1
+            self.pinned.add(block_id)
 
     def _unpin(self, record: Record) -> None:
         for block_id in record.block_ids:
@@ -391,6 +394,8 @@ class Bookkeeper:
             if not block.num_pins:
                 raise ViolationError(f"block {block_id} has no pin before {record}")
             block.num_pins -= 1
+            if not block.num_pins:
+                self.pinned.discard(block_id)
             if record.cause is KvCause.POOL_PRESSURE and isinstance(block.name, int):
                 self._kept.give_way(block.name)
             self._settle_unreferenced(block_id)
@@ -403,6 +408,9 @@ class Bookkeeper:
             self.blocks[target], self.blocks[source] = moved, self.blocks[target]
             if moved.name is not None:
                 self.found[moved.name] = target
+            if moved.num_pins:
+                self.pinned.discard(source)
+                self.pinned.add(target)
             self.touched.add(target)
         for sequence_id, table in self.tables.items():
             if not new_place.keys().isdisjoint(table):

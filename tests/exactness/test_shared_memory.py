@@ -71,7 +71,7 @@ def test_tokens_are_the_same_with_everything_in_play(exam_of, name, runner, bloc
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(100, 102))
 @pytest.mark.parametrize("block_size", BLOCK_SIZES)
 @pytest.mark.parametrize(("name", "runner"), ALL)
 def test_tokens_are_the_same_with_everything_in_play_at_length(
@@ -80,9 +80,9 @@ def test_tokens_are_the_same_with_everything_in_play_at_length(
     world = World(
         runner=runner,
         block_size=block_size,
-        num_host_tokens=(0, 200, 512, 4096)[seed],
+        num_host_tokens=(0, 200, 512, 4096)[(BLOCK_SIZES.index(block_size) + 2 * seed) % 4],
         has_lookahead=bool(seed % 2),
-        seed=100 + seed,
+        seed=seed,
     )
     outcome = run(exam_of(name), world)
     assert outcome.num_whole > 12

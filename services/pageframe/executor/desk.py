@@ -45,12 +45,16 @@ class MemoryDesk:
         memory: KV memory.
         runner: Holds the bytes.
         clock: Tells when retentions expire.
+
+    Attributes:
+        num_quota_changes: How often an operator has set a quota.
     """
 
     def __init__(self, memory: KvMemory, runner: ModelRunner, clock: Clock) -> None:
         self._memory = memory
         self._runner = runner
         self._clock = clock
+        self.num_quota_changes = 0
 
     @property
     def next_due_ns(self) -> int:
@@ -179,6 +183,7 @@ class MemoryDesk:
         """
         memory = self._memory
         memory.quotas.set(quota, memory.pool.num_blocks)
+        self.num_quota_changes += 1
         return memory.num_held_by_tenant().get(quota.tenant, 0)
 
     def replace_quotas(self, quotas: Sequence[TenantQuota]) -> None:

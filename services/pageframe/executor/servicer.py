@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import grpc
 import structlog
@@ -52,8 +53,9 @@ class ExecutorServicer(executor_service_pb2_grpc.ExecutorServiceServicer):
     ) -> pb.DescribeResponse:
         """Tell what is served."""
         async with aborting(context):
-            replica = replica_to_proto(self._facts)
+            facts = self._facts
             pool = await self._steps.account()
+            replica = replica_to_proto(replace(facts, num_blocks=pool.total))
             return pb.DescribeResponse(replica=replica, pool=pool_to_proto(pool))
         raise AssertionError("aborting raises")
 

@@ -32,6 +32,9 @@ _log = structlog.get_logger(__name__)
 class Desk(Protocol):
     """The part of ``desk.MemoryDesk`` that this thread drives."""
 
+    num_quota_changes: int
+    """How often somebody has set a quota."""
+
     @property
     def next_due_ns(self) -> int:
         """When ``pass_time`` is next due; 0 for never."""
@@ -117,6 +120,7 @@ class StepThread:
         self._on_change: Callable[[], None] | None = None
         self._session: Session | None = None
         self._told = PoolAccount()
+        self._num_quota_changes_told = 0
         self._inbox: queue.SimpleQueue[_Command | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="step", daemon=True)
         self._ended: asyncio.Future[None] = loop.create_future()
@@ -241,8 +245,9 @@ class StepThread:
         """Tell the scheduler of a pool that no result has told it about."""
         if self._session is None or not self._session.is_open:
             return
-        account = self._engine.account()
-        if account != self._told:
+        account, num_changes = self._engine.account(), self._engine.desk.num_quota_changes
+        if account != self._told or num_changes != self._num_quota_changes_told:
+            self._num_quota_changes_told = num_changes
             self._hold(self._session, StepResult(step=0, account=account))
             self._hand_over()
 

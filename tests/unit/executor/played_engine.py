@@ -21,6 +21,7 @@ class PlayedDesk:
     def __init__(self) -> None:
         self.next_due_ns = 0
         self.num_passes = 0
+        self.num_quota_changes = 0
         self.quotas: list[TenantQuota] = []
 
     def pass_time(self) -> bool:

@@ -302,3 +302,15 @@ def test_a_hello_brings_quotas():
         assert house.engine.desk.quotas == [quota]
 
     run(scenario)
+
+
+def test_a_quota_that_is_set_is_reported_though_no_block_has_moved():
+    """A tenant that rests at its ceiling has to hear of a higher one."""
+
+    async def scenario(house):
+        await house.steps.take_over(house.session, [])
+        await house.steps.call(lambda: setattr(house.engine.desk, "num_quota_changes", 1))
+        await house.settle()
+        assert house.delivered == [(0, 0)]
+
+    run(scenario)

@@ -3,7 +3,7 @@
 import pytest
 
 from pageframe.core.errors import NotFoundError, ResourceExhaustedError
-from pageframe.core.step import FinishReason, PoolAccount, TenantQuota
+from pageframe.core.step import FinishReason, PoolAccount, RefusedBecause, TenantQuota
 from pageframe.executor.memory.retaining import SessionTimes
 from pageframe.executor.memory.retention import RetentionKind
 from unit.executor.small_engine import LONG, ONE_TOKEN, SmallEngine, alone, request
@@ -146,6 +146,16 @@ class TestHandles:
         assert small.sink.brief() == [("UNPIN", "EXPIRED", (0, 1))]
         assert (len(small.memory.retentions), small.desk.next_due_ns) == (0, 0)
 
+    def test_what_gave_way_to_a_newcomer_is_pinned_again_when_it_comes_back(self):
+        small = SmallEngine(num_blocks=3, num_host_slots=4)
+        small.cache(EIGHT)
+        retain(small, EIGHT)
+        small.start(request(1, range(40, 51)))
+        assert (small.engine.account().pinned, small.memory.host.num_held) == (0, 2)
+        small.engine.cancel([1])
+        small.start(request(2, [*EIGHT, 18]))
+        assert small.engine.account().pinned == 2
+
     def test_a_takeover_leaves_it_alone(self):
         small = SmallEngine()
         small.start(request(1, TEN))
@@ -214,6 +224,27 @@ class TestQuota:
         small.cache(range(10, 23))
         small.desk.set_quota(TenantQuota(tenant="other", floor_blocks=2))
         assert retain(small, range(10, 22)).num_tokens == 8
+
+    def test_pins_of_a_tenant_that_needs_them_for_its_floor_do_not_give_way(self):
+        """A floor is what others cannot take, whether it is filled by sequences or by pins."""
+        for options in ({}, {"num_host_slots": 4}):
+            small = SmallEngine(num_blocks=3, session_times=IDLE, **options)
+            small.cache(EIGHT, tenant="t", session_id="chat")
+            small.desk.set_quota(TenantQuota(tenant="t", floor_blocks=2))
+            result = small.start(request(1, range(40, 49), tenant="other"))
+            assert result.refused_because == [RefusedBecause.POOL_FULL]
+            assert small.engine.account().pinned == 2
+            # Its own sequences may have them.
+            small.engine.cancel([1])
+            assert small.start(request(2, range(40, 49), tenant="t")).refused_ids == []
+
+    def test_growth_takes_no_pin_of_a_floor_either(self):
+        small = SmallEngine(num_blocks=4, session_times=IDLE)
+        small.cache(EIGHT, tenant="t", session_id="chat")
+        small.desk.set_quota(TenantQuota(tenant="t", floor_blocks=2))
+        small.start(request(1, range(40, 48), tenant="other"))
+        assert small.step().refusal == "MUST_DOES_NOT_FIT"
+        assert small.engine.account().pinned == 2
 
     def test_blocks_that_somebody_holds_cost_nothing_to_pin(self):
         small = SmallEngine()

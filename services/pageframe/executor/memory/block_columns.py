@@ -202,14 +202,19 @@ class BlockColumns:
         )
 
     def _charge(self, block_ids: Int32Array, sign: int) -> None:
-        counts = self.num_held_by_tenant
-        if len(block_ids) == 1:
-            tenant_id = int(self.tenant_ids[block_ids[0]])
-            if tenant_id >= len(counts):
-                counts += [0] * (tenant_id + 1 - len(counts))
-            counts[tenant_id] += sign
+        if not len(block_ids):
             return
-        for tenant_id, num_blocks in enumerate(np.bincount(self.tenant_ids[block_ids]).tolist()):
-            if tenant_id >= len(counts):
-                counts.append(0)
-            counts[tenant_id] += sign * num_blocks
+        tenant_ids = self.tenant_ids[block_ids]
+        first = int(tenant_ids[0])
+        # Blocks that change together are nearly always one tenant's.
+        if (tenant_ids == first).all():
+            self._count(first, sign * len(block_ids))
+            return
+        for tenant_id, num_blocks in enumerate(np.bincount(tenant_ids).tolist()):
+            self._count(tenant_id, sign * num_blocks)
+
+    def _count(self, tenant_id: int, change: int) -> None:
+        counts = self.num_held_by_tenant
+        if tenant_id >= len(counts):
+            counts += [0] * (tenant_id + 1 - len(counts))
+        counts[tenant_id] += change

@@ -9,6 +9,7 @@ once. Every operation is recorded in the trace sink, in the order in which it ha
 the records rebuilds the pool.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -200,22 +201,31 @@ class BlockPool:
         """
         columns = self.columns
         targets = self.allocate_each(sequence_ids, generations, positions, tenant_ids, cause)
-        np.subtract.at(columns.ref_counts, sources, 1)
-        assert (columns.ref_counts[sources] >= 0).all(), f"of {sources}, some are copied too often"
-        rows = zip(
-            *(
-                column.tolist()
-                for column in (sequence_ids, generations, positions, sources, targets)
-            ),
-            strict=True,
-        )
-        record = self.recorder.record
-        for sequence_id, generation, position, source, target in rows:
-            purpose = Purpose(cause, sequence_id, generation, position)
-            record(KvOperation.COPY_ON_WRITE, purpose, (source,), (target,))
-            record(KvOperation.RELEASE, purpose, (source,))
-        # Each once; numpy.unique would do, but imports 60 ms worth of modules at its first call.
-        dropped = list(dict.fromkeys(sources[columns.ref_counts[sources] == 0].tolist()))
+        counts = Counter(sources.tolist())
+        for source, num_copies in counts.items():
+            columns.ref_counts[source] -= num_copies
+        assert (columns.ref_counts[sources] >= 0).all(), f"copied too often: {sources}"
+        kv, step, num_free = self._trace.kv, self.current_step, self.num_free
+        rows = (sequence_ids, generations, positions, sources, targets)
+        for sequence_id, generation, position, source, target in zip(
+            *(column.tolist() for column in rows), strict=True
+        ):
+            for operation, target_ids in (
+                (KvOperation.COPY_ON_WRITE, (target,)),
+                (KvOperation.RELEASE, ()),
+            ):
+                kv(
+                    operation,
+                    cause,
+                    sequence_id=sequence_id,
+                    generation=generation,
+                    position=position,
+                    step=step,
+                    block_ids=(source,),
+                    target_ids=target_ids,
+                    num_free_after=num_free,
+                )
+        dropped = [source for source in counts if not columns.ref_counts[source]]
         if dropped:
             self._let_go(np.array(dropped, dtype=np.int32), Purpose(cause))
         return targets

@@ -52,8 +52,8 @@ def make_writable(memory: KvMemory, rows: Int32Array, cause: KvCause) -> None:
     )
     memory.transfers.copy(sources.tolist(), targets.tolist())
     tables.entries[rows, logical] = targets
-    for row in rows.tolist():
-        sequences.at_row(row).num_copies_on_write += 1
+    for sequence_id in sequences.sequence_ids[rows].tolist():
+        sequences.by_id(sequence_id).num_copies_on_write += 1
 
 
 def _is_last_owner(
