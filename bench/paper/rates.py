@@ -11,6 +11,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from statistics import fmean
 
 from bench.paper.cost_model import CostModel
 from bench.paper.lengths import Lengths
@@ -55,20 +56,25 @@ def measure_curve(
     rates_per_s: Iterable[float],
     *,
     duration_s: float,
-    seed: int,
+    seeds: Sequence[int],
     on_point: Callable[[], None],
 ) -> Curve:
-    """Serve the same requests at each rate, until the latency is past all that are compared."""
+    """Serve the same requests at each rate, until the latency is past all that are compared.
+
+    Each seed is a trace of its own, so that no single burst of requests decides; points are means
+    over traces.
+    """
     serve: Serve = SYSTEMS[system]
     points: list[Point] = []
     for rate_per_s in rates_per_s:
         if not points or points[-1].latency_s_per_token < LATENCIES_S[-1]:
-            workload = poisson(lengths, rate_per_s=rate_per_s, duration_s=duration_s, seed=seed)
-            run = serve(workload, cost)
-            while_coming = run.usage.between(0, workload.end_ns)
-            points.append(
-                Point(rate_per_s, run.mean_latency_s_per_token, while_coming.mean("num_running"))
-            )
+            latencies, batches = [], []
+            for seed in seeds:
+                workload = poisson(lengths, rate_per_s=rate_per_s, duration_s=duration_s, seed=seed)
+                run = serve(workload, cost)
+                latencies.append(run.mean_latency_s_per_token)
+                batches.append(run.usage.between(0, workload.end_ns).mean("num_running"))
+            points.append(Point(rate_per_s, fmean(latencies), fmean(batches)))
         on_point()
     return Curve(system, tuple(points))
 

@@ -36,12 +36,13 @@ _ALPACA_RATE_PER_S = 30.0
 class Effort:
     """How long everything runs; less makes figures noisy, and nothing else."""
 
-    num_backlog_requests: int = 1200
-    rate_duration_s: float = 1200.0
-    roofline_duration_s: float = 400.0
+    num_backlog_requests: int = 1000
+    rate_duration_s: float = 900.0
+    roofline_duration_s: float = 200.0
+    rate_seeds: tuple[int, ...] = (_SEED, _SEED + 1)
     sharegpt_duration_s: float = 600.0
     alpaca_duration_s: float = 120.0
-    num_parallel_requests: int = 500
+    num_parallel_requests: int = 400
     num_beam_requests: int = 128
     # Alpaca's requests are a fifth as long, and with prompts of one or two blocks they are noisy.
     alpaca_factor: int = 4
@@ -49,7 +50,7 @@ class Effort:
     num_sweep_requests: int = 48
     pageframe_rates_per_s: tuple[float, ...] = (1, 1.5, 1.75, 2, 2.25, 2.5, 3, 4)
     roofline_rates_per_s: tuple[float, ...] = (2, 3, 3.5, 4, 4.5, 5, 6)
-    orca_rates_per_s: tuple[float, ...] = tuple(np.arange(0.1, 4.0, 0.1).round(1).tolist())
+    orca_rates_per_s: tuple[float, ...] = tuple(np.arange(0.1, 4.0, 0.05).round(2).tolist())
     block_sizes: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256)
     beam_widths: tuple[int, ...] = (2, 4, 6, 8, 16, 32, 64)
 
@@ -155,7 +156,7 @@ class Study:
                     cost,
                     rates_per_s,
                     duration_s=effort.rate_duration_s if is_server else effort.roofline_duration_s,
-                    seed=_SEED,
+                    seeds=effort.rate_seeds,
                     on_point=advance,
                 )
 

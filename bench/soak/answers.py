@@ -145,9 +145,9 @@ class Answers:
                 known.num_computed = num_computed
                 continue
             names = self._names_of(known, known.num_computed)
-            if recovery.name == "SWAP" and self._books.is_in_host(names):
+            if recovery.name == "SWAP" and self._books.host.has(names):
                 known.num_kept, known.kept_names = known.num_computed, names
-                self._books.promised.update(names)
+                self._books.host.promised.update(names)
             known.is_running, known.num_computed = False, 0
 
     def _read_refused(self, result: StepResult, expected: Expected) -> None:

@@ -79,7 +79,7 @@ class Auditor:
             block.name: place for place, block in enumerate(books.blocks) if block.name is not None
         }
         _expect("what can be found", books.found, named)
-        for slot, copy in books.host.items():
+        for slot, copy in books.host.copies.items():
             if not _is_as_known(copy.content, self._device.host[slot]):
                 raise ViolationError(f"host slot {slot} does not hold {copy.name}")
         self._compare_counts()

@@ -9,8 +9,9 @@ structures: this is dicts, sets and lists, slow and plain.
 from collections import Counter
 from collections.abc import Callable
 
-from bench.soak.entries import UNSETTLED, Block, HostCopy, Name, ViolationError
+from bench.soak.entries import UNSETTLED, Block, Name, ViolationError
 from bench.soak.fingerprints import NOTHING
+from bench.soak.host_books import HostBooks
 from bench.soak.known import KeptPrefixes, KnownSequence
 from bench.soak.records import Record
 from pageframe.core.trace import KvCause, KvOperation
@@ -30,12 +31,10 @@ class Bookkeeper:
         tables: Blocks by running sequence, from ``first_blocks`` on.
         first_blocks: Logical index of the first block of a table, where that is not 0.
         found: Block by name, of all that can be found.
-        host: Copies by host slot.
-        slots: Host slot by name.
+        host: The host tier.
         sequences: Known sequences by id; kept by the caller, children of forks included before the
             step that forks them.
         parents: Parent by child, of the forks that were asked for.
-        promised: Names that the host tier has to keep, and for how many sequences.
         touched: Blocks named since this was last cleared.
         moved_tables: Sequences whose table has changed since this was last cleared.
         unsettled: Blocks that a pin took up, whose tenant is not known yet.
@@ -53,11 +52,9 @@ class Bookkeeper:
         self.tables: dict[int, list[int]] = {}
         self.first_blocks: dict[int, int] = {}
         self.found: dict[Name, int] = {}
-        self.host: dict[int, HostCopy] = {}
-        self.slots: dict[Name, int] = {}
+        self.host = HostBooks()
         self.sequences: dict[int, KnownSequence] = {}
         self.parents: dict[int, int] = {}
-        self.promised: Counter[Name] = Counter()
         self.touched: set[int] = set()
         self.moved_tables: set[int] = set()
         self.unsettled: set[int] = set()
@@ -70,7 +67,6 @@ class Bookkeeper:
         self._leaving: set[tuple[int, int]] = set()
         self._forked: set[int] = set()
         self._moved_blocks: list[int] = []
-        self._stored_slots: list[int] = []
         self._readers: dict[KvOperation, Callable[[Record], None]] = {
             KvOperation.ALLOCATE: self._allocate,
             KvOperation.SHARE: self._share,
@@ -119,7 +115,7 @@ class Bookkeeper:
         self.is_writing = True
         self._forked.clear()
         self._moved_blocks.clear()
-        self._stored_slots.clear()
+        self.host.begin_step()
 
     def write(
         self, sequence_id: int, position: int, slots: list[int], token_ids: list[int]
@@ -165,21 +161,15 @@ class Bookkeeper:
         """The device failed: nothing is known of what this step has moved."""
         for block_id in self._moved_blocks:
             self.blocks[block_id].content = [NOTHING] * self.block_size
-        for slot in self._stored_slots:
-            self._forget_slot(slot)
-
-    def is_in_host(self, names: list[Name]) -> bool:
-        """Whether the host tier has all of them."""
-        return all(name in self.slots for name in names)
+        self.host.lose_stored()
 
     def unpromise(self, known: KnownSequence) -> None:
         """What the host tier keeps for a sequence may go: it runs again, or has ended."""
-        self.promised.subtract(known.kept_names)
+        self.host.promised.subtract(known.kept_names)
         known.kept_names = []
         # Nobody else can ask for its last block, so that goes at once.
-        slot = self.slots.get(self.private_name(known))
-        if slot is not None and not known.has_left:
-            self._forget_slot(slot)
+        if not known.has_left:
+            self.host.forget_name(self.private_name(known))
 
     def private_name(self, known: KnownSequence) -> Name:
         """What the last block of a swapped-out sequence is found by while it is not full."""
@@ -334,14 +324,9 @@ class Bookkeeper:
             name = block.name
             if record.operation is KvOperation.SWAP_OUT:
                 name = self._name_in_table(record.sequence_id, block_id)
-            if name is None or name in self.slots:
-                raise ViolationError(
-                    f"{name} is in slot {self.slots.get(name or 0)} before {record}"
-                )
-            self._forget_slot(slot)
-            self.host[slot] = HostCopy(name, block.content.copy())
-            self.slots[name] = slot
-            self._stored_slots.append(slot)
+            if name is None:
+                raise ViolationError(f"block {block_id} cannot be found before {record}")
+            self.host.store(slot, name, block.content)
 
     def _name_in_table(self, sequence_id: int, block_id: int) -> Name:
         known = self.sequences[sequence_id]
@@ -351,19 +336,11 @@ class Bookkeeper:
             return known.chain[end - 1]
         return self.epoch, sequence_id, known.generation + 1
 
-    def _forget_slot(self, slot: int) -> None:
-        copy = self.host.pop(slot, None)
-        if copy is None:
-            return
-        if self.promised[copy.name]:
-            raise ViolationError(f"slot {slot} is given away; {copy.name} in it is being kept")
-        del self.slots[copy.name]
-
     def _fetch(self, record: Record) -> None:
         known = self.sequences[record.sequence_id]
         for slot, block_id in zip(record.block_ids, record.target_ids, strict=True):
             block = self._expect(record, block_id, BlockState.HELD)
-            copy = self.host.get(slot)
+            copy = self.host.copies.get(slot)
             if copy is None:
                 raise ViolationError(f"nothing is known of slot {slot}, {record}")
             names = known.names_of_blocks(len(known.tokens), self.block_size)

@@ -18,7 +18,7 @@ from pageframe.executor.memory.kv_memory import KvMemory
 from pageframe.executor.memory.pool_upkeep import set_size
 from pageframe.executor.memory.prefix_index import NO_BLOCK
 from pageframe.executor.memory.purpose import Purpose
-from pageframe.executor.memory.resizing import check_resize, empty_tail
+from pageframe.executor.memory.resizing import check_resize, commit_moves, plan_moves
 from pageframe.executor.memory.retaining import finish_transfers, pass_time, release_handle, retain
 from pageframe.executor.memory.retention import Retention as KeptPrefix
 from pageframe.executor.memory.retention import RetentionKind as KeptKind
@@ -202,8 +202,10 @@ class MemoryDesk:
         memory.pool.current_step = 0
         num_moved = 0
         if num_blocks < memory.pool.num_blocks:
-            num_moved = empty_tail(memory, num_blocks)
+            sources, targets = plan_moves(memory, num_blocks)
             self._move_now()
+            commit_moves(memory, sources, targets)
+            num_moved = len(sources)
         self._runner.resize_pool(num_blocks)
         set_size(memory.pool, num_blocks, Purpose(KvCause.RESIZE))
         return ResizeOutcome(account=memory.account(), num_blocks_moved=num_moved)

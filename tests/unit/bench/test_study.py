@@ -13,6 +13,7 @@ TINY = Effort(
     num_backlog_requests=100,
     rate_duration_s=20.0,
     roofline_duration_s=20.0,
+    rate_seeds=(1,),
     sharegpt_duration_s=10.0,
     alpaca_duration_s=2.0,
     num_parallel_requests=2,

@@ -169,7 +169,8 @@ def test_blocks_swap_places_with_the_lowest_free_ones_and_keep_what_is_known_of_
     house.cache(3)
     house.columns.owner_ids[2] = 42
     house.let_go(0, 1)
-    assert house.supply.swap_places(ids(2, 3), 2).tolist() == [0, 1]
+    assert house.supply.lowest_free(2, 2).tolist() == [0, 1]
+    house.supply.swap_places(ids(2, 3), ids(0, 1))
     assert house.states() == "hcff--"
     assert house.supply.evictable_ids() == [1]
     assert house.columns.owner_ids[:4].tolist() == [42, 0, 0, 0]

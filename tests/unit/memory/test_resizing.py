@@ -231,7 +231,11 @@ class TestRefusals:
         error = refusal_of(small, 1)
         assert isinstance(error, PreconditionError)
         assert error.reason == "RESIZE_BELOW_PINNED"
-        assert error.limits == {"num_blocks": "1", "num_needed_blocks": "2"}
+        assert error.limits == {
+            "num_blocks": "1",
+            "num_usable_blocks": "1",
+            "num_needed_blocks": "2",
+        }
 
     def test_fewer_than_are_held(self):
         small = growing()
@@ -245,7 +249,11 @@ class TestRefusals:
         # 10 tokens of prompt, 7 of output that are computed: five blocks.
         error = refusal_of(small, 4)
         assert error.reason == "RESIZE_BELOW_RUNNING"
-        assert error.limits == {"num_blocks": "4", "num_needed_blocks": "5"}
+        assert error.limits == {
+            "num_blocks": "4",
+            "num_usable_blocks": "4",
+            "num_needed_blocks": "5",
+        }
         assert small.desk.resize(5).account.total == 5
 
     def test_fewer_than_the_floors_of_tenants(self):

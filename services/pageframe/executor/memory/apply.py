@@ -146,10 +146,12 @@ def _know(memory: KvMemory, announcement: Announcement, result: StepResult) -> N
         keys = sequence.keys.up_to(len(token_ids), token_ids, block_size)[num_found:]
         leader_id, num_led = memory.leaders.find(keys)
         memory.leaders.lead(sequence.sequence_id, keys)
+    num_shared = min((num_found + num_led) * block_size, len(token_ids) - 1)
+    if num_shared <= num_cached:
+        leader_id = num_shared = 0  # The newest token is computed whoever computed it before.
     result.announced_ids.append(sequence.sequence_id)
     result.num_cached_tokens.append(num_cached)
     result.leader_ids.append(leader_id)
-    num_shared = min((num_found + num_led) * block_size, len(token_ids) - 1)
     result.num_leader_tokens.append(num_shared if leader_id else 0)
 
 
@@ -299,7 +301,12 @@ def _obstacle(
     num_more = 0
     if num_blocks > memory.pool.num_available:
         nobody_runs = not len(memory.sequences.running_rows())
-        num_more = num_yieldable(memory, ALL_PINS if nobody_runs else SESSIONS, shared or ())
+        num_more = num_yieldable(
+            memory,
+            ALL_PINS if nobody_runs else SESSIONS,
+            (sequence.tenant_id,),
+            shared or (),
+        )
     return memory.obstacle(sequence.tenant_id, num_blocks, num_more)
 
 

@@ -8,7 +8,7 @@ A block that somebody may still look for by its prefix is *cached*: spare, but n
 kinds are available, so taking blocks evicts what the free list lacks.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 
 import numpy as np
 
@@ -32,7 +32,8 @@ class BlockSupply:
     """Blocks that nobody refers to.
 
     Attributes:
-        on_shortage: Called with a number of blocks that are lacking; may make some available.
+        on_shortage: Called with a number of blocks that are lacking, and the tenants that need
+            them; may make some available.
         before_evict: Called with cached blocks that are about to be given up, still indexed, and
             for whom.
     """
@@ -45,7 +46,7 @@ class BlockSupply:
         eviction: EvictionPolicy,
         recorder: OperationRecorder,
     ) -> None:
-        self.on_shortage: Callable[[int], None] = _ignore
+        self.on_shortage: Callable[[int, Container[int]], None] = _ignore
         self.before_evict: Callable[[list[int], Purpose], None] = _do_nothing
         self._columns = columns
         self._index = index
@@ -97,6 +98,9 @@ class BlockSupply:
         Raises:
             BlocksExhaustedError: fewer can be had; nothing was changed.
         """
+        if num_blocks > self.num_available:
+            named = {tenant_ids} if isinstance(tenant_ids, int) else set(tenant_ids.tolist())
+            self.on_shortage(num_blocks - self.num_available, named)
         self.check_available(num_blocks)
         num_lacking = num_blocks - len(self._free)
         if num_lacking > 0:
@@ -108,13 +112,11 @@ class BlockSupply:
         return block_ids
 
     def check_available(self, num_blocks: int) -> None:
-        """Refuse if fewer than ``num_blocks`` can be taken, once pins have given way.
+        """Refuse if fewer than ``num_blocks`` can be taken.
 
         Raises:
             BlocksExhaustedError: with the numbers.
         """
-        if num_blocks > self.num_available:
-            self.on_shortage(num_blocks - self.num_available)
         if num_blocks > self.num_available:
             raise BlocksExhaustedError(
                 "BLOCKS_EXHAUSTED",
@@ -161,21 +163,24 @@ class BlockSupply:
             self.fence_off(block_ids, BlockState.CACHED, purpose)
         return len(victims)
 
-    def swap_places(self, sources: Int32Array, end: int) -> Int32Array:
-        """Move held or cached blocks to free ones below ``end``: int32 [n], where each went.
+    def lowest_free(self, num_blocks: int, end: int) -> Int32Array:
+        """Free blocks below ``end``, lowest first: int32 [num_blocks]. Walks the free list."""
+        free = self._free.block_ids()
+        lowest = np.sort(free[free < end])[:num_blocks]
+        assert len(lowest) == num_blocks, f"{len(lowest)} free blocks for {num_blocks}"
+        return lowest
+
+    def swap_places(self, sources: Int32Array, targets: Int32Array) -> None:
+        """Held or cached blocks take the places of free ones; both int32 [n].
 
         The sources are on the free list then. Walks the free list.
         """
-        free = self._free.block_ids()
-        targets = np.sort(free[free < end])[: len(sources)]
-        assert len(targets) == len(sources), f"{len(targets)} free blocks for {len(sources)}"
         self._free.discard(targets)
         # Held ones too: a policy may remember how often a block was found.
         for source, target in zip(sources.tolist(), targets.tolist(), strict=True):
             self._eviction.move(source, target)
         self._columns.follow(sources, targets)
         self._free.push(sources)
-        return targets
 
     def open(self, block_ids: Int32Array) -> None:
         """Blocks that were not in the pool are free now; the first is taken first."""
@@ -228,7 +233,7 @@ class BlockSupply:
             self._recorder.record(KvOperation.FREE, batch.purpose, named)
 
 
-def _ignore(num_blocks: int) -> None:
+def _ignore(num_blocks: int, tenant_ids: Container[int]) -> None:
     """Nobody gives way."""
 
 

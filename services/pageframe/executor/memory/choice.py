@@ -187,7 +187,7 @@ def _choose_victims(
     choice.has_writers = bool(demand.writers)
     over = _over(memory, demand, forecast)
     if None in over:
-        forecast.num_available += num_yieldable(memory, SESSIONS)
+        forecast.num_available += num_yieldable(memory, SESSIONS, demand.by_tenant(forecast))
         over = _over(memory, demand, forecast)
     for victim in _live_victims(memory, plan, leaving, choice.stale_ids):
         row = victim.sequence.row
@@ -200,7 +200,9 @@ def _choose_victims(
         choice.victims.append(victim)
         over = _over(memory, demand, forecast)
     if None in over:
-        forecast.num_available += num_yieldable(memory, ALL_PINS - SESSIONS)
+        forecast.num_available += num_yieldable(
+            memory, ALL_PINS - SESSIONS, demand.by_tenant(forecast)
+        )
         over = _over(memory, demand, forecast)
     if over:
         choice.refusal = MUST_DOES_NOT_FIT

@@ -11,19 +11,18 @@ from pageframe.executor.memory.purpose import Purpose
 _NUM_BLOCKS_PER_RECORD_MAX = 8192
 
 
-def relocate(pool: BlockPool, sources: Int32Array, end: int, purpose: Purpose) -> Int32Array:
-    """Move held or cached blocks to free ones below ``end``: int32 [n], where each went.
+def relocate(pool: BlockPool, sources: Int32Array, targets: Int32Array, purpose: Purpose) -> None:
+    """Held or cached blocks were copied to free ones; both int32 [n].
 
     Tables and pins have to follow; the sources are on the free list then.
     """
     is_indexed = pool.index.is_indexed[sources]
-    targets = pool.supply.swap_places(sources, end)
+    pool.supply.swap_places(sources, targets)
     for source, target in zip(
         sources[is_indexed].tolist(), targets[is_indexed].tolist(), strict=True
     ):
         pool.index.move(source, target)
     pool.recorder.record(KvOperation.MOVE, purpose, sources.tolist(), targets.tolist())
-    return targets
 
 
 def set_size(pool: BlockPool, num_blocks: int, purpose: Purpose) -> None:
@@ -60,7 +59,7 @@ def quarantine(pool: BlockPool, block_ids: Int32Array, purpose: Purpose) -> None
     if not len(block_ids):
         return
     for block_id in block_ids[pool.index.is_indexed[block_ids]].tolist():
-        pool.index.remove(block_id)
+        pool.index.expel(block_id)
     pool.supply.discard(block_ids)
     columns.states[block_ids] = BlockState.QUARANTINED
     columns.ref_counts[block_ids] = 0

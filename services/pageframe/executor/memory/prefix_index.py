@@ -119,6 +119,14 @@ class PrefixIndex:
         self._clear(block_id)
         return key
 
+    def expel(self, block_id: int) -> None:
+        """As ``remove``, of a block whose entries may contradict each other. For faults only."""
+        key = self.key_of(block_id)
+        if key is not None and self._block_of.get(key) == block_id:
+            self.remove(block_id)
+        else:
+            self._clear(block_id)
+
     def match(self, keys: Sequence[BlockKey]) -> list[int]:
         """Blocks of the longest run of known keys from the start. Changes nothing.
 

@@ -18,6 +18,7 @@ from pageframe.core.errors import (
 )
 from pageframe.core.trace import KvCause
 from pageframe.core.units import ceil_div
+from pageframe.executor.batch import Int32Array
 from pageframe.executor.memory.block_columns import BlockState
 from pageframe.executor.memory.kv_memory import KvMemory
 from pageframe.executor.memory.pool_upkeep import relocate
@@ -54,37 +55,51 @@ def check_resize(memory: KvMemory, num_blocks: int) -> None:
         ("RESIZE_BELOW_HELD", "are held", pool.num_held),
         ("RESIZE_BELOW_RUNNING", "may be needed by one sequence", _num_blocks_of_longest(memory)),
     )
+    num_usable = _num_usable(memory, num_blocks)
     for reason, what, num_needed in needs:
-        if num_needed > num_blocks:
+        if num_needed > num_usable:
             raise PreconditionError(
                 reason,
-                f"{num_blocks} blocks were asked for, but {num_needed} {what}",
+                f"{num_usable} usable blocks would be left, but {num_needed} {what}",
                 num_blocks=num_blocks,
+                num_usable_blocks=num_usable,
                 num_needed_blocks=num_needed,
             )
     memory.quotas.check_total(num_blocks)
 
 
-def empty_tail(memory: KvMemory, num_blocks: int) -> int:
-    """Move what lies behind block ``num_blocks`` before it; returns how many blocks moved.
+def plan_moves(memory: KvMemory, num_blocks: int) -> tuple[Int32Array, Int32Array]:
+    """Which blocks behind ``num_blocks`` go where before it: sources and targets, int32 [n] each.
 
-    ``check_resize`` was passed. The copies are queued; once they are made ``set_size`` may follow.
+    ``check_resize`` was passed. Evicts what would not fit, and queues the copies; nothing refers to
+    the targets until ``commit_moves``, so a copy that fails has changed nothing.
     """
     pool, columns = memory.pool, memory.pool.columns
-    purpose = Purpose(KvCause.RESIZE)
-    num_cached = columns.num_by_state[BlockState.CACHED]
-    pool.evict(max(0, pool.num_held + num_cached - num_blocks), purpose)
-    behind = np.arange(num_blocks, pool.num_blocks, dtype=np.int32)
+    num_spare = pool.num_held + columns.num_by_state[BlockState.CACHED]
+    num_too_many = num_spare - _num_usable(memory, num_blocks)
+    pool.evict(max(0, num_too_many), Purpose(KvCause.RESIZE))
+    behind: Int32Array = np.arange(num_blocks, pool.num_blocks, dtype=np.int32)
     states = columns.states[behind]
     sources = behind[(states == BlockState.HELD) | (states == BlockState.CACHED)]
-    if not len(sources):
-        return 0
-    targets = relocate(pool, sources, num_blocks, purpose)
+    targets = pool.supply.lowest_free(len(sources), num_blocks)
     memory.transfers.copy(sources.tolist(), targets.tolist())
-    memory.tables.rename(sources, targets, pool.num_blocks_max)
+    return sources, targets
+
+
+def commit_moves(memory: KvMemory, sources: Int32Array, targets: Int32Array) -> None:
+    """The copies were made: tables, pins and the prefix index follow."""
+    if not len(sources):
+        return
+    relocate(memory.pool, sources, targets, Purpose(KvCause.RESIZE))
+    memory.tables.rename(sources, targets, memory.pool.num_blocks_max)
     for source, target in zip(sources.tolist(), targets.tolist(), strict=True):
         memory.retentions.move_block(source, target)
-    return len(sources)
+
+
+def _num_usable(memory: KvMemory, num_blocks: int) -> int:
+    """Blocks of a pool of that size that are not in quarantine."""
+    states = memory.pool.columns.states[:num_blocks]
+    return num_blocks - int(np.count_nonzero(states == BlockState.QUARANTINED))
 
 
 def _num_blocks_of_longest(memory: KvMemory) -> int:

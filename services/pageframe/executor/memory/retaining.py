@@ -117,7 +117,8 @@ def pass_time(memory: KvMemory, now_ns: int) -> bool:
     for retention in expired:
         _let_go(memory, retention, KvCause.EXPIRED)
     for retention in idle:
-        demote(memory, retention, KvCause.SESSION)
+        pinned = [key for key in retention.keys if key in retention.pinned]
+        demote(memory, retention, pinned, KvCause.SESSION)
     return bool(expired or idle)
 
 
@@ -140,16 +141,18 @@ def pin_wanted(memory: KvMemory, keys: AbstractSequence[BlockKey]) -> None:
     for key in keys:
         for retention in memory.retentions.wanting(key):
             # An idle session has its content in the host tier; its next turn pins it again.
-            if key not in retention.held_keys:
+            is_idle = retention.kind is RetentionKind.SESSION and key in retention.held_keys
+            if not is_idle:
                 _pin(memory, retention, [key])
 
 
-def demote(memory: KvMemory, retention: Retention, cause: KvCause) -> None:
-    """Have the host tier hold what is pinned, as far as it has room; unpin all."""
-    keys = [key for key in retention.keys if key in retention.pinned]
+def demote(
+    memory: KvMemory, retention: Retention, keys: AbstractSequence[BlockKey], cause: KvCause
+) -> None:
+    """Have the host tier hold those pinned ``keys``, as far as it has room; unpin them all."""
     purpose = Purpose(cause, tenant_id=memory.pool.tenants.id_of(retention.tenant))
     if memory.host.num_slots:
-        # Its keys may be held for it already, from before it was pinned again.
+        # Some may be held for it already, from before they were pinned again.
         new = [key for key in keys if key not in retention.held_keys]
         new_blocks = [retention.pinned[key] for key in new]
         held = memory.transfers.hold(KvOperation.DEMOTE, new_blocks, new, purpose)

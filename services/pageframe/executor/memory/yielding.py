@@ -27,13 +27,17 @@ ALL_PINS = frozenset(RetentionKind)
 
 
 def num_yieldable(
-    memory: KvMemory, kinds: Container[RetentionKind], needed: Iterable[int] = ()
+    memory: KvMemory,
+    kinds: Container[RetentionKind],
+    tenant_ids: Container[int],
+    needed: Iterable[int] = (),
 ) -> int:
     """Blocks that would become available if pins of these kinds gave way.
 
     Args:
         memory: Read.
         kinds: Whose pins.
+        tenant_ids: For whom. Pins of others do not give way below their tenant's floor.
         needed: Blocks that are about to be shared, and so would stay held.
     """
     if not memory.pool.num_pinned:
@@ -46,18 +50,42 @@ def num_yieldable(
     )
     for block_id in needed:
         num_pins.pop(block_id, None)
-    ref_counts = memory.pool.columns.ref_counts
-    return sum(ref_counts[block_id] == count for block_id, count in num_pins.items())
+    columns = memory.pool.columns
+    by_tenant = Counter(
+        int(columns.tenant_ids[block_id])
+        for block_id, count in num_pins.items()
+        if columns.ref_counts[block_id] == count
+    )
+    return sum(
+        count if tenant_id in tenant_ids else min(count, _num_above_floor(memory, tenant_id))
+        for tenant_id, count in by_tenant.items()
+    )
 
 
-def yield_pins(memory: KvMemory, num_blocks: int) -> None:
-    """Have pins give way until ``num_blocks`` more are available; sessions first, oldest first."""
+def yield_pins(memory: KvMemory, num_blocks: int, tenant_ids: Container[int]) -> None:
+    """Have pins give way until ``num_blocks`` more are available.
+
+    Sessions first, oldest first, and of each the tail of its chain before the head. Pins of other
+    tenants than ``tenant_ids`` do not give way below their tenant's floor.
+    """
     target = memory.pool.num_available + num_blocks
     for retention in sorted(memory.retentions, key=_rank):
-        if memory.pool.num_available >= target:
-            return
-        if retention.pinned:
-            demote(memory, retention, KvCause.POOL_PRESSURE)
+        for key in [key for key in reversed(retention.keys) if key in retention.pinned]:
+            if memory.pool.num_available >= target:
+                return
+            tenant_id = int(memory.pool.columns.tenant_ids[retention.pinned[key]])
+            if tenant_id in tenant_ids or _num_above_floor(memory, tenant_id) > 0:
+                demote(memory, retention, [key], KvCause.POOL_PRESSURE)
+
+
+def _num_above_floor(memory: KvMemory, tenant_id: int) -> int:
+    """Held blocks of a tenant that others may take."""
+    held = memory.pool.columns.num_held_by_tenant
+    num_held = held[tenant_id] if tenant_id < len(held) else 0
+    if memory.quotas.is_empty:
+        return num_held
+    quota = memory.quotas.quota_of(memory.pool.tenants.name_of(tenant_id))
+    return max(0, num_held - quota.floor_blocks)
 
 
 def build_memory(
