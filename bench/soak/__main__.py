@@ -37,6 +37,7 @@ class Outcome:
         num_lives: Memories that were tested.
         num_recounts: Times that everything was compared.
         seconds: Wall time.
+        num_records: Operations on blocks that came of it, by kind.
         violation: What was wrong at last; empty when nothing was.
         life: Number of the life in which it happened; -1 for none.
         operation: Number of the operation in that life.
@@ -47,6 +48,7 @@ class Outcome:
     num_lives: int
     num_recounts: int
     seconds: float
+    num_records: dict[str, int]
     violation: str = ""
     life: int = -1
     operation: int = 0

@@ -3,6 +3,7 @@
 One call of a method is one operation.
 """
 
+from collections import Counter
 from collections.abc import Iterable
 
 from bench.soak.answers import Answers
@@ -43,6 +44,7 @@ class AuditedMemory:
         auditor: Compares.
         kept: What is kept by name.
         num_operations: Operations so far.
+        seen: Records by kind of operation.
         num_steps: Plans sent in this epoch.
     """
 
@@ -52,6 +54,7 @@ class AuditedMemory:
         self.device = Device(shape.window_tokens)
         self.kept = KeptPrefixes()
         self.num_operations = 0
+        self.seen: Counter[str] = Counter()
         self.num_steps = 0
         self._builds_on = 0
         self._sink = RecordSink()
@@ -250,6 +253,7 @@ class AuditedMemory:
         for sequence_id in self._leaving & self.sequences.keys() if records else ():
             self.books.unpromise(self.sequences[sequence_id])
             self.sequences[sequence_id].has_left = True
+        self.seen.update(record.operation.name for record in records)
         self._has_evicted |= any(record.operation is KvOperation.EVICT for record in records)
         self.books.read(records)
         return len(records)

@@ -1,9 +1,8 @@
 """The second set of books: who holds which block, and what it holds, by the law alone.
 
 It is told what was asked and answered, and reads the records of operations, one after the other.
-Each record must be lawful where it stands, and says what every block is from then on. The code of
-the memory is not used here, apart from the names of the states, and neither are its data
-structures: this is dicts, sets and lists, slow and plain.
+Each must be lawful where it stands, and says what a block is from then on. Nothing of the memory
+is used here but the names of the states: this is dicts, sets and lists, slow and plain.
 """
 
 from collections import Counter
@@ -123,8 +122,7 @@ class Bookkeeper:
         """A sequence is about to write tokens from ``position`` on into ``slots``.
 
         Raises:
-            ViolationError: a block is shared, pinned, to be found, or not the sequence's own, or
-                the tokens are not.
+            ViolationError: tokens or blocks are not its own, or not its own alone.
         """
         known, table = self.sequences[sequence_id], self.tables.get(sequence_id, [])
         first = self.first_blocks.get(sequence_id, 0)
@@ -164,7 +162,7 @@ class Bookkeeper:
         self.host.lose_stored()
 
     def unpromise(self, known: KnownSequence) -> None:
-        """What the host tier keeps for a sequence may go: it runs again, or has ended."""
+        """A sequence runs again, or has ended: the host tier need not keep anything for it."""
         self.host.promised.subtract(known.kept_names)
         known.kept_names = []
         # Nobody else can ask for its last block, so that goes at once.

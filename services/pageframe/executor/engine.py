@@ -31,11 +31,11 @@ from pageframe.executor.batch import ModelRunner, StepBatch, StepOutput
 from pageframe.executor.batch_builder import BatchBuilder
 from pageframe.executor.desk import MemoryDesk
 from pageframe.executor.finish import FinishRules
-from pageframe.executor.memory.apply import AppliedStep, StepBounds, apply
+from pageframe.executor.memory.apply import AppliedStep, apply
 from pageframe.executor.memory.eviction import EvictionPolicy
 from pageframe.executor.memory.giving_up import fail_transfers, leave_window
 from pageframe.executor.memory.integrity import NO_BLOCK, Violation, check_integrity
-from pageframe.executor.memory.options import MemoryOptions
+from pageframe.executor.memory.options import MemoryOptions, StepBounds
 from pageframe.executor.memory.publishing import publish
 from pageframe.executor.memory.retaining import (
     SessionTimes,

@@ -4,12 +4,12 @@ import numpy as np
 
 from pageframe.core.sampling import SamplingParams
 from pageframe.core.step import Announcement, Entries, Recovery, StepPlan, Victims
-from pageframe.executor.memory.apply import AppliedStep, StepBounds, apply
+from pageframe.executor.memory.apply import AppliedStep, apply
 from pageframe.executor.memory.block_pool import BlockPool
 from pageframe.executor.memory.eviction import LruEviction
 from pageframe.executor.memory.giving_up import leave_window
 from pageframe.executor.memory.integrity import check_integrity
-from pageframe.executor.memory.options import MemoryOptions
+from pageframe.executor.memory.options import MemoryOptions, StepBounds
 from pageframe.executor.memory.prefix_index import PrefixIndex
 from pageframe.executor.memory.publishing import publish
 from pageframe.executor.memory.yielding import build_memory

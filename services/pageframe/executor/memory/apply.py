@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from pageframe.core.errors import InvalidRequestError, PageframeError
 from pageframe.core.step import (
     Announcement,
     Entries,
@@ -27,34 +26,25 @@ from pageframe.core.step import (
 from pageframe.core.trace import KvCause
 from pageframe.core.units import ceil_div
 from pageframe.executor.batch import Int32Array
+from pageframe.executor.memory.announcing import know, why_never
 from pageframe.executor.memory.block_columns import BlockState
 from pageframe.executor.memory.choice import Choice, choose, num_uncomputed, rows_of
 from pageframe.executor.memory.giving_up import preempt
 from pageframe.executor.memory.kv_memory import KvMemory
 from pageframe.executor.memory.matching import Match
-from pageframe.executor.memory.retaining import check_handle
+from pageframe.executor.memory.options import StepBounds
 from pageframe.executor.memory.sequence_table import NO_ROW, Sequence
-from pageframe.executor.memory.sharing import fork, make_writable, rows_to_copy
+from pageframe.executor.memory.sharing import (
+    can_fork,
+    fork,
+    make_writable,
+    rows_to_copy,
+)
 from pageframe.executor.memory.yielding import ALL_PINS, SESSIONS, num_yieldable
 
 STEP_OUT_OF_ORDER = "STEP_OUT_OF_ORDER"
 
 _NO_ROWS: Int32Array = np.empty(0, dtype=np.int32)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepBounds:
-    """What a step and a sequence may ask for.
-
-    Attributes:
-        max_step_tokens: Most tokens one step may compute.
-        max_model_len: Most tokens of one sequence, prompt and output together.
-        vocab_size: Token ids lie in ``[0, vocab_size)``.
-    """
-
-    max_step_tokens: int
-    max_model_len: int
-    vocab_size: int
 
 
 @dataclass(slots=True, kw_only=True)
@@ -127,58 +117,11 @@ def _announce(
             continue
         if known is not None:
             _forget(memory, known, KvCause.PREEMPTED, applied)
-        reason = _why_never(memory, announcement, bounds)
+        reason = why_never(memory, announcement, bounds)
         if reason is not None:
             applied.rejected[announcement.sequence_id] = reason
             continue
-        _know(memory, announcement, applied.result)
-
-
-def _know(memory: KvMemory, announcement: Announcement, result: StepResult) -> None:
-    """Take a new sequence in, and answer how much of it is here or about to be."""
-    sequence = memory.announce(announcement)
-    match = memory.match(sequence)
-    block_size, token_ids = memory.options.block_size, sequence.parked_tokens
-    num_cached = match.num_tokens_in_all(block_size, len(token_ids))
-    num_found = num_cached // block_size
-    leader_id = num_led = 0
-    if memory.options.has_prefix_cache:
-        keys = sequence.keys.up_to(len(token_ids), token_ids, block_size)[num_found:]
-        leader_id, num_led = memory.leaders.find(keys)
-        memory.leaders.lead(sequence.sequence_id, keys)
-    num_shared = min((num_found + num_led) * block_size, len(token_ids) - 1)
-    if num_shared <= num_cached:
-        leader_id = num_shared = 0  # The newest token is computed whoever computed it before.
-    result.announced_ids.append(sequence.sequence_id)
-    result.num_cached_tokens.append(num_cached)
-    result.leader_ids.append(leader_id)
-    result.num_leader_tokens.append(num_shared if leader_id else 0)
-
-
-def _why_never(memory: KvMemory, announcement: Announcement, bounds: StepBounds) -> str | None:
-    """Why an announced sequence can never run; None if it can."""
-    if not _can_ever_run(announcement, bounds):
-        return ""
-    try:
-        check_handle(memory, announcement)
-    except PageframeError as error:
-        return error.reason
-    return None
-
-
-def _can_ever_run(announcement: Announcement, bounds: StepBounds) -> bool:
-    """Whether tokens and sampling are sound, and at least one more token may follow."""
-    num_tokens, num_prompt_tokens = len(announcement.token_ids), announcement.num_prompt_tokens
-    if not 1 <= num_prompt_tokens <= num_tokens or num_tokens >= bounds.max_model_len:
-        return False
-    if num_tokens - num_prompt_tokens >= announcement.sampling.max_tokens:
-        return False
-    try:
-        announcement.sampling.validate(bounds.vocab_size)
-    except InvalidRequestError:
-        return False
-    token_ids = np.asarray(announcement.token_ids, dtype=np.int64)
-    return bool(token_ids.min() >= 0 and token_ids.max() < bounds.vocab_size)
+        know(memory, announcement, applied.result)
 
 
 def _finish(memory: KvMemory, sequence_ids: Iterable[int], applied: AppliedStep) -> None:
@@ -373,9 +316,13 @@ def _fork(memory: KvMemory, forks: list[Fork], applied: AppliedStep) -> None:
     decoding = set(applied.decode_rows.tolist()) if forks else set()
     for entry in forks:
         parent = memory.sequences.get(entry.parent_id)
-        is_sound = parent is not None and parent.generation == entry.generation
-        takes_token = parent is not None and (
-            parent.row in decoding or applied.chunks.get(parent.row, 0) == _num_left(memory, parent)
+        takes_token = (
+            parent is not None
+            and parent.generation == entry.generation
+            and (
+                parent.row in decoding
+                or applied.chunks.get(parent.row, 0) == _num_left(memory, parent)
+            )
         )
         for child_id, sample_index, span_id in zip(
             entry.child_ids, entry.sample_indices, entry.span_ids, strict=True
@@ -383,7 +330,7 @@ def _fork(memory: KvMemory, forks: list[Fork], applied: AppliedStep) -> None:
             is_new = memory.sequences.get(child_id) is None
             if (
                 parent is None
-                or not (is_sound and takes_token and is_new)
+                or not (takes_token and is_new and can_fork(memory, parent))
                 or not memory.sequences.has_empty_row
             ):
                 applied.result.unforked_ids.append(child_id)

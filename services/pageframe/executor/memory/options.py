@@ -30,3 +30,18 @@ class MemoryOptions:
     has_prefix_cache: bool = True
     model: str = ""
     kv_dtype: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepBounds:
+    """What a step and a sequence may ask for.
+
+    Attributes:
+        max_step_tokens: Most tokens one step may compute.
+        max_model_len: Most tokens of one sequence, prompt and output together.
+        vocab_size: Token ids lie in ``[0, vocab_size)``.
+    """
+
+    max_step_tokens: int
+    max_model_len: int
+    vocab_size: int

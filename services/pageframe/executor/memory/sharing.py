@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from pageframe.core.trace import KvCause
 from pageframe.executor.batch import Int32Array
+from pageframe.executor.memory.block_columns import BlockState
 from pageframe.executor.memory.kv_memory import KvMemory
 from pageframe.executor.memory.sequence_table import NO_ROW, Sequence
 
@@ -66,6 +67,12 @@ def _is_last_owner(
         num_seen[block_id] = num_seen.get(block_id, 0) + 1
         is_last[place] = num_seen[block_id] == ref_counts[block_id]
     return is_last & ~is_indexed[blocks]
+
+
+def can_fork(memory: KvMemory, parent: Sequence) -> bool:
+    """Whether all blocks of a running parent are sound; it ends soon if one was lost."""
+    states = memory.pool.columns.states[memory.tables.blocks_of(parent.row)]
+    return bool((states == BlockState.HELD).all())
 
 
 def fork(
