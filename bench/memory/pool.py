@@ -29,7 +29,8 @@ from pageframe.executor.memory.sharing import fork, make_writable
 from pageframe.executor.memory.yielding import build_memory
 
 NUM_TOKENS = CHAIN_LENGTH * BLOCK_SIZE
-NUM_CHILDREN = 32
+# As many as the samples of one request may be.
+NUM_CHILDREN = 64
 _FREE_BLOCKS = 4 * CHAIN_LENGTH + NUM_CHILDREN
 _PURPOSE = Purpose(KvCause.PREFILL, 1)
 
@@ -155,7 +156,7 @@ def fork_chain(num_blocks: int, rng: random.Random) -> Turn:
 
 @operation("copy-on-write")
 def copy_on_write(num_blocks: int, rng: random.Random) -> Turn:
-    """32 children write into the block that they share, in one step; per copy."""
+    """64 children write into the block that they share, in one step; per copy."""
     memory = full_memory(num_blocks)
     parent = run(memory, [rng.randrange(50_000) for _ in range(NUM_TOKENS)])
     memory.sequences.num_computed[parent.row] = NUM_TOKENS - 3

@@ -48,8 +48,8 @@ class Effort:
     alpaca_factor: int = 4
     sweep_duration_s: float = 240.0
     num_sweep_requests: int = 48
-    pageframe_rates_per_s: tuple[float, ...] = (1, 1.5, 1.75, 2, 2.25, 2.5, 3, 4)
-    roofline_rates_per_s: tuple[float, ...] = (2, 3, 3.5, 4, 4.5, 5, 6)
+    pageframe_rates_per_s: tuple[float, ...] = (1.5, 1.75, 2, 2.25, 2.5, 3, 4)
+    roofline_rates_per_s: tuple[float, ...] = (3, 3.5, 4, 4.5, 5, 6)
     orca_rates_per_s: tuple[float, ...] = tuple(np.arange(0.1, 4.0, 0.05).round(2).tolist())
     block_sizes: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256)
     beam_widths: tuple[int, ...] = (2, 4, 6, 8, 16, 32, 64)

@@ -30,7 +30,7 @@ _NOTE_HEADROOM = (
 )
 _NOTE_HELD = "waste is in the last block of each sequence only"
 _NOTE_RATE = (
-    "smallest of the ratios at 0.1, 0.2, 0.5 and 1 s per token; in a simulator, so it depends on "
+    "smallest of the ratios at 0.1, 0.2 and 0.5 s per token; in a simulator, so it depends on "
     "the cost model"
 )
 _NOTE_PLAIN = "lengths as they are, which are shorter than the paper's"

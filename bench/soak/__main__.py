@@ -1,13 +1,10 @@
-"""The command: ``python -m bench.soak``; see the package's text."""
+"""The command: a million random changes of KV memory under audit; exit code 1 on a violation."""
 
 import argparse
 import json
 import logging
 import sys
-import time
-import traceback
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 import structlog
 from rich.console import Console
@@ -19,91 +16,17 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from bench.soak.audited_memory import AuditedMemory
-from bench.soak.driver import Driver
-from bench.soak.lives import Life, lives_of, random_of, shape_of
+from bench.soak.lives import Life, lives_of
+from bench.soak.run import Outcome, soak
 
+NUM_OPERATIONS = 1_000_000
 NUM_OPERATIONS_PER_LIFE = 5_000
-NUM_OPERATIONS_BETWEEN_RECOUNTS = 1_000
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """How a soak went.
-
-    Attributes:
-        seed: Of everything random.
-        num_operations: Changes that were asked for and audited.
-        num_lives: Memories that were tested.
-        num_recounts: Times that everything was compared.
-        seconds: Wall time.
-        num_records: Operations on blocks that came of it, by kind.
-        violation: What was wrong at last; empty when nothing was.
-        life: Number of the life in which it happened; -1 for none.
-        operation: Number of the operation in that life.
-    """
-
-    seed: int
-    num_operations: int
-    num_lives: int
-    num_recounts: int
-    seconds: float
-    num_records: dict[str, int]
-    violation: str = ""
-    life: int = -1
-    operation: int = 0
-
-
-def soak(
-    lives: list[Life],
-    *,
-    seed: int,
-    on_progress: Callable[[int], None] = lambda _: None,
-) -> Outcome:
-    """Live these lives until something is wrong."""
-    start_s = time.monotonic()
-    num_operations = num_recounts = 0
-    for index, life in enumerate(lives):
-        source = random_of(seed, life.number)
-        memory = AuditedMemory(shape_of(life.number, source))
-        driver = Driver(memory, source)
-        try:
-            for number in range(life.num_operations):
-                driver.act()
-                num_operations += 1
-                if (number + 1) % NUM_OPERATIONS_BETWEEN_RECOUNTS == 0:
-                    memory.recount()
-                    num_recounts += 1
-                    on_progress(num_operations)
-            driver.end()
-            memory.recount()
-            num_recounts += 1
-            memory.expect_empty()
-        except Exception:  # Whatever the memory raises is a finding, its assertions above all.
-            return Outcome(
-                seed=seed,
-                num_operations=num_operations,
-                num_lives=index,
-                num_recounts=num_recounts,
-                seconds=time.monotonic() - start_s,
-                violation=traceback.format_exc(),
-                life=life.number,
-                operation=memory.num_operations,
-            )
-        on_progress(num_operations)
-    return Outcome(
-        seed=seed,
-        num_operations=num_operations,
-        num_lives=len(lives),
-        num_recounts=num_recounts,
-        seconds=time.monotonic() - start_s,
-    )
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     parser = argparse.ArgumentParser(prog="python -m bench.soak", description=__doc__)
-    parser.add_argument("--operations", type=int, default=100_000, help="changes to ask for")
+    parser.add_argument("--operations", type=int, default=NUM_OPERATIONS, help="changes to ask for")
     parser.add_argument("--seed", type=int, default=0, help="of everything random")
     parser.add_argument("--life", type=int, help="only the life of this number")
     parser.add_argument("--json", action="store_true", help="print the outcome as JSON")
@@ -130,8 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
         )
     if options.json:
         print(json.dumps(asdict(outcome), indent=2))
-    else:
-        _report(console, outcome)
+    _report(console, outcome)
     return 1 if outcome.violation else 0
 
 
@@ -141,6 +63,8 @@ def _report(console: Console, outcome: Outcome) -> None:
         f"seed {outcome.seed}: {outcome.num_operations} operations in {outcome.num_lives} lives, "
         f"{outcome.num_recounts} full recounts, {outcome.seconds:.0f} s, {rate:.0f} operations/s"
     )
+    counts = ", ".join(f"{name} {number}" for name, number in outcome.num_records.most_common())
+    console.print(f"operations on blocks: {counts}")
     if not outcome.violation:
         console.print("no violation")
         return

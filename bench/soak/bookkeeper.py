@@ -92,11 +92,7 @@ class Bookkeeper:
             self._turn(block_id, BlockState.FREE)
 
     def read(self, records: list[Record]) -> None:
-        """Enter records into the books.
-
-        Raises:
-            ViolationError: one of them is against the law.
-        """
+        """Enter records into the books; raises ``ViolationError`` at the first unlawful one."""
         for record in records:
             reader = self._readers.get(record.operation)
             if reader is None:
@@ -110,7 +106,7 @@ class Bookkeeper:
                 raise ViolationError(f"{num_free} blocks are free after {record}")
 
     def begin_step(self) -> None:
-        """A plan is about to be applied."""
+        """A plan comes."""
         self.is_writing = True
         self._forked.clear()
         self._moved_blocks.clear()
@@ -165,8 +161,7 @@ class Bookkeeper:
         """A sequence runs again, or has ended: the host tier need not keep anything for it."""
         self.host.promised.subtract(known.kept_names)
         known.kept_names = []
-        # Nobody else can ask for its last block, so that goes at once.
-        if not known.has_left:
+        if not known.has_left:  # Nobody else can ask for its last block.
             self.host.forget_name(self.private_name(known))
 
     def private_name(self, known: KnownSequence) -> Name:

@@ -17,7 +17,7 @@ _NUM_SALTS = 2
 _NUM_TEXTS = 3
 _NUM_LETTERS = 3
 _NUM_WAITING_MAX = 6
-_RECOVERIES = (Recovery.RECOMPUTE, Recovery.SWAP, Recovery.TAIL)
+_RECOVERIES = (Recovery.RECOMPUTE, Recovery.SWAP, Recovery.SWAP, Recovery.TAIL, Recovery.TAIL)
 
 
 class Driver:
@@ -33,10 +33,14 @@ class Driver:
             [source.randrange(_NUM_LETTERS) + 5 * text for _ in range(length)]
             for text in range(_NUM_TEXTS)
         ]
-        self._num_tokens_max = length - 1
         self._may_bound = source.random() < 0.4
         self._may_fail = source.random() < 0.5
         self._may_resize = source.random() < 0.6
+        self._num_tokens_max = length - 1
+        if self._may_resize and shape.num_blocks > 3:
+            # A pool shrinks no further than the longest sequence could need.
+            most = max(1, shape.num_blocks // 2) * shape.block_size
+            self._num_tokens_max = min(self._num_tokens_max, most)
         self._acts: list[tuple[int, Callable[[], None]]] = [
             (20, self._admit),
             (8, self._announce),

@@ -66,8 +66,8 @@ def test_the_least_favourable_latency_counts():
         return Curve(name, tuple(Point(rate, latency, 0) for rate, latency in pairs))
 
     curves = {
-        "Pageframe": curve("Pageframe", 4.0, 5.0, 6.0, 7.0),
-        "Other": curve("Other", 1.0, 2.0, 2.0, 2.0),
+        "Pageframe": curve("Pageframe", 4.0, 5.0, 6.0),
+        "Other": curve("Other", 1.0, 2.0, 2.0),
     }
     assert smallest_ratio(curves, "Other") == 2.5
     short = Curve("Other", curves["Other"].points[:3])

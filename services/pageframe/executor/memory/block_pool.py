@@ -155,19 +155,21 @@ class BlockPool:
         block_ids = self.supply.take(len(sequence_ids), tenant_ids, Purpose(cause))
         self.columns.owner_ids[block_ids] = sequence_ids
         self.columns.causes[block_ids] = cause
+        # What the loop needs is looked up once: it runs for every block of a decode step.
+        kv, step, allocated = self._trace.kv, self.current_step, KvOperation.ALLOCATE
         num_free_after = self.num_free + len(block_ids)
         columns = (sequence_ids, generations, positions, block_ids)
         rows = zip(*(column.tolist() for column in columns), strict=True)
         for sequence_id, generation, position, block_id in rows:
             num_free_after -= 1
-            self._trace.kv(
-                KvOperation.ALLOCATE,
+            kv(
+                allocated,
                 cause,
                 sequence_id=sequence_id,
                 generation=generation,
                 position=position,
-                step=self.current_step,
-                block_ids=[block_id],
+                step=step,
+                block_ids=(block_id,),
                 num_free_after=num_free_after,
             )
         return block_ids
@@ -206,25 +208,32 @@ class BlockPool:
             columns.ref_counts[source] -= num_copies
         assert (columns.ref_counts[sources] >= 0).all(), f"copied too often: {sources}"
         kv, step, num_free = self._trace.kv, self.current_step, self.num_free
+        copied, released = KvOperation.COPY_ON_WRITE, KvOperation.RELEASE
         rows = (sequence_ids, generations, positions, sources, targets)
         for sequence_id, generation, position, source, target in zip(
             *(column.tolist() for column in rows), strict=True
         ):
-            for operation, target_ids in (
-                (KvOperation.COPY_ON_WRITE, (target,)),
-                (KvOperation.RELEASE, ()),
-            ):
-                kv(
-                    operation,
-                    cause,
-                    sequence_id=sequence_id,
-                    generation=generation,
-                    position=position,
-                    step=step,
-                    block_ids=(source,),
-                    target_ids=target_ids,
-                    num_free_after=num_free,
-                )
+            kv(
+                copied,
+                cause,
+                sequence_id=sequence_id,
+                generation=generation,
+                position=position,
+                step=step,
+                block_ids=(source,),
+                target_ids=(target,),
+                num_free_after=num_free,
+            )
+            kv(
+                released,
+                cause,
+                sequence_id=sequence_id,
+                generation=generation,
+                position=position,
+                step=step,
+                block_ids=(source,),
+                num_free_after=num_free,
+            )
         dropped = [source for source in counts if not columns.ref_counts[source]]
         if dropped:
             self._let_go(np.array(dropped, dtype=np.int32), Purpose(cause))

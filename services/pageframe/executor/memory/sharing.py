@@ -62,11 +62,11 @@ def _is_last_owner(
 ) -> NDArray[np.bool_]:
     """Who keeps its block: the last to write into one that has no other references: bool [n]."""
     num_seen: dict[int, int] = {}
-    is_last: NDArray[np.bool_] = np.zeros(len(blocks), dtype=np.bool_)
-    for place, block_id in enumerate(blocks.tolist()):
-        num_seen[block_id] = num_seen.get(block_id, 0) + 1
-        is_last[place] = num_seen[block_id] == ref_counts[block_id]
-    return is_last & ~is_indexed[blocks]
+    is_last: list[bool] = []
+    for block_id, num_references in zip(blocks.tolist(), ref_counts[blocks].tolist(), strict=True):
+        num = num_seen[block_id] = num_seen.get(block_id, 0) + 1
+        is_last.append(num == num_references)
+    return np.array(is_last, dtype=np.bool_) & ~is_indexed[blocks]
 
 
 def can_fork(memory: KvMemory, parent: Sequence) -> bool:
