@@ -20,7 +20,7 @@ from bench.soak.run import soak
 from bench.soak.shape import Shape
 from pageframe.core.sampling import SamplingParams
 from pageframe.core.step import Announcement, Fork, Recovery, StepPlan, TenantQuota
-from pageframe.executor.memory import apply, key_chain, publishing, sharing
+from pageframe.executor.memory import apply, key_chain, publishing, retaining, sharing
 from pageframe.executor.memory.block_columns import BlockColumns
 from pageframe.executor.memory.block_supply import BlockSupply
 from pageframe.executor.memory.block_table import BlockTables
@@ -350,7 +350,8 @@ def ignore_the_parent(monkeypatch) -> None:
         blocks = [token_ids[start : start + block_size] for start in starts]
         return [chain_keys(bytes(32), block, block_size)[0] for block in blocks]
 
-    monkeypatch.setattr(key_chain, "chain_keys", keys_alone)
+    for module in (key_chain, retaining):
+        monkeypatch.setattr(module, "chain_keys", keys_alone)
 
 
 def leave_pins_behind(monkeypatch) -> None:

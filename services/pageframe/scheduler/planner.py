@@ -46,6 +46,8 @@ class Planner:
         self._tenants.prepare(tick, flights.account)
         num_blocks_free = flights.num_blocks_free
         num_blocks = roster.decodes.num_blocks_at(tick)
+        # While nobody runs, all that is held is pins, and those give way to a newcomer.
+        num_yieldable = 0 if roster.running else flights.account.pinned
         draft = Draft(
             roster.capacity,
             Flight(
@@ -56,7 +58,9 @@ class Planner:
                 num_decodes=num_decodes,
                 num_blocks=num_blocks,
             ),
-            num_blocks_left=num_blocks_free - num_blocks - num_blocks_owed(roster),
+            num_blocks_left=(
+                num_blocks_free - num_blocks - num_blocks_owed(roster) + num_yieldable
+            ),
         )
         self._preemption.protect(draft, num_blocks_free)
         grow_prefills(draft, roster, is_cooling=self._preemption.is_cooling(tick))

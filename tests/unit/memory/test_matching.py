@@ -3,7 +3,7 @@
 import pytest
 
 from pageframe.core.sampling import SamplingParams
-from pageframe.core.step import PoolAccount, Recovery, RefusedBecause
+from pageframe.core.step import PoolAccount, Recovery, RefusedBecause, TenantQuota
 from unit.executor.small_engine import LONG, ONE_TOKEN, SmallEngine, alone, fork, request
 from unit.memory.memories import entries
 
@@ -205,6 +205,17 @@ def test_a_prompt_that_is_here_as_a_whole_is_let_in_though_it_fills_the_pool():
     prompt = list(range(10, 22))
     small.cache(prompt)
     result = small.start(request(1, prompt, sampling=ONE_TOKEN))
+    assert result.refused_ids == []
+    assert small.output(1) == alone(prompt, 1)
+
+
+def test_a_prompt_that_is_here_as_a_whole_is_let_in_though_it_fills_the_quota():
+    """The same for a ceiling that leaves just enough room for the request alone."""
+    small = SmallEngine()
+    prompt = list(range(10, 22))
+    small.cache(prompt, tenant="t")
+    small.desk.set_quota(TenantQuota(tenant="t", ceiling_blocks=3))
+    result = small.start(request(1, prompt, tenant="t", sampling=ONE_TOKEN))
     assert result.refused_ids == []
     assert small.output(1) == alone(prompt, 1)
 

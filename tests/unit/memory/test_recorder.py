@@ -34,7 +34,7 @@ def test_records_of_a_step_carry_its_number_and_those_between_steps_none():
     assert steps == [
         ("ALLOCATE", 1),
         ("INDEX", 1),
-        *[("PIN", 0)] * 2,
+        ("PIN", 0),
         ("RELEASE", 0),
         ("FREE", 0),
     ]

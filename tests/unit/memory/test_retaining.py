@@ -238,6 +238,17 @@ class TestQuota:
             small.engine.cancel([1])
             assert small.start(request(2, range(40, 49), tenant="t")).refused_ids == []
 
+    def test_sessions_give_way_under_its_own_ceiling_too(self):
+        """What a tenant keeps must not keep the tenant itself out."""
+        small = SmallEngine(session_times=IDLE)
+        small.desk.set_quota(TenantQuota(tenant="t", ceiling_blocks=2))
+        small.cache(EIGHT, tenant="t", session_id="chat")
+        assert small.engine.account().pinned == 2
+        result = small.start(request(1, [40, 41, 42, 43], tenant="t"))
+        assert result.refused_ids == []
+        # And again when what it runs grows.
+        assert small.step().sampled_ids == [1]
+
     def test_growth_takes_no_pin_of_a_floor_either(self):
         small = SmallEngine(num_blocks=4, session_times=IDLE)
         small.cache(EIGHT, tenant="t", session_id="chat")
@@ -265,8 +276,7 @@ class TestSessions:
         self.turn(small, 1, TEN)
         assert small.engine.account() == PoolAccount(total=8, free=6, held=2, pinned=2)
         assert [it for it in small.sink.brief() if it[0] == "PIN"] == [
-            ("PIN", "SESSION", (0,)),
-            ("PIN", "SESSION", (1,)),
+            ("PIN", "SESSION", (0, 1)),
         ]
 
     def test_the_next_turn_finds_them_and_pins_its_own(self):

@@ -114,3 +114,15 @@ def test_an_executor_that_comes_back_is_believed_about_its_pool():
     account = replace(driver.engine.account(), total=12, free=12)
     driver.take(driver.scheduler.on_executor_ready(driver.facts, account, 5))
     assert driver.scheduler.facts.num_blocks == 12
+
+
+def test_pinned_blocks_do_not_keep_a_newcomer_out_while_nobody_runs():
+    """The executor lets pins give way to it, but only if it is asked."""
+    driver = make_driver(8)
+    account = replace(driver.engine.account(), free=1, held=7, pinned=7)
+    driver.results.append(StepResult(step=0, account=account))
+    driver.receive()
+    driver.submit(make_submission(1, 14, max_tokens=2))
+    plan = driver.scheduler.plan(driver.clock.now_ns())
+    assert plan is not None
+    assert plan.may.sequence_ids == [plan.announce[0].sequence_id]

@@ -40,7 +40,7 @@ from pageframe.executor.memory.sharing import (
     make_writable,
     rows_to_copy,
 )
-from pageframe.executor.memory.yielding import ALL_PINS, SESSIONS, num_yieldable
+from pageframe.executor.memory.yielding import ALL_PINS, SESSIONS, num_yieldable, yield_own
 
 STEP_OUT_OF_ORDER = "STEP_OUT_OF_ORDER"
 
@@ -161,6 +161,8 @@ def _run_must(memory: KvMemory, choice: Choice, applied: AppliedStep) -> None:
     applied.decode_rows = choice.decode_rows
     applied.chunks = choice.chunks
     applied.named_rows = choice.named_rows
+    for tenant_id, num_blocks in choice.own_yields.items():
+        yield_own(memory, tenant_id, num_blocks)
     if choice.has_writers:
         make_writable(memory, choice.decode_rows, KvCause.DECODE)
     memory.cover_next(choice.decode_rows)
@@ -250,7 +252,11 @@ def _obstacle(
             (sequence.tenant_id,),
             shared or (),
         )
-    return memory.obstacle(sequence.tenant_id, num_blocks, num_more)
+    refused = memory.obstacle(sequence.tenant_id, num_blocks, num_more)
+    is_over = refused is RefusedBecause.QUOTA and not shared
+    if is_over and yield_own(memory, sequence.tenant_id, num_blocks):
+        refused = memory.obstacle(sequence.tenant_id, num_blocks, num_more)
+    return refused
 
 
 def _try_admission(
@@ -265,7 +271,7 @@ def _try_admission(
         return RefusedBecause.NOT_READY, 0
     match = memory.match(sequence)
     refused = _obstacle_to_seat(memory, sequence, match, num_tokens)
-    if refused is RefusedBecause.POOL_FULL and match.needs_copy(memory.options.block_size):
+    if refused is not None and match.needs_copy(memory.options.block_size):
         # The copy is one block more than the sequence alone would take.
         match.leave_out_last(memory.options.block_size)
         refused = _obstacle_to_seat(memory, sequence, match, num_tokens)

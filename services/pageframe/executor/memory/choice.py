@@ -15,7 +15,7 @@ from pageframe.executor.batch import Int32Array
 from pageframe.executor.memory.kv_memory import KvMemory
 from pageframe.executor.memory.sequence_table import NO_ROW, Sequence
 from pageframe.executor.memory.sharing import rows_to_copy
-from pageframe.executor.memory.yielding import ALL_PINS, SESSIONS, num_yieldable
+from pageframe.executor.memory.yielding import ALL_PINS, SESSIONS, num_own_yieldable, num_yieldable
 
 BUILDS_ON_UNAPPLIED_STEP = "BUILDS_ON_UNAPPLIED_STEP"
 MUST_DOES_NOT_FIT = "MUST_DOES_NOT_FIT"
@@ -37,7 +37,8 @@ class Victim:
 class Choice:
     """What must run and who must go for it.
 
-    ``has_writers``: whether anybody would write into a block that is not its own.
+    ``has_writers``: whether anybody would write into a block that is not its own. ``own_yields``:
+    blocks that idle sessions of a tenant give up for what the tenant runs, by tenant number.
     """
 
     refusal: str = ""
@@ -46,6 +47,7 @@ class Choice:
     chunks: dict[int, int] = field(default_factory=dict)
     named_rows: set[int] = field(default_factory=set)
     victims: list[Victim] = field(default_factory=list)
+    own_yields: dict[int, int] = field(default_factory=dict)
     stale_ids: list[int] = field(default_factory=list)
 
 
@@ -188,6 +190,13 @@ def _choose_victims(
     over = _over(memory, demand, forecast)
     if None in over:
         forecast.num_available += num_yieldable(memory, SESSIONS, demand.by_tenant(forecast))
+        over = _over(memory, demand, forecast)
+    for tenant_id in [it for it in over if it is not None]:
+        # A ceiling first takes what the tenant merely keeps.
+        num_own = num_own_yieldable(memory, tenant_id)
+        forecast.num_held[tenant_id] -= num_own
+        choice.own_yields[tenant_id] = num_own
+    if choice.own_yields:
         over = _over(memory, demand, forecast)
     for victim in _live_victims(memory, plan, leaving, choice.stale_ids):
         row = victim.sequence.row

@@ -8,6 +8,7 @@ pinned and stay in the cache like any others. ``retention`` has the names and ti
 pins and copies.
 """
 
+import bisect
 from collections.abc import Sequence as AbstractSequence
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ import numpy as np
 from pageframe.core.errors import InvalidRequestError
 from pageframe.core.step import Announcement
 from pageframe.core.trace import KvCause, KvOperation
+from pageframe.executor.batch import Int32Array
 from pageframe.executor.memory.block_keys import BlockKey, chain_keys
 from pageframe.executor.memory.kv_memory import KvMemory
 from pageframe.executor.memory.prefix_index import NO_BLOCK
@@ -182,19 +184,25 @@ def _pin(memory: KvMemory, retention: Retention, keys: AbstractSequence[BlockKey
     """Pin those of ``keys`` that are on the device, from the head on, as far as the quota goes."""
     cause = KvCause.SESSION if retention.kind is RetentionKind.SESSION else KvCause.RETAIN
     tenant_id = memory.pool.tenants.id_of(retention.tenant)
-    purpose = Purpose(cause, tenant_id=tenant_id)
     found = [(key, memory.pool.index.block_of(key)) for key in keys]
-    pinned = []
-    for key, block_id in found:
-        if block_id == NO_BLOCK:
-            continue
-        is_new = memory.pool.columns.ref_counts[block_id] == 0
-        if is_new and memory.obstacle(tenant_id, 1) is not None:
-            break
-        memory.pool.pin(np.array([block_id], dtype=np.int32), purpose)
-        pinned.append((key, block_id))
-    for key, block_id in pinned:
+    found = [(key, block_id) for key, block_id in found if block_id != NO_BLOCK]
+    block_ids = np.array([block_id for _, block_id in found], dtype=np.int32)
+    num_pinned = _num_within_quota(memory, tenant_id, block_ids)
+    if num_pinned:
+        memory.pool.pin(block_ids[:num_pinned], Purpose(cause, tenant_id=tenant_id))
+    for key, block_id in found[:num_pinned]:
         memory.retentions.note_pinned(retention, key, block_id)
+
+
+def _num_within_quota(memory: KvMemory, tenant_id: int, block_ids: Int32Array) -> int:
+    """How many of these blocks, from the first, the tenant may come to hold."""
+    if memory.quotas.is_empty:
+        return len(block_ids)
+    # What somebody holds already costs nothing more.
+    num_new = np.cumsum(memory.pool.columns.ref_counts[block_ids] == 0).tolist()
+    return bisect.bisect_left(
+        num_new, 1, key=lambda num: num > 0 and memory.obstacle(tenant_id, num) is not None
+    )
 
 
 def _let_go(memory: KvMemory, retention: Retention, cause: KvCause) -> None:

@@ -78,6 +78,41 @@ def yield_pins(memory: KvMemory, num_blocks: int, tenant_ids: Container[int]) ->
                 demote(memory, retention, [key], KvCause.POOL_PRESSURE)
 
 
+def yield_own(memory: KvMemory, tenant_id: int, num_blocks: int) -> int:
+    """Have a tenant's own idle sessions give way, so that its ceiling leaves room for what it runs.
+
+    Returns:
+        How many blocks fewer it holds then; at most about ``num_blocks``.
+    """
+    held = memory.pool.columns.num_held_by_tenant
+    if tenant_id >= len(held) or not memory.pool.num_pinned:
+        return 0
+    before = held[tenant_id]
+    name = memory.pool.tenants.name_of(tenant_id)
+    own = [it for it in memory.retentions if it.kind in SESSIONS and it.tenant == name]
+    for retention in sorted(own, key=_rank):
+        for key in [key for key in reversed(retention.keys) if key in retention.pinned]:
+            if before - held[tenant_id] >= num_blocks:
+                return num_blocks
+            demote(memory, retention, [key], KvCause.POOL_PRESSURE)
+    return before - held[tenant_id]
+
+
+def num_own_yieldable(memory: KvMemory, tenant_id: int) -> int:
+    """Blocks fewer that a tenant would hold without its idle sessions."""
+    if not memory.pool.num_pinned:
+        return 0
+    columns = memory.pool.columns
+    num_pins = Counter(
+        block_id
+        for retention in memory.retentions
+        if retention.kind in SESSIONS
+        for block_id in retention.pinned.values()
+        if columns.tenant_ids[block_id] == tenant_id
+    )
+    return sum(columns.ref_counts[block_id] == count for block_id, count in num_pins.items())
+
+
 def _num_above_floor(memory: KvMemory, tenant_id: int) -> int:
     """Held blocks of a tenant that others may take."""
     held = memory.pool.columns.num_held_by_tenant
