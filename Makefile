@@ -91,8 +91,9 @@ kv-dtype: setup-bench ## Measure the error that quantised keys and values make
 long-context: setup ## Sessions of 32k tokens on a pool for two: promotion beside recompute
 	@python -m bench.long_context $(ARGS)
 
-soak: setup ## A million random operations on KV memory against a second bookkeeper
+soak: setup ## A million random operations on KV memory; long random runs of real models
 	@python -m bench.soak $(ARGS)
+	@python -m pytest -m soak tests/exactness
 
 trace-audit: setup ## Rebuild the pool from its trace alone; then a trace under full load
 	@model=$$(pageframe model prepare smollm2-135m-instruct) && \

@@ -37,8 +37,8 @@ class Effort:
     """How long everything runs; less makes figures noisy, and nothing else."""
 
     num_backlog_requests: int = 1000
-    rate_duration_s: float = 900.0
-    roofline_duration_s: float = 200.0
+    rate_duration_s: float = 800.0
+    roofline_duration_s: float = 300.0
     rate_seeds: tuple[int, ...] = (_SEED, _SEED + 1)
     sharegpt_duration_s: float = 600.0
     alpaca_duration_s: float = 120.0
@@ -49,7 +49,7 @@ class Effort:
     sweep_duration_s: float = 240.0
     num_sweep_requests: int = 48
     pageframe_rates_per_s: tuple[float, ...] = (1.5, 1.75, 2, 2.25, 2.5, 3, 4)
-    roofline_rates_per_s: tuple[float, ...] = (3, 3.5, 4, 4.5, 5, 6)
+    roofline_rates_per_s: tuple[float, ...] = (3.5, 4, 4.5, 5, 6)
     orca_rates_per_s: tuple[float, ...] = tuple(np.arange(0.1, 4.0, 0.05).round(2).tolist())
     block_sizes: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256)
     beam_widths: tuple[int, ...] = (2, 4, 6, 8, 16, 32, 64)
@@ -156,7 +156,7 @@ class Study:
                     cost,
                     rates_per_s,
                     duration_s=effort.rate_duration_s if is_server else effort.roofline_duration_s,
-                    seeds=effort.rate_seeds,
+                    seeds=effort.rate_seeds if is_server else effort.rate_seeds[:1],
                     on_point=advance,
                 )
 

@@ -70,7 +70,7 @@ def test_tokens_are_the_same_with_everything_in_play(exam_of, name, runner, bloc
     assert min(num_compared[kind] for kind in ("Hugging Face", "alone", "child alone")) > 10
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.parametrize("seed", range(100, 102))
 @pytest.mark.parametrize("block_size", BLOCK_SIZES)
 @pytest.mark.parametrize(("name", "runner"), ALL)
