@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 
-from pageframe.core.step import FinishReason, PoolAccount, Recovery
+from pageframe.core.step import FinishReason, PoolAccount, Recovery, TokenLogprobs
 from pageframe.executor.engine import StepEngine
 from pageframe.executor.memory.block_columns import BlockState
 from pageframe.executor.memory.integrity import ViolationKind
 from pageframe.executor.memory.retaining import SessionTimes
+from pageframe.executor.model.prompt_logprobs import PromptCollection
 from unit.executor.small_engine import LONG, ONE_TOKEN, SmallEngine, alone, fork, request
 from unit.memory.memories import entries
 
@@ -88,6 +89,18 @@ class TestFailingSteps:
         assert small.memory.pool.columns.ref_counts[:3].tolist() == [2, 2, 2]
         small.step()
         assert small.output(3) == alone(TEN, 2, 2)
+
+
+class TestPromptLogprobs:
+    def test_a_prompt_whose_tail_was_given_up_is_told_once_and_whole(self):
+        """It catches up again from where it was cut, and must not be told twice, nor fail."""
+        collection = PromptCollection(np.arange(10, 20, dtype=np.int32))
+        assert collection.wanted(0, 8) == (0, 8)
+        collection.entries += [TokenLogprobs(token_id=11 + it, logprob=0.0) for it in range(8)]
+        # Blocks of 4 tokens: the last one went, and 4 tokens stay computed.
+        assert collection.wanted(4, 10) == (4, 9)
+        collection.entries += [TokenLogprobs(token_id=15 + it, logprob=0.0) for it in range(5)]
+        assert [entry.token_id for entry in collection.entries] == list(range(11, 20))
 
 
 class TestTakeover:
