@@ -27,12 +27,18 @@ class PromptCollection:
     entries: list[TokenLogprobs] = field(default_factory=list)
 
     def wanted(self, start: int, end: int) -> tuple[int, int]:
-        """The part of positions ``[start, end)`` that speaks about prompt tokens."""
+        """The part of positions ``[start, end)`` that speaks about prompt tokens.
+
+        What was collected of them before is forgotten: a sequence that gave up its tail computes
+        those positions again.
+        """
         stop = min(end, len(self.prompt_token_ids) - 1)
-        assert start >= stop or start == len(self.entries), (
+        assert start >= stop or start <= len(self.entries), (
             f"positions from {start} follow {len(self.entries)} collected entries; "
             "prompt logprobs need every position of the prompt computed"
         )
+        if start < stop:
+            del self.entries[start:]
         return start, max(start, stop)
 
     def next_token_ids(self, start: int, end: int) -> Int32Array:
