@@ -3,6 +3,8 @@
 import pytest
 
 from pageframe.core.step import PoolAccount, Recovery, RefusedBecause, Victims
+from pageframe.core.trace import KvCause
+from pageframe.executor.memory.purpose import Purpose
 from pageframe.executor.memory.sequence_table import SequenceState
 from unit.executor.small_engine import SmallEngine, alone, fork, request
 from unit.memory.memories import entries
@@ -145,6 +147,21 @@ class TestSwap:
         assert len(swapped_out[2]) == 1
         assert small.memory.host.num_held == 3
 
+    def test_what_lies_behind_a_gap_is_not_brought_in(self):
+        small = swapping(num_blocks=4)
+        small.start(request(1, TEN))
+        small.preempt(1, Recovery.SWAP)
+        small.cache(range(40, 54))
+        sequence, host = small.memory.sequences.get(1), small.memory.host
+        # The copy of the second block is lost, as when it found no room.
+        lost = sequence.host_keys.pop(1)
+        host.drop_hold(lost)
+        host.remove(lost)
+        assert [content.depth for content in small.memory.match(sequence).promotions] == [0]
+        assert small.resume(1).refused_because == [RefusedBecause.PROMOTING]
+        assert small.resume(1).first_positions == [4]
+        assert small.output(1) == alone(TEN, 2)
+
     def test_without_a_host_tier_a_swap_becomes_a_recompute_and_says_so(self):
         small = SmallEngine()
         small.start(request(1, TEN))
@@ -260,6 +277,17 @@ class TestTail:
         # Block 1 has the content still; the new one is not entered beside it.
         assert [it for it in small.sink.brief() if it[0] == "INDEX"] == []
         assert small.cached_ids() == [1]
+
+    def test_what_is_gone_from_the_index_is_published_again(self):
+        small = SmallEngine()
+        small.start(request(1, TEN))
+        small.preempt(1, Recovery.TAIL, 2)
+        assert small.memory.pool.evict(1, Purpose(KvCause.POOL_PRESSURE)) == 1
+        small.sink.records.clear()
+        small.step(must=entries((1, 1, 64)))
+        assert [it for it in small.sink.brief() if it[0] == "INDEX"] == [
+            ("INDEX", "SEALED", (small.table(1)[1],))
+        ]
 
     @pytest.mark.parametrize("num_blocks", [0, 3, 4])
     def test_a_tail_that_is_no_shorter_than_the_whole_is_a_recompute(self, num_blocks):

@@ -4,6 +4,8 @@ import pytest
 
 from pageframe.core.errors import NotFoundError, ResourceExhaustedError
 from pageframe.core.step import FinishReason, PoolAccount, RefusedBecause, TenantQuota
+from pageframe.core.trace import KvCause
+from pageframe.executor.memory.purpose import Purpose
 from pageframe.executor.memory.retaining import SessionTimes
 from pageframe.executor.memory.retention import RetentionKind
 from unit.executor.small_engine import LONG, ONE_TOKEN, SmallEngine, alone, request
@@ -248,6 +250,23 @@ class TestQuota:
         assert result.refused_ids == []
         # And again when what it runs grows.
         assert small.step().sampled_ids == [1]
+
+    def test_what_was_found_in_the_host_tier_may_be_dropped_while_they_give_way(self):
+        """What gives way goes to a tier that is full, and pushes out what was to come from it."""
+        small = SmallEngine(num_host_slots=1, session_times=IDLE)
+        small.cache(range(40, 45))
+        small.memory.pool.evict(1, Purpose(KvCause.POOL_PRESSURE))
+        small.step()
+        small.cache(EIGHT, tenant="t", session_id="chat")
+        small.desk.set_quota(TenantQuota(tenant="t", ceiling_blocks=2))
+        small.start(request(1, range(40, 45), tenant="t"))
+        while small.memory.sequences.get(1).row < 0:
+            assert small.resume(1).refused_because in (
+                [],
+                [RefusedBecause.NOT_READY],
+                [RefusedBecause.PROMOTING],
+            )
+        assert small.output(1) == alone(range(40, 45), 1)
 
     def test_growth_takes_no_pin_of_a_floor_either(self):
         small = SmallEngine(num_blocks=4, session_times=IDLE)

@@ -280,6 +280,9 @@ def _try_admission(
         refused = RefusedBecause.NOT_READY
     if refused is not None:
         return refused, 0
+    if any(content.key not in memory.host for content in match.promotions):
+        # What gave way for it went to the host tier over what was to come; try again.
+        return RefusedBecause.NOT_READY, 0
     if match.promotions:
         memory.fetch(sequence, match)
         return RefusedBecause.PROMOTING, 0
