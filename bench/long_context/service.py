@@ -17,6 +17,7 @@ from pageframe.executor.engine import StepEngine
 from pageframe.executor.memory.retaining import SessionTimes
 from pageframe.executor.model.loader import load_runner
 from pageframe.scheduler.core import Scheduler
+from pageframe.scheduler.options import SchedulerOptions
 
 # A turn is over when its chat is idle: the next chat wants the room.
 _IDLE_NS = 1
@@ -94,11 +95,13 @@ class Service:
         runner.warm_up()
         self._scheduler = Scheduler(
             self._engine.describe("bench"),
-            token_budget=shape.chunk_tokens + shape.num_chats,
-            max_num_running=shape.num_chats,
-            prefill_chunk_tokens=shape.chunk_tokens,
-            lookahead=True,
-            shares_prefixes=has_prefix_cache,
+            SchedulerOptions(
+                token_budget=shape.chunk_tokens + shape.num_chats,
+                max_num_running=shape.num_chats,
+                prefill_chunk_tokens=shape.chunk_tokens,
+                lookahead=True,
+                shares_prefixes=has_prefix_cache,
+            ),
             trace=NullTraceSink(),
             clock=self._clock,
         )

@@ -26,6 +26,7 @@ from pageframe.core.trace import NullTraceSink
 from pageframe.executor.batch import StepBatch
 from pageframe.executor.engine import StepEngine
 from pageframe.scheduler.core import Events, Scheduler
+from pageframe.scheduler.options import SchedulerOptions
 
 _NS = 1e9
 _GATEWAY = 1
@@ -77,13 +78,15 @@ class PagedServer:
         )
         self._scheduler = Scheduler(
             self._engine.describe("bench"),
-            token_budget=config.token_budget,
-            max_num_running=config.max_num_running,
-            lookahead=config.lookahead,
+            SchedulerOptions(
+                token_budget=config.token_budget,
+                max_num_running=config.max_num_running,
+                lookahead=config.lookahead,
+                max_queued_requests=_NO_LIMIT,
+                max_queued_tokens=_NO_LIMIT,
+            ),
             trace=NullTraceSink(),
             clock=self._clock,
-            max_queued_requests=_NO_LIMIT,
-            max_queued_tokens=_NO_LIMIT,
         )
         self._rng = np.random.default_rng(seed)
         self._plans: deque[StepPlan] = deque()

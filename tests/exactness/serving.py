@@ -12,6 +12,7 @@ from pageframe.core.trace import NullTraceSink
 from pageframe.executor.batch import ModelRunner
 from pageframe.executor.engine import StepEngine
 from pageframe.scheduler.core import Scheduler
+from pageframe.scheduler.options import SchedulerOptions
 from unit.memory.kv_records import RecordingSink
 
 NUM_STEPS_MAX = 100_000
@@ -67,11 +68,13 @@ def serve(
     engine = _engine(runner, shape, sink, clock)
     scheduler = Scheduler(
         engine.describe("test"),
-        token_budget=shape.token_budget,
-        max_num_running=shape.max_num_sequences,
-        prefill_chunk_tokens=shape.prefill_chunk_tokens,
-        lookahead=shape.lookahead,
-        recovery=shape.recovery,
+        SchedulerOptions(
+            token_budget=shape.token_budget,
+            max_num_running=shape.max_num_sequences,
+            prefill_chunk_tokens=shape.prefill_chunk_tokens,
+            lookahead=shape.lookahead,
+            recovery=shape.recovery,
+        ),
         trace=NullTraceSink(),
         clock=clock,
     )

@@ -22,7 +22,8 @@ from pageframe.cli.model_prepare import prepare_model
 from pageframe.cli.services import count_threads
 from pageframe.client import AsyncPageframeClient
 from pageframe.config.launch import Launch
-from pageframe.config.settings import LogLevel, RunnerName, Settings, load_settings
+from pageframe.config.option_types import LogLevel, RunnerName
+from pageframe.config.settings import Settings, load_settings
 from pageframe.core.errors import UnavailableError
 from pageframe.core.trace import NullTraceSink
 from pageframe.lab.bench_split import (

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from pageframe.cli.console import Console
 from pageframe.config.machine import disk_free_bytes
-from pageframe.config.settings import EMBEDDED_MODEL
+from pageframe.config.model_settings import EMBEDDED_MODEL
 from pageframe.config.values import format_size
 from pageframe.core.errors import PageframeError, PreconditionError, ResourceExhaustedError
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pageframe.cli.console import Console
 from pageframe.cli.embedded_model import prepare_embedded_model
-from pageframe.config.settings import EMBEDDED_MODEL
+from pageframe.config.model_settings import EMBEDDED_MODEL
 from pageframe.core.errors import (
     InvalidRequestError,
     NotFoundError,

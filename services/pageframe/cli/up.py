@@ -28,7 +28,8 @@ from pageframe.cli.services import TRACED_SERVICES, count_threads, service_specs
 from pageframe.cli.supervisor import Supervisor
 from pageframe.config import machine
 from pageframe.config.launch import Launch
-from pageframe.config.settings import DtypeName, RunnerName, Settings
+from pageframe.config.option_types import DtypeName, RunnerName
+from pageframe.config.settings import Settings
 from pageframe.core.errors import UnimplementedError
 
 LAUNCH_FILE_NAME = "launch.json"

@@ -30,7 +30,6 @@ from pageframe.core.step import (
     ReplicaFacts,
     StepPlan,
     StepResult,
-    TenantQuota,
 )
 from pageframe.core.trace import TraceSink
 from pageframe.scheduler.admission import Admission
@@ -40,6 +39,7 @@ from pageframe.scheduler.endings import Endings
 from pageframe.scheduler.fitting import Fitting
 from pageframe.scheduler.flights import Flights
 from pageframe.scheduler.forks import Forks
+from pageframe.scheduler.options import SchedulerOptions
 from pageframe.scheduler.planner import Planner
 from pageframe.scheduler.preemption import Preemption
 from pageframe.scheduler.prefix_wait import PrefixWait
@@ -62,62 +62,42 @@ class Scheduler:
 
     Args:
         facts: What the executor serves. It counts as connected, with an empty pool.
-        token_budget: Most tokens that one step computes.
-        max_num_running: Most sequences that run at once.
-        prefill_chunk_tokens: Most tokens of one sequence's prefill in a step; 0 is no bound.
-        lookahead: Whether step k+1 is planned while step k runs.
+        options: Bounds and choices.
         trace: Where spans go.
         clock: Source of time.
-        max_queued_requests: Most requests that wait without ever having run.
-        max_queued_tokens: Most prompt tokens of those, over all samples.
-        recovery: How victims come back; a swap becomes a recompute where there is no host tier.
-        shares_prefixes: Whether the executor does, so that it is worth waiting for a leader.
-        quotas: Bounds of tenants, as the executor has them.
-        first_sequence_id: Id of the first sequence; later ones count up.
     """
 
     def __init__(
         self,
         facts: ReplicaFacts,
+        options: SchedulerOptions,
         *,
-        token_budget: int,
-        max_num_running: int,
-        lookahead: bool,
         trace: TraceSink,
         clock: Clock,
-        prefill_chunk_tokens: int = 0,
-        max_queued_requests: int = LIMITS.num_queued_requests_max,
-        max_queued_tokens: int = LIMITS.num_queued_tokens_max,
-        recovery: Recovery = Recovery.RECOMPUTE,
-        shares_prefixes: bool = True,
-        quotas: tuple[TenantQuota, ...] = (),
-        first_sequence_id: int = 1,
     ) -> None:
         self._facts = facts
+        self._options = options
         self._clock = clock
-        self._token_budget = token_budget
-        self._max_num_running = max_num_running
-        self._prefill_chunk_tokens = prefill_chunk_tokens
-        self._next_sequence_id = first_sequence_id
+        self._next_sequence_id = options.first_sequence_id
         self._num_submitted = 0
         self._is_ready = True
         self._is_draining = False
         self._outboxes = Outboxes()
         self._deadlines = Deadlines()
         self._roster = Roster(
-            self._capacity_of(facts), Backlog(max_queued_requests, max_queued_tokens)
+            self._capacity_of(facts),
+            Backlog(options.max_queued_requests, options.max_queued_tokens),
         )
         self._flights = Flights(
-            LIMITS.num_steps_in_flight_max if lookahead else 1, _empty_pool(facts)
+            LIMITS.num_steps_in_flight_max if options.lookahead else 1, _empty_pool(facts)
         )
         self._tracer = tracer = SchedulerTracer(trace, seed=clock.now_ns())
-        self._recovery = recovery
-        self._tenants = Tenants(self._roster, quotas)
+        self._tenants = Tenants(self._roster, options.quotas)
         self._preemption = Preemption(self._roster, self._flights, self._tenants)
         self._endings = Endings(self._roster, self._deadlines, tracer)
         self._fitting = Fitting(self._roster, self._tenants, self._endings)
         forks = Forks(self._roster)
-        prefix_wait = PrefixWait(self._roster, is_enabled=shares_prefixes)
+        prefix_wait = PrefixWait(self._roster, is_enabled=options.shares_prefixes)
         self._planner = Planner(
             self._roster,
             self._flights,
@@ -314,14 +294,15 @@ class Scheduler:
     def _capacity_of(self, facts: ReplicaFacts) -> Capacity:
         return Capacity.of(
             facts,
-            token_budget=self._token_budget,
-            max_num_running=self._max_num_running,
-            prefill_chunk_tokens=self._prefill_chunk_tokens,
+            token_budget=self._options.token_budget,
+            max_num_running=self._options.max_num_running,
+            prefill_chunk_tokens=self._options.prefill_chunk_tokens,
         )
 
     def _recovery_with(self, facts: ReplicaFacts) -> Recovery:
-        needs_host = self._recovery is Recovery.SWAP
-        return self._recovery if facts.num_host_blocks or not needs_host else Recovery.RECOMPUTE
+        recovery = self._options.recovery
+        needs_host = recovery is Recovery.SWAP
+        return recovery if facts.num_host_blocks or not needs_host else Recovery.RECOMPUTE
 
     def _resize(self, num_blocks: int) -> None:
         """The pool has become larger or smaller while it serves."""

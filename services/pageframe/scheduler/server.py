@@ -7,13 +7,13 @@ import grpc
 from pageframe.config.launch import Launch
 from pageframe.config.settings import Settings
 from pageframe.core.clock import Clock, SystemClock
-from pageframe.core.limits import LIMITS
 from pageframe.core.step import Recovery, ReplicaFacts
 from pageframe.core.trace import TraceSink
 from pageframe.rpc.lifecycle import Service, serve
 from pageframe.scheduler.client import GrpcExecutorStream
 from pageframe.scheduler.core import Scheduler
 from pageframe.scheduler.loop import SchedulerLoop
+from pageframe.scheduler.options import SchedulerOptions
 from pageframe.scheduler.servicer import SchedulerServicer
 from pageframe.telemetry.sink import RingTraceSink
 from pageframe.telemetry.spans import SERVICE_SCHEDULER
@@ -71,17 +71,13 @@ def make_scheduler(
     facts: ReplicaFacts, settings: Settings, trace: TraceSink, clock: Clock
 ) -> Scheduler:
     """The pure core as the settings want it."""
-    return Scheduler(
-        facts,
+    options = SchedulerOptions(
         token_budget=settings.token_budget,
         max_num_running=settings.max_num_sequences,
         prefill_chunk_tokens=settings.prefill_chunk_tokens,
         lookahead=settings.lookahead,
-        trace=trace,
-        clock=clock,
-        max_queued_requests=LIMITS.num_queued_requests_max,
-        max_queued_tokens=LIMITS.num_queued_tokens_max,
         recovery=Recovery[settings.recovery.name],
         shares_prefixes=settings.prefix_cache,
         quotas=settings.tenant_quotas,
     )
+    return Scheduler(facts, options, trace=trace, clock=clock)

@@ -6,13 +6,8 @@ import pytest
 
 from pageframe.cli import server_address
 from pageframe.config.launch import ADDRESS_FILE_NAME, Launch
-from pageframe.config.settings import (
-    OPTION_FIELDS,
-    DtypeName,
-    Settings,
-    load_settings,
-    variable_name,
-)
+from pageframe.config.option_types import DtypeName
+from pageframe.config.settings import OPTION_FIELDS, Settings, load_settings, variable_name
 from pageframe.config.values import RecoveryName
 from pageframe.core.errors import InvalidRequestError
 from pageframe.core.step import TenantQuota

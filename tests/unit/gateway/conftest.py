@@ -37,6 +37,6 @@ def embedded_folder() -> Path:
     """The embedded model; prepared on first use."""
     from pageframe.cli.console import PlainConsole
     from pageframe.cli.model_prepare import prepare_model
-    from pageframe.config.settings import EMBEDDED_MODEL
+    from pageframe.config.model_settings import EMBEDDED_MODEL
 
     return prepare_model(EMBEDDED_MODEL, PlainConsole(sys.stderr))

@@ -23,6 +23,7 @@ from pageframe.core.step import (
 from pageframe.core.trace import NullTraceSink, TraceSink
 from pageframe.core.units import ceil_div
 from pageframe.scheduler.core import Scheduler
+from pageframe.scheduler.options import SchedulerOptions
 from pageframe.scheduler.sequence import SequenceState
 from pageframe.testing.fake_engine import FakeEngine, make_facts
 from pageframe.testing.fake_sequence import next_token
@@ -87,17 +88,19 @@ class Driver:
         self.engine = self.engine or FakeEngine(self.facts)
         self.scheduler = Scheduler(
             self.facts,
-            token_budget=self.token_budget,
-            max_num_running=self.max_num_running,
-            prefill_chunk_tokens=self.prefill_chunk_tokens,
-            lookahead=self.lookahead,
+            SchedulerOptions(
+                token_budget=self.token_budget,
+                max_num_running=self.max_num_running,
+                prefill_chunk_tokens=self.prefill_chunk_tokens,
+                lookahead=self.lookahead,
+                max_queued_requests=self.max_queued_requests,
+                max_queued_tokens=self.max_queued_tokens,
+                recovery=self.recovery,
+                shares_prefixes=self.shares_prefixes,
+                quotas=self.quotas,
+            ),
             trace=self.trace,
             clock=self.clock,
-            max_queued_requests=self.max_queued_requests,
-            max_queued_tokens=self.max_queued_tokens,
-            recovery=self.recovery,
-            shares_prefixes=self.shares_prefixes,
-            quotas=self.quotas,
         )
         self.plans: deque[StepPlan] = deque()
         self.results: deque[StepResult] = deque()

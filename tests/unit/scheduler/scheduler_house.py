@@ -10,6 +10,7 @@ from pageframe.core.trace import NullTraceSink
 from pageframe.rpc.status import from_rpc_error
 from pageframe.scheduler.core import Scheduler
 from pageframe.scheduler.loop import SchedulerLoop
+from pageframe.scheduler.options import SchedulerOptions
 from pageframe.scheduler.servicer import SchedulerServicer
 from pageframe.v1 import scheduler_service_pb2 as pb
 from pageframe.v1 import scheduler_service_pb2_grpc
@@ -76,9 +77,7 @@ class House:
     def _make_scheduler(self, facts):
         return Scheduler(
             facts,
-            token_budget=16,
-            max_num_running=8,
-            lookahead=False,
+            SchedulerOptions(token_budget=16, max_num_running=8, lookahead=False),
             trace=NullTraceSink(),
             clock=self.clock,
         )

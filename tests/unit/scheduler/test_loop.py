@@ -11,6 +11,7 @@ from pageframe.core.step import FinishReason, StepResult
 from pageframe.core.trace import NullTraceSink
 from pageframe.scheduler.core import Scheduler
 from pageframe.scheduler.loop import SchedulerLoop
+from pageframe.scheduler.options import SchedulerOptions
 from unit.scheduler.driver import expected_output, make_submission
 from unit.scheduler.played_executor import PATIENCE_S, PlayedExecutor
 
@@ -36,9 +37,7 @@ class House:
     def _make_scheduler(self, facts):
         return Scheduler(
             facts,
-            token_budget=16,
-            max_num_running=8,
-            lookahead=self.lookahead,
+            SchedulerOptions(token_budget=16, max_num_running=8, lookahead=self.lookahead),
             trace=NullTraceSink(),
             clock=self.clock,
         )
