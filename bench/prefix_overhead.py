@@ -20,8 +20,8 @@ from rich.console import Console
 from rich.progress import track
 
 from pageframe.core.clock import ManualClock
+from pageframe.core.plan import Announcement, StepPlan
 from pageframe.core.sampling import SamplingParams
-from pageframe.core.step import Announcement, StepPlan
 from pageframe.core.trace import NullTraceSink
 from pageframe.executor.engine import StepEngine
 from pageframe.executor.model.sim import SimConfig, SimRunner

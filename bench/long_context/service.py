@@ -9,9 +9,10 @@ from typing import Any
 
 from bench.long_context.chats import Shape
 from pageframe.core.clock import SystemClock
+from pageframe.core.plan import StepPlan
 from pageframe.core.request import Delivery, Submission
 from pageframe.core.sampling import SamplingParams
-from pageframe.core.step import StepPlan, StepResult
+from pageframe.core.step import StepResult
 from pageframe.core.trace import KvCause, KvOperation, NullTraceSink
 from pageframe.executor.engine import StepEngine
 from pageframe.executor.memory.retaining import SessionTimes

@@ -16,8 +16,8 @@ from bench.memory.operations import (
     Watch,
     operation,
 )
+from pageframe.core.plan import Announcement
 from pageframe.core.sampling import SamplingParams
-from pageframe.core.step import Announcement
 from pageframe.core.trace import KvCause, NullTraceSink
 from pageframe.executor.memory.kv_memory import KvMemory
 from pageframe.executor.memory.matching import Match

@@ -24,8 +24,8 @@ from bench.paper.lengths import MAX_MODEL_LEN, Lengths
 from bench.paper.metering import VOCAB_SIZE, MeteredRunner, read_usage
 from bench.paper.run_log import Usage, UsageTable
 from pageframe.core.clock import ManualClock
+from pageframe.core.plan import Announcement, Fork, StepPlan
 from pageframe.core.sampling import SamplingParams
-from pageframe.core.step import Announcement, Fork, StepPlan
 from pageframe.core.trace import NullTraceSink
 from pageframe.core.units import ceil_div
 from pageframe.executor.batch import StepBatch

@@ -19,9 +19,10 @@ from bench.paper.metering import VOCAB_SIZE, MeteredRunner, read_usage
 from bench.paper.run_log import FloatArray, Run, Usage, UsageTable
 from bench.paper.workload import Workload
 from pageframe.core.clock import ManualClock
+from pageframe.core.plan import StepPlan
 from pageframe.core.request import Delivery, Submission
 from pageframe.core.sampling import SamplingParams
-from pageframe.core.step import StepPlan, StepResult
+from pageframe.core.step import StepResult
 from pageframe.core.trace import NullTraceSink
 from pageframe.executor.batch import StepBatch
 from pageframe.executor.engine import StepEngine

@@ -13,7 +13,8 @@ from bench.soak.entries import Name, ViolationError
 from bench.soak.fingerprints import token_after
 from bench.soak.known import Kept, KeptPrefixes, KnownSequence
 from bench.soak.shape import Shape
-from pageframe.core.step import FinishReason, RefusedBecause, StepPlan, StepResult
+from pageframe.core.plan import StepPlan
+from pageframe.core.step import FinishReason, RefusedBecause, StepResult
 
 # Content of a sequence is promoted once; twice, when that pushed out what else it had found.
 _NUM_PROMOTIONS_ALONE_MAX = 3

@@ -16,7 +16,9 @@ from bench.soak.records import RecordSink
 from bench.soak.shape import Shape
 from pageframe.core.clock import ManualClock
 from pageframe.core.errors import PageframeError
-from pageframe.core.step import StepPlan, StepResult, TenantQuota
+from pageframe.core.plan import StepPlan
+from pageframe.core.replica import TenantQuota
+from pageframe.core.step import StepResult
 from pageframe.core.trace import KvOperation
 from pageframe.executor.batch import StepBatch
 from pageframe.executor.engine import StepEngine

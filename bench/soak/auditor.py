@@ -11,7 +11,7 @@ from bench.soak.device import Device
 from bench.soak.entries import Block, ViolationError
 from bench.soak.fingerprints import NOTHING
 from bench.soak.known import KeptPrefixes, KnownSequence
-from pageframe.core.step import TenantQuota
+from pageframe.core.replica import TenantQuota
 from pageframe.executor.engine import StepEngine
 from pageframe.executor.memory.block_columns import BlockState
 

@@ -9,8 +9,9 @@ from collections.abc import Callable
 
 from bench.soak.audited_memory import AuditedMemory
 from bench.soak.known import KnownSequence
+from pageframe.core.plan import Announcement, Fork, Recovery, StepPlan
+from pageframe.core.replica import TenantQuota
 from pageframe.core.sampling import SamplingParams
-from pageframe.core.step import Announcement, Fork, Recovery, StepPlan, TenantQuota
 
 _TENANTS = ("alice", "bob", "carol")
 _NUM_SALTS = 2

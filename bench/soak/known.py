@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from bench.soak.entries import Name
 from bench.soak.fingerprints import extend, root_of
-from pageframe.core.step import Announcement
+from pageframe.core.plan import Announcement
 
 
 @dataclass(eq=False)

@@ -2,8 +2,9 @@
 
 import pytest
 
+from pageframe.core.plan import Recovery
 from pageframe.core.request import Delivery, StallCause
-from pageframe.core.step import FinishReason, Recovery, RefusedBecause
+from pageframe.core.step import FinishReason, RefusedBecause
 from pageframe.core.trace import KvOperation
 from pageframe.executor.memory.block_columns import BlockState
 from pageframe.v1 import executor_service_pb2, kv_block_pb2, sequence_pb2

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from pageframe.core.clock import SystemClock
+from pageframe.core.plan import Recovery
 from pageframe.core.request import Completion, Delivery, Submission, TokenEvents
 from pageframe.core.sampling import SamplingParams
-from pageframe.core.step import Recovery
 from pageframe.core.trace import NullTraceSink
 from pageframe.executor.batch import ModelRunner
 from pageframe.executor.engine import StepEngine

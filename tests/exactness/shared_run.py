@@ -13,8 +13,9 @@ import pytest
 
 from exactness.questions import MAX_NEW_TOKENS, NUM_TOKENS_MAX, Exam, Question
 from pageframe.core.clock import ManualClock
+from pageframe.core.plan import Announcement, StepPlan
 from pageframe.core.sampling import SamplingParams
-from pageframe.core.step import Announcement, FinishReason, StepPlan, StepResult
+from pageframe.core.step import FinishReason, StepResult
 from pageframe.core.trace import NullTraceSink
 from pageframe.core.units import ceil_div
 from pageframe.executor.batch import ModelRunner

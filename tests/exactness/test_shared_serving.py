@@ -7,8 +7,9 @@ import pytest
 from exactness.questions import MAX_NEW_TOKENS, NUM_TOKENS_MAX
 from exactness.serving import Served, Shape, serve
 from exactness.shared_run import Alone
+from pageframe.core.plan import Announcement, Recovery
 from pageframe.core.sampling import SamplingParams
-from pageframe.core.step import Announcement, FinishReason, Recovery
+from pageframe.core.step import FinishReason
 from pageframe.core.units import ceil_div
 from pageframe.executor.model.loader import load_runner
 

@@ -4,8 +4,9 @@ import pytest
 
 from exactness.questions import MAX_NEW_TOKENS
 from pageframe.core.clock import ManualClock
+from pageframe.core.plan import Announcement, Recovery, StepPlan
 from pageframe.core.sampling import SamplingParams
-from pageframe.core.step import Announcement, Recovery, StepPlan, StepResult
+from pageframe.core.step import StepResult
 from pageframe.core.units import ceil_div
 from pageframe.executor.engine import StepEngine
 from pageframe.executor.model.loader import load_runner

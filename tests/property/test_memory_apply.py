@@ -5,7 +5,7 @@ import copy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pageframe.core.step import Entries, Recovery, StepPlan, Victims
+from pageframe.core.plan import Entries, Recovery, StepPlan, Victims
 from pageframe.core.trace import KvCause
 from pageframe.executor.memory.apply import apply
 from pageframe.executor.memory.integrity import check_integrity

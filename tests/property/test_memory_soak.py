@@ -18,8 +18,9 @@ from bench.soak.known import KnownSequence
 from bench.soak.lives import BLOCK_SIZES, NUM_COMBINATIONS, POOLS, Life, lives_of
 from bench.soak.run import soak
 from bench.soak.shape import Shape
+from pageframe.core.plan import Announcement, Fork, Recovery, StepPlan
+from pageframe.core.replica import TenantQuota
 from pageframe.core.sampling import SamplingParams
-from pageframe.core.step import Announcement, Fork, Recovery, StepPlan, TenantQuota
 from pageframe.executor.memory import apply, key_chain, publishing, retaining, sharing
 from pageframe.executor.memory.block_columns import BlockColumns
 from pageframe.executor.memory.block_supply import BlockSupply

@@ -11,16 +11,11 @@ import random
 import pytest
 
 from pageframe.core.clock import ManualClock
+from pageframe.core.plan import Recovery, StepPlan
+from pageframe.core.replica import TenantQuota
 from pageframe.core.request import Submission
 from pageframe.core.sampling import SamplingParams
-from pageframe.core.step import (
-    FinishReason,
-    Recovery,
-    RefusedBecause,
-    StepPlan,
-    StepResult,
-    TenantQuota,
-)
+from pageframe.core.step import FinishReason, RefusedBecause, StepResult
 from pageframe.core.trace import NullTraceSink
 from pageframe.executor.engine import StepEngine
 from pageframe.executor.model.sim import SimConfig, SimCost, SimRunner

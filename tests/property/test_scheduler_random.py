@@ -4,9 +4,11 @@ import random
 
 import pytest
 
+from pageframe.core.plan import Announcement, Recovery
+from pageframe.core.replica import TenantQuota
 from pageframe.core.request import Delivery, Submission
 from pageframe.core.sampling import SamplingParams
-from pageframe.core.step import Announcement, FinishReason, Recovery, TenantQuota
+from pageframe.core.step import FinishReason
 from pageframe.core.trace import NullTraceSink
 from pageframe.testing.fake_engine import FakeEngine, make_facts
 from unit.scheduler.driver import (

@@ -28,7 +28,7 @@ from pageframe.client import PageframeClient
 from pageframe.client.kv_memory import KvMemoryClient
 from pageframe.config.values import parse_duration_seconds
 from pageframe.core.errors import InvalidRequestError, PageframeError
-from pageframe.core.step import TenantQuota
+from pageframe.core.replica import TenantQuota
 
 _NO_CEILING = ("-", "none")
 _Action = Callable[[KvMemoryClient], None]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from pageframe.core.clock import Clock
 from pageframe.core.errors import OutOfRangeError, ResourceExhaustedError
-from pageframe.core.step import TenantQuota
+from pageframe.core.replica import TenantQuota
 from pageframe.core.trace import KvCause
 from pageframe.executor.batch import ModelRunner
 from pageframe.executor.memory.block_keys import BlockKey

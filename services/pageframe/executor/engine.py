@@ -16,16 +16,10 @@ import structlog
 
 from pageframe.core.clock import Clock
 from pageframe.core.errors import InternalError, ResourceExhaustedError
+from pageframe.core.plan import StepPlan
+from pageframe.core.replica import PoolAccount, ReplicaFacts
 from pageframe.core.sampling import SamplingParams
-from pageframe.core.step import (
-    FinishReason,
-    PoolAccount,
-    ReplicaFacts,
-    SequenceAccount,
-    StepPlan,
-    StepResult,
-    StepTiming,
-)
+from pageframe.core.step import FinishReason, SequenceAccount, StepResult, StepTiming
 from pageframe.core.trace import KvCause, TraceSink
 from pageframe.executor.batch import ModelRunner, StepBatch, StepOutput
 from pageframe.executor.batch_builder import BatchBuilder

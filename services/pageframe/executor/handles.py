@@ -15,8 +15,8 @@ from typing import Final, NamedTuple, TypeVar
 
 from pageframe.core.errors import AlreadyExistsError, InvalidRequestError, OutOfRangeError
 from pageframe.core.limits import LIMITS
+from pageframe.core.replica import ReplicaFacts
 from pageframe.core.sampling import check_token_id
-from pageframe.core.step import ReplicaFacts
 
 NUM_REMEMBERED_MAX: Final = 4096
 """How many retained and how many released handles are remembered."""

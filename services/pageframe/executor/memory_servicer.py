@@ -23,7 +23,7 @@ from pageframe.core.errors import (
     UnavailableError,
 )
 from pageframe.core.limits import LIMITS
-from pageframe.core.step import ReplicaFacts, TenantQuota
+from pageframe.core.replica import ReplicaFacts, TenantQuota
 from pageframe.core.units import NANOSECONDS_PER_SECOND
 from pageframe.executor.handles import Handles, check_prefix, check_request_id, check_tenant
 from pageframe.executor.memory_snapshot import (

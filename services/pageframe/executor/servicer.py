@@ -12,13 +12,15 @@ from pageframe.core.errors import (
     PreconditionError,
     UnavailableError,
 )
-from pageframe.core.step import ReplicaFacts, StepResult
+from pageframe.core.replica import ReplicaFacts
+from pageframe.core.step import StepResult
 from pageframe.executor.step_thread import Session, StepThread
 from pageframe.rpc.handlers import aborting
 from pageframe.v1 import executor_service_pb2 as pb
 from pageframe.v1 import executor_service_pb2_grpc
+from pageframe.wire.plan import plan_from_proto
 from pageframe.wire.replica import pool_to_proto, quota_from_proto, replica_to_proto
-from pageframe.wire.step import plan_from_proto, refusal_to_proto, result_to_proto
+from pageframe.wire.step import refusal_to_proto, result_to_proto
 
 _log = structlog.get_logger(__name__)
 

@@ -23,7 +23,9 @@ from typing import Any, Protocol, TypeVar
 import structlog
 
 from pageframe.core.clock import Clock, SystemClock
-from pageframe.core.step import PoolAccount, StepPlan, StepResult, TenantQuota
+from pageframe.core.plan import StepPlan
+from pageframe.core.replica import PoolAccount, TenantQuota
+from pageframe.core.step import StepResult
 from pageframe.core.units import NANOSECONDS_PER_SECOND
 
 _log = structlog.get_logger(__name__)

@@ -18,8 +18,8 @@ from pageframe.core.errors import (
     PreconditionError,
     UnavailableError,
 )
+from pageframe.core.replica import ReplicaFacts
 from pageframe.core.request import Submission, TokenEvents
-from pageframe.core.step import ReplicaFacts
 from pageframe.gateway.living import LivingRequests
 from pageframe.gateway.mailbox import Mailbox
 from pageframe.rpc.channel import open_inner_channel

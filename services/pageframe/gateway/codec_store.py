@@ -4,7 +4,7 @@ import asyncio
 from pathlib import Path
 
 from pageframe.core.errors import InvalidRequestError
-from pageframe.core.step import ReplicaFacts
+from pageframe.core.replica import ReplicaFacts
 from pageframe.gateway.tokenizer import TextCodec
 
 

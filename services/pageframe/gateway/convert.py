@@ -4,8 +4,8 @@ from google.protobuf.message import Message
 
 from pageframe.core.errors import InvalidRequestError
 from pageframe.core.limits import LIMITS
+from pageframe.core.replica import ReplicaFacts
 from pageframe.core.request import Delivery
-from pageframe.core.step import ReplicaFacts
 from pageframe.gateway.chat import ChatMessage
 from pageframe.gateway.output import Header, Output, OutputDelta, SampleEnd
 from pageframe.gateway.request import GenerateInput

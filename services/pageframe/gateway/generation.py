@@ -22,9 +22,9 @@ from pageframe.core.errors import (
     UnavailableError,
 )
 from pageframe.core.limits import LIMITS
+from pageframe.core.replica import ReplicaFacts
 from pageframe.core.request import Delivery, Submission
 from pageframe.core.sampling import SamplingParams
-from pageframe.core.step import ReplicaFacts
 from pageframe.core.trace import TraceSink
 from pageframe.gateway.chat import ChatMessage
 from pageframe.gateway.codec_store import CodecStore

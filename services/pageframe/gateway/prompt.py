@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Sequence
 
 from pageframe.core.errors import OutOfRangeError
-from pageframe.core.step import ReplicaFacts
+from pageframe.core.replica import ReplicaFacts
 from pageframe.gateway.chat import ChatMessage
 from pageframe.gateway.tokenizer import TextCodec
 from pageframe.gateway.validation import check_prompt_length

@@ -1,8 +1,9 @@
 """One request between its arrival at the gateway and its end."""
 
+from pageframe.core.replica import ReplicaFacts
 from pageframe.core.request import Completion
 from pageframe.core.sampling import SamplingParams
-from pageframe.core.step import FinishReason, ReplicaFacts
+from pageframe.core.step import FinishReason
 from pageframe.gateway.assembler import OutputAssembler
 from pageframe.gateway.detokenizer import SilentDetokenizer
 from pageframe.gateway.mailbox import Mailbox, Pending

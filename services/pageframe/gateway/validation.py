@@ -15,9 +15,9 @@ from pageframe.core.errors import (
     OutOfRangeError,
 )
 from pageframe.core.limits import LIMITS
+from pageframe.core.replica import ReplicaFacts
 from pageframe.core.request import Delivery
 from pageframe.core.sampling import SamplingParams, check_token_id
-from pageframe.core.step import ReplicaFacts
 from pageframe.gateway.request import GenerateInput
 
 

@@ -13,8 +13,10 @@ from collections.abc import AsyncIterator, Sequence
 from pageframe.config.launch import Launch
 from pageframe.core.clock import SystemClock
 from pageframe.core.errors import PageframeError
+from pageframe.core.plan import StepPlan
+from pageframe.core.replica import PoolAccount, ReplicaFacts, TenantQuota
 from pageframe.core.request import Submission, TokenEvents
-from pageframe.core.step import PoolAccount, ReplicaFacts, StepPlan, StepResult, TenantQuota
+from pageframe.core.step import StepResult
 from pageframe.core.trace import TraceSink
 from pageframe.executor.engine import StepEngine
 from pageframe.executor.server import build_engine

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from typing import Self
 
 from pageframe.core.limits import LIMITS
-from pageframe.core.step import Announcement, Entries, ReplicaFacts, StepPlan
+from pageframe.core.plan import Announcement, Entries, StepPlan
+from pageframe.core.replica import ReplicaFacts
 from pageframe.core.units import ceil_div
 from pageframe.scheduler.flights import Chunk, Flight
 from pageframe.scheduler.sequence import Knowledge, Sequence

@@ -5,13 +5,16 @@ from collections.abc import AsyncIterator, Sequence
 import grpc
 
 from pageframe.core.errors import PreconditionError
-from pageframe.core.step import PoolAccount, ReplicaFacts, StepPlan, StepResult, TenantQuota
+from pageframe.core.plan import StepPlan
+from pageframe.core.replica import PoolAccount, ReplicaFacts, TenantQuota
+from pageframe.core.step import StepResult
 from pageframe.rpc.channel import open_inner_channel
 from pageframe.rpc.status import from_rpc_error, stream_error
 from pageframe.v1 import executor_service_pb2 as pb
 from pageframe.v1 import executor_service_pb2_grpc
+from pageframe.wire.plan import plan_to_proto
 from pageframe.wire.replica import pool_from_proto, quota_to_proto, replica_from_proto
-from pageframe.wire.step import plan_to_proto, refusal_from_proto, result_from_proto
+from pageframe.wire.step import refusal_from_proto, result_from_proto
 
 
 class GrpcExecutorStream:

@@ -22,15 +22,10 @@ from dataclasses import replace
 from pageframe.core.clock import Clock
 from pageframe.core.errors import AlreadyExistsError, UnavailableError
 from pageframe.core.limits import LIMITS
+from pageframe.core.plan import Recovery, StepPlan
+from pageframe.core.replica import PoolAccount, ReplicaFacts
 from pageframe.core.request import StallCause, Submission, TokenEvents
-from pageframe.core.step import (
-    FinishReason,
-    PoolAccount,
-    Recovery,
-    ReplicaFacts,
-    StepPlan,
-    StepResult,
-)
+from pageframe.core.step import FinishReason, StepResult
 from pageframe.core.trace import TraceSink
 from pageframe.scheduler.admission import Admission
 from pageframe.scheduler.budget import Capacity

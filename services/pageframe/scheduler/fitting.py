@@ -1,8 +1,9 @@
 """Who can be served at all, at submission and again when the pool has become another one."""
 
 from pageframe.core.errors import OutOfRangeError
+from pageframe.core.replica import ReplicaFacts
 from pageframe.core.request import Submission
-from pageframe.core.step import FinishReason, ReplicaFacts
+from pageframe.core.step import FinishReason
 from pageframe.scheduler.endings import Endings
 from pageframe.scheduler.request import check_fits
 from pageframe.scheduler.roster import Roster

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from pageframe.core.errors import InternalError
-from pageframe.core.step import PoolAccount
+from pageframe.core.replica import PoolAccount
 from pageframe.scheduler.sequence import Sequence
 
 
@@ -120,10 +120,10 @@ class Flights:
         """Blocks that are surely allocatable once the plans in flight are applied.
 
         Blocks behind the fence count: they come back when the step that may touch them is done,
-        which is before the next one allocates.
+        which is before the next one allocates. So do those of idle sessions, which give way.
         """
         account = self.account
-        num_blocks = account.free + account.cached + account.fenced
+        num_blocks = account.free + account.cached + account.fenced + account.yieldable
         for flight in self._flights:
             num_blocks -= flight.num_blocks
         return num_blocks

@@ -9,7 +9,7 @@ place, and who waits for a sample 0 that has its first token without having fork
 any request: it is announced by itself, and the prefix index makes it cheap.
 """
 
-from pageframe.core.step import Fork
+from pageframe.core.plan import Fork
 from pageframe.scheduler.budget import Draft
 from pageframe.scheduler.request import Request
 from pageframe.scheduler.roster import Roster

@@ -13,8 +13,10 @@ import structlog
 
 from pageframe.core.clock import Clock
 from pageframe.core.errors import PageframeError, UnavailableError
+from pageframe.core.plan import StepPlan
+from pageframe.core.replica import PoolAccount, ReplicaFacts
 from pageframe.core.request import Submission, TokenEvents
-from pageframe.core.step import PoolAccount, ReplicaFacts, StepPlan, StepResult
+from pageframe.core.step import StepResult
 from pageframe.core.units import NANOSECONDS_PER_SECOND
 from pageframe.scheduler.core import Scheduler
 

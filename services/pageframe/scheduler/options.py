@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from pageframe.core.limits import LIMITS
-from pageframe.core.step import Recovery, TenantQuota
+from pageframe.core.plan import Recovery
+from pageframe.core.replica import TenantQuota
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,6 +1,6 @@
 """Makes one plan. Its cost grows with what changes in the step, not with all that is running."""
 
-from pageframe.core.step import StepPlan
+from pageframe.core.plan import StepPlan
 from pageframe.scheduler.admission import Admission
 from pageframe.scheduler.budget import Draft
 from pageframe.scheduler.flights import Flight, Flights
@@ -17,7 +17,7 @@ class Planner:
     The blocks of a pool, as a plan sees them:
 
         [ held ][ plans in flight ][ this step's decodes ][ owed to prefills ][ left to admit ]
-                ╰───────────── free, cached or fenced at the last result ─────────────────────╯
+                ╰──────── free, cached, fenced or yieldable at the last result ───────────────╯
     """
 
     def __init__(
@@ -46,8 +46,9 @@ class Planner:
         self._tenants.prepare(tick, flights.account)
         num_blocks_free = flights.num_blocks_free
         num_blocks = roster.decodes.num_blocks_at(tick)
-        # While nobody runs, all that is held is pins, and those give way to a newcomer.
-        num_yieldable = 0 if roster.running else flights.account.pinned
+        # While nobody runs, all that is held is pins, and the others too give way to a newcomer.
+        account = flights.account
+        num_pinned = 0 if roster.running else account.pinned - account.yieldable
         draft = Draft(
             roster.capacity,
             Flight(
@@ -59,7 +60,7 @@ class Planner:
                 num_blocks=num_blocks,
             ),
             num_blocks_left=(
-                num_blocks_free - num_blocks - num_blocks_owed(roster) + num_yieldable
+                num_blocks_free - num_blocks - num_blocks_owed(roster) + num_pinned
             ),
         )
         self._preemption.protect(draft, num_blocks_free)

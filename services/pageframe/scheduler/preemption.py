@@ -7,7 +7,8 @@ The oldest running sequence is never a victim, and the pool holds any one sequen
 from collections.abc import Iterable
 
 from pageframe.core.errors import InternalError
-from pageframe.core.step import Recovery, RefusedBecause, StepResult
+from pageframe.core.plan import Recovery
+from pageframe.core.step import RefusedBecause, StepResult
 from pageframe.scheduler.budget import Draft
 from pageframe.scheduler.flights import Flight, Flights
 from pageframe.scheduler.roster import Roster

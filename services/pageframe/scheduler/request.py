@@ -4,9 +4,10 @@ from dataclasses import dataclass, field
 
 from pageframe.core.errors import DeadlineError, InvalidRequestError, OutOfRangeError
 from pageframe.core.limits import LIMITS
+from pageframe.core.replica import ReplicaFacts
 from pageframe.core.request import Submission
 from pageframe.core.sampling import check_token_id
-from pageframe.core.step import FinishReason, ReplicaFacts
+from pageframe.core.step import FinishReason
 from pageframe.core.units import ceil_div
 from pageframe.scheduler.delivery import Outbox
 from pageframe.scheduler.sequence import Sequence

@@ -7,7 +7,8 @@ import grpc
 from pageframe.config.launch import Launch
 from pageframe.config.settings import Settings
 from pageframe.core.clock import Clock, SystemClock
-from pageframe.core.step import Recovery, ReplicaFacts
+from pageframe.core.plan import Recovery
+from pageframe.core.replica import ReplicaFacts
 from pageframe.core.trace import TraceSink
 from pageframe.rpc.lifecycle import Service, serve
 from pageframe.scheduler.client import GrpcExecutorStream

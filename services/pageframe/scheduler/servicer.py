@@ -10,8 +10,9 @@ from google.protobuf.duration_pb2 import Duration
 
 from pageframe.core.clock import Clock
 from pageframe.core.errors import AbortedError, PageframeError, PreconditionError
+from pageframe.core.replica import ReplicaFacts
 from pageframe.core.request import Completion, TokenEvents
-from pageframe.core.step import FinishReason, ReplicaFacts
+from pageframe.core.step import FinishReason
 from pageframe.rpc.handlers import aborting
 from pageframe.scheduler.loop import SchedulerLoop
 from pageframe.scheduler.snapshot import SequenceSnapshot

@@ -1,8 +1,9 @@
 """What a result means: who got tokens, who ran, who was refused, preempted or released."""
 
 from pageframe.core.errors import PageframeError
+from pageframe.core.plan import Recovery
 from pageframe.core.request import StallCause
-from pageframe.core.step import FinishReason, Recovery, RefusedBecause, StepResult
+from pageframe.core.step import FinishReason, RefusedBecause, StepResult
 from pageframe.scheduler.delivery import take_samples
 from pageframe.scheduler.endings import Endings, failure_of
 from pageframe.scheduler.flights import Flight, Flights

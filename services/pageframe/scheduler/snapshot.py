@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
+from pageframe.core.replica import PoolAccount
 from pageframe.core.request import StallCause
-from pageframe.core.step import PoolAccount
 from pageframe.scheduler.flights import Flights
 from pageframe.scheduler.roster import Roster
 from pageframe.scheduler.sequence import Sequence, SequenceState

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from pageframe.core.errors import OutOfRangeError
+from pageframe.core.replica import PoolAccount, ReplicaFacts, TenantQuota
 from pageframe.core.request import Submission
-from pageframe.core.step import PoolAccount, ReplicaFacts, TenantQuota
 from pageframe.scheduler.request import num_blocks_needed
 from pageframe.scheduler.roster import Roster
 from pageframe.scheduler.sequence import Sequence as RunningSequence

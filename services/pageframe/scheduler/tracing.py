@@ -11,8 +11,9 @@ step                     in traces of their own, one per 1,000 steps
 
 from itertools import count
 
+from pageframe.core.plan import Recovery
 from pageframe.core.request import StallCause
-from pageframe.core.step import FinishReason, Recovery, SequenceAccount, StepResult, StepTiming
+from pageframe.core.step import FinishReason, SequenceAccount, StepResult, StepTiming
 from pageframe.core.trace import (
     AttributeValue,
     NullTraceSink,

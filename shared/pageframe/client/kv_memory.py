@@ -12,7 +12,7 @@ from typing import Any, Final, Self, TypeVar
 import grpc
 
 from pageframe.client.channel import channel_options
-from pageframe.core.step import TenantQuota
+from pageframe.core.replica import TenantQuota
 from pageframe.core.units import NANOSECONDS_PER_SECOND
 from pageframe.rpc.status import from_rpc_error
 from pageframe.v1 import kv_memory_service_pb2 as pb

@@ -15,7 +15,7 @@ from pageframe.config.values import (
     parse_tenant_quotas,
 )
 from pageframe.core.limits import LIMITS
-from pageframe.core.step import TenantQuota
+from pageframe.core.replica import TenantQuota
 from pageframe.core.units import is_power_of_two
 
 

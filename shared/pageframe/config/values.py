@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from decimal import Decimal
 from typing import NamedTuple
 
-from pageframe.core.step import TenantQuota
+from pageframe.core.replica import TenantQuota
 
 _SIZE_UNITS = {
     "": 1,

@@ -3,13 +3,9 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from pageframe.core.step import (
-    Announcement,
-    PoolAccount,
-    ReplicaFacts,
-    SequenceAccount,
-    StepResult,
-)
+from pageframe.core.plan import Announcement
+from pageframe.core.replica import PoolAccount, ReplicaFacts
+from pageframe.core.step import SequenceAccount, StepResult
 from pageframe.core.units import ceil_div
 from pageframe.testing.fake_pool import FakePool
 from pageframe.testing.fake_sequence import FakeSequence

@@ -9,18 +9,9 @@ its first admission is refused as PROMOTING, the next one finds everything on th
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from pageframe.core.step import (
-    Announcement,
-    Entries,
-    FinishReason,
-    Fork,
-    Recovery,
-    RefusedBecause,
-    ReplicaFacts,
-    StepPlan,
-    StepResult,
-    StepTiming,
-)
+from pageframe.core.plan import Announcement, Entries, Fork, Recovery, StepPlan
+from pageframe.core.replica import ReplicaFacts
+from pageframe.core.step import FinishReason, RefusedBecause, StepResult, StepTiming
 from pageframe.testing.fake_books import FakeBooks
 from pageframe.testing.fake_sequence import FakeSequence, next_token
 

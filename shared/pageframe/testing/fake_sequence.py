@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from pageframe.core.step import Announcement
+from pageframe.core.plan import Announcement
 
 
 def next_token(token_ids: list[int], vocab_size: int) -> int:

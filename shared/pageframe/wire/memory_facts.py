@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pageframe.core.step import PoolAccount, TenantQuota
+from pageframe.core.replica import PoolAccount, TenantQuota
 from pageframe.core.trace import KvCause, KvOperation
 
 BLOCK_STATE_NAMES: Final = ("free", "held", "cached", "fenced", "quarantined")

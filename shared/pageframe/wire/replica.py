@@ -1,6 +1,6 @@
 """Facts of a replica and the account of its pool, between domain types and protobuf."""
 
-from pageframe.core.step import PoolAccount, ReplicaFacts, TenantQuota
+from pageframe.core.replica import PoolAccount, ReplicaFacts, TenantQuota
 from pageframe.v1 import executor_service_pb2, kv_block_pb2
 
 
@@ -14,6 +14,7 @@ def pool_to_proto(account: PoolAccount) -> kv_block_pb2.PoolAccount:
         fenced=account.fenced,
         quarantined=account.quarantined,
         pinned=account.pinned,
+        yieldable=account.yieldable,
         host_total=account.host_total,
         host_used=account.host_used,
     )
@@ -29,6 +30,7 @@ def pool_from_proto(message: kv_block_pb2.PoolAccount) -> PoolAccount:
         fenced=message.fenced,
         quarantined=message.quarantined,
         pinned=message.pinned,
+        yieldable=message.yieldable,
         host_total=message.host_total,
         host_used=message.host_used,
     )

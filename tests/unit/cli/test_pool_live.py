@@ -12,7 +12,7 @@ from pageframe.cli.pool_live import run_live
 from pageframe.cli.pool_tally import WatchingTally
 from pageframe.client.kv_memory import KvMemoryClient
 from pageframe.core.errors import PermissionDeniedError, UnavailableError
-from pageframe.core.step import PoolAccount
+from pageframe.core.replica import PoolAccount
 from pageframe.core.trace import KvOperation
 from pageframe.wire.memory_facts import MemorySnapshot
 from unit.executor.memory_house import run_in_house

@@ -16,7 +16,7 @@ from pageframe.cli.pool_view import (
     operation_line,
     render_pool,
 )
-from pageframe.core.step import PoolAccount, TenantQuota
+from pageframe.core.replica import PoolAccount, TenantQuota
 from pageframe.core.trace import KvCause, KvOperation
 from pageframe.wire.memory_facts import (
     BlockExplanation,

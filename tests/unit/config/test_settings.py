@@ -10,7 +10,7 @@ from pageframe.config.option_types import DtypeName
 from pageframe.config.settings import OPTION_FIELDS, Settings, load_settings, variable_name
 from pageframe.config.values import RecoveryName
 from pageframe.core.errors import InvalidRequestError
-from pageframe.core.step import TenantQuota
+from pageframe.core.replica import TenantQuota
 from pageframe.core.trace import TraceMode
 
 

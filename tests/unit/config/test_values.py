@@ -10,7 +10,7 @@ from pageframe.config.values import (
     parse_size_bytes,
     parse_tenant_quotas,
 )
-from pageframe.core.step import TenantQuota
+from pageframe.core.replica import TenantQuota
 
 
 @pytest.mark.parametrize(

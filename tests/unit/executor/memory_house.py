@@ -13,8 +13,9 @@ from google.protobuf import duration_pb2
 
 from pageframe.core.clock import ManualClock
 from pageframe.core.errors import PageframeError
+from pageframe.core.plan import Announcement, Entries, StepPlan
 from pageframe.core.sampling import SamplingParams
-from pageframe.core.step import Announcement, Entries, StepPlan, StepResult
+from pageframe.core.step import StepResult
 from pageframe.core.trace import NullTraceSink
 from pageframe.executor.engine import StepEngine
 from pageframe.executor.memory_servicer import KvMemoryServicer

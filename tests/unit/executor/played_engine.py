@@ -4,7 +4,9 @@ import asyncio
 import threading
 from collections.abc import Callable, Sequence
 
-from pageframe.core.step import PoolAccount, StepPlan, StepResult, TenantQuota
+from pageframe.core.plan import StepPlan
+from pageframe.core.replica import PoolAccount, TenantQuota
+from pageframe.core.step import StepResult
 
 PATIENCE_S = 30
 

@@ -8,16 +8,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from pageframe.core.clock import ManualClock
+from pageframe.core.plan import Announcement, Fork, Recovery, StepPlan
 from pageframe.core.sampling import SamplingParams
-from pageframe.core.step import (
-    Announcement,
-    FinishReason,
-    Fork,
-    Recovery,
-    RefusedBecause,
-    StepPlan,
-    StepResult,
-)
+from pageframe.core.step import FinishReason, RefusedBecause, StepResult
 from pageframe.executor.engine import StepEngine
 from pageframe.executor.memory.giving_up import preempt
 from pageframe.executor.memory.kv_memory import KvMemory

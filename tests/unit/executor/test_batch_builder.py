@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from pageframe.core.step import Fork
+from pageframe.core.plan import Fork
 from pageframe.executor.batch import StepBatch
 from pageframe.executor.batch_builder import BatchBuilder
 from unit.executor.small_engine import fork

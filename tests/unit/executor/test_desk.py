@@ -10,7 +10,7 @@ from pageframe.core.errors import (
     PageframeError,
     PreconditionError,
 )
-from pageframe.core.step import PoolAccount, TenantQuota
+from pageframe.core.replica import PoolAccount, TenantQuota
 from pageframe.core.trace import KvCause
 from pageframe.executor.memory.block_keys import BlockKey, chain_keys
 from pageframe.executor.memory.retaining import SessionTimes

@@ -1,13 +1,13 @@
 import numpy as np
 
 from pageframe.core.clock import ManualClock
+from pageframe.core.plan import StepPlan
+from pageframe.core.replica import PoolAccount
 from pageframe.core.sampling import SamplingParams
 from pageframe.core.step import (
     FinishReason,
-    PoolAccount,
     RefusedBecause,
     SequenceAccount,
-    StepPlan,
     StepResult,
     TokenLogprobs,
 )

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
-from pageframe.core.step import FinishReason, PoolAccount, Recovery, TokenLogprobs
+from pageframe.core.plan import Recovery
+from pageframe.core.replica import PoolAccount
+from pageframe.core.step import FinishReason, TokenLogprobs
 from pageframe.executor.engine import StepEngine
 from pageframe.executor.memory.block_columns import BlockState
 from pageframe.executor.memory.integrity import ViolationKind

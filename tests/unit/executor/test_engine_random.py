@@ -10,15 +10,10 @@ from dataclasses import dataclass, field
 import pytest
 
 from pageframe.core.clock import ManualClock
+from pageframe.core.plan import Announcement, Fork, Recovery, StepPlan
+from pageframe.core.replica import PoolAccount
 from pageframe.core.sampling import SamplingParams
-from pageframe.core.step import (
-    Announcement,
-    Fork,
-    PoolAccount,
-    Recovery,
-    StepPlan,
-    StepResult,
-)
+from pageframe.core.step import StepResult
 from pageframe.executor.engine import StepEngine
 from unit.executor.fake_runner import VOCAB_SIZE, FakeRunner, reference_output
 from unit.memory.kv_records import RecordingSink, ReplayedPool

@@ -11,7 +11,8 @@ import pytest
 
 from pageframe.core.clock import ManualClock
 from pageframe.core.errors import PageframeError
-from pageframe.core.step import Announcement, Fork, Recovery, StepPlan, StepResult
+from pageframe.core.plan import Announcement, Fork, Recovery, StepPlan
+from pageframe.core.step import StepResult
 from pageframe.executor.engine import StepEngine
 from pageframe.executor.memory.eviction import CostAwareEviction, LruEviction
 from pageframe.executor.memory.retaining import SessionTimes

@@ -3,7 +3,7 @@
 import pytest
 from google.protobuf import duration_pb2
 
-from pageframe.core.step import PoolAccount
+from pageframe.core.replica import PoolAccount
 from pageframe.executor import handles
 from pageframe.v1 import kv_memory_service_pb2 as pb
 from unit.executor.memory_house import (

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from pageframe.core.step import PoolAccount, TenantQuota
+from pageframe.core.replica import PoolAccount, TenantQuota
 from pageframe.executor.memory.block_columns import BlockState
 from pageframe.executor.memory.sequence_table import SequenceState
 from pageframe.executor.memory_snapshot import (

@@ -7,16 +7,17 @@ import grpc
 import pytest
 
 from pageframe.core.clock import SystemClock
+from pageframe.core.plan import Announcement, Entries, StepPlan
 from pageframe.core.sampling import SamplingParams
-from pageframe.core.step import Announcement, Entries, StepPlan
 from pageframe.core.trace import NullTraceSink
 from pageframe.executor import servicer
 from pageframe.executor.engine import StepEngine
 from pageframe.executor.model.sim import SimConfig, SimRunner
 from pageframe.rpc.status import from_rpc_error
 from pageframe.v1 import executor_service_pb2 as pb
+from pageframe.wire.plan import plan_to_proto
 from pageframe.wire.replica import pool_from_proto, replica_from_proto
-from pageframe.wire.step import plan_to_proto, result_from_proto
+from pageframe.wire.step import result_from_proto
 from unit.executor.executor_house import FACTS, INCARNATION, executor_house
 from unit.executor.played_engine import PATIENCE_S
 

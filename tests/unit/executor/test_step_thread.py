@@ -8,7 +8,8 @@ import pytest
 import structlog
 
 from pageframe.core.errors import ResourceExhaustedError
-from pageframe.core.step import PoolAccount, StepPlan, TenantQuota
+from pageframe.core.plan import StepPlan
+from pageframe.core.replica import PoolAccount, TenantQuota
 from pageframe.executor.step_thread import Session, StepThread
 from unit.executor.played_engine import PATIENCE_S, PlayedEngine
 

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass, field
 
+from pageframe.core.replica import ReplicaFacts
 from pageframe.core.request import Completion, Submission
-from pageframe.core.step import FinishReason, ReplicaFacts
+from pageframe.core.step import FinishReason
 from pageframe.gateway.mailbox import Mailbox
 
 

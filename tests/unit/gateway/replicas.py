@@ -1,6 +1,6 @@
 """Facts of a replica for tests."""
 
-from pageframe.core.step import ReplicaFacts
+from pageframe.core.replica import ReplicaFacts
 
 
 def make_facts(

@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from pageframe.core.plan import Announcement, Entries, Recovery, StepPlan, Victims
 from pageframe.core.sampling import SamplingParams
-from pageframe.core.step import Announcement, Entries, Recovery, StepPlan, Victims
 from pageframe.executor.memory.apply import AppliedStep, apply
 from pageframe.executor.memory.block_pool import BlockPool
 from pageframe.executor.memory.eviction import LruEviction

@@ -1,7 +1,8 @@
 import pytest
 
+from pageframe.core.replica import PoolAccount
 from pageframe.core.sampling import SamplingParams
-from pageframe.core.step import PoolAccount, RefusedBecause
+from pageframe.core.step import RefusedBecause
 from pageframe.executor.memory.sequence_table import SequenceState
 from unit.memory.memories import Harness, announcement, entries, victims
 

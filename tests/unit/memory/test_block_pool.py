@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from pageframe.core.step import PoolAccount
+from pageframe.core.replica import PoolAccount
 from pageframe.core.trace import KvCause
 from pageframe.executor.memory.block_columns import (
     BlockNotHeldError,

@@ -2,7 +2,9 @@
 
 import pytest
 
-from pageframe.core.step import Recovery, RefusedBecause, StepPlan, TenantQuota, Victims
+from pageframe.core.plan import Recovery, StepPlan, Victims
+from pageframe.core.replica import TenantQuota
+from pageframe.core.step import RefusedBecause
 from pageframe.executor.memory.choice import Forecast, choose
 from unit.executor.small_engine import SmallEngine, fork, request
 from unit.memory.memories import entries

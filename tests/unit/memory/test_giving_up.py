@@ -2,7 +2,9 @@
 
 import pytest
 
-from pageframe.core.step import PoolAccount, Recovery, RefusedBecause, Victims
+from pageframe.core.plan import Recovery, Victims
+from pageframe.core.replica import PoolAccount
+from pageframe.core.step import RefusedBecause
 from pageframe.core.trace import KvCause
 from pageframe.executor.memory.purpose import Purpose
 from pageframe.executor.memory.sequence_table import SequenceState

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from pageframe.core.step import PoolAccount, Recovery
+from pageframe.core.plan import Recovery
+from pageframe.core.replica import PoolAccount
 from pageframe.executor.memory.block_columns import BlockState
 from pageframe.executor.memory.integrity import NO_BLOCK, ViolationKind, check_integrity
 from unit.executor.small_engine import SmallEngine, fork, request

@@ -1,6 +1,6 @@
 """Who is about to compute which prefix, and what an announcement is told about it."""
 
-from pageframe.core.step import Recovery
+from pageframe.core.plan import Recovery
 from pageframe.executor.memory.leaders import Leaders
 from unit.executor.small_engine import SmallEngine, request
 from unit.memory.memories import entries

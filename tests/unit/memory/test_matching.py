@@ -2,8 +2,10 @@
 
 import pytest
 
+from pageframe.core.plan import Recovery
+from pageframe.core.replica import PoolAccount, TenantQuota
 from pageframe.core.sampling import SamplingParams
-from pageframe.core.step import PoolAccount, Recovery, RefusedBecause, TenantQuota
+from pageframe.core.step import RefusedBecause
 from unit.executor.small_engine import LONG, ONE_TOKEN, SmallEngine, alone, fork, request
 from unit.memory.memories import entries
 

@@ -1,6 +1,6 @@
 """Full blocks enter the prefix index once the step that wrote them is over, and not before."""
 
-from pageframe.core.step import PoolAccount
+from pageframe.core.replica import PoolAccount
 from pageframe.executor.memory.block_keys import chain_keys, token_bytes
 from pageframe.executor.memory.prefix_index import NO_BLOCK
 from unit.executor.small_engine import SmallEngine, request

@@ -1,6 +1,6 @@
 """Operations are recorded with the step they happen in and with what is free after them."""
 
-from pageframe.core.step import Recovery
+from pageframe.core.plan import Recovery
 from pageframe.core.trace import KvCause, KvOperation
 from pageframe.executor.memory.purpose import Purpose
 from pageframe.executor.memory.recorder import OperationRecorder

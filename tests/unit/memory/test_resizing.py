@@ -9,8 +9,8 @@ from pageframe.core.errors import (
     PreconditionError,
     UnavailableError,
 )
+from pageframe.core.replica import PoolAccount, TenantQuota
 from pageframe.core.sampling import SamplingParams
-from pageframe.core.step import PoolAccount, TenantQuota
 from unit.executor.small_engine import ONE_TOKEN, SmallEngine, alone, fork, request
 from unit.memory.memories import entries
 

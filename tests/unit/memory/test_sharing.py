@@ -2,8 +2,10 @@
 
 import pytest
 
+from pageframe.core.plan import Recovery, Victims
+from pageframe.core.replica import PoolAccount
 from pageframe.core.sampling import SamplingParams
-from pageframe.core.step import FinishReason, PoolAccount, Recovery, Victims
+from pageframe.core.step import FinishReason
 from unit.executor.small_engine import LONG, SmallEngine, alone, fork, request
 from unit.memory.memories import entries
 

@@ -5,7 +5,9 @@ import contextlib
 import numpy as np
 import pytest
 
-from pageframe.core.step import FinishReason, PoolAccount, Recovery, RefusedBecause
+from pageframe.core.plan import Recovery
+from pageframe.core.replica import PoolAccount
+from pageframe.core.step import FinishReason, RefusedBecause
 from pageframe.executor.memory.block_keys import chain_keys
 from pageframe.executor.memory.retaining import SessionTimes
 from unit.executor.small_engine import LONG, SmallEngine, alone, request

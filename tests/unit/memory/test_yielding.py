@@ -1,9 +1,7 @@
 """Pins never stop who runs, and give way in order: idle sessions, then victims, then handles."""
 
-import numpy as np
-
 from pageframe.core.step import RefusedBecause
-from pageframe.executor.memory.retaining import SessionTimes, keep_session, retain
+from pageframe.executor.memory.retaining import SessionTimes, keep_session, pass_time, retain
 from unit.memory.memories import Harness, announcement, entries, victims
 
 SALT = b""
@@ -27,10 +25,8 @@ def keep_handle(harness: Harness) -> None:
     retain(
         harness.memory, tenant="", cache_salt=SALT, name="kept", token_ids=tokens, expire_ns=9_000
     )
-    (session,) = [it for it in harness.memory.retentions if it.name == "chat"]
-    harness.memory.retentions.close(session)
-    harness.memory.pool.columns.pin(np.array([0, 1], dtype=np.int32), -1)
-    harness.memory.pool.columns.ref_counts[[0, 1]] -= 1
+    pass_time(harness.memory, TIMES.ttl_ns)
+    assert [retention.name for retention in harness.memory.retentions] == ["kept"]
 
 
 def test_an_idle_session_gives_way_to_a_newcomer():

@@ -10,16 +10,11 @@ from collections import deque
 from dataclasses import dataclass, field, replace
 
 from pageframe.core.clock import ManualClock
+from pageframe.core.plan import Recovery, StepPlan
+from pageframe.core.replica import ReplicaFacts, TenantQuota
 from pageframe.core.request import Completion, Delivery, Submission, TokenEvents
 from pageframe.core.sampling import SamplingParams
-from pageframe.core.step import (
-    FinishReason,
-    Recovery,
-    ReplicaFacts,
-    StepPlan,
-    StepResult,
-    TenantQuota,
-)
+from pageframe.core.step import FinishReason, StepResult
 from pageframe.core.trace import NullTraceSink, TraceSink
 from pageframe.core.units import ceil_div
 from pageframe.scheduler.core import Scheduler

@@ -6,7 +6,9 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 from pageframe.core.errors import PageframeError
-from pageframe.core.step import PoolAccount, ReplicaFacts, StepPlan, StepResult
+from pageframe.core.plan import StepPlan
+from pageframe.core.replica import PoolAccount, ReplicaFacts
+from pageframe.core.step import StepResult
 from pageframe.testing.fake_engine import FakeEngine, make_facts
 
 PATIENCE_S = 30

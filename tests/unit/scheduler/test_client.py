@@ -7,7 +7,7 @@ import grpc
 import pytest
 
 from pageframe.core.errors import PreconditionError
-from pageframe.core.step import PoolAccount, TenantQuota
+from pageframe.core.replica import PoolAccount, TenantQuota
 from pageframe.rpc.handlers import aborting
 from pageframe.scheduler.client import GrpcExecutorStream
 from pageframe.testing.fake_engine import make_facts

@@ -2,8 +2,9 @@
 
 import pytest
 
+from pageframe.core.plan import StepPlan
 from pageframe.core.request import StallCause
-from pageframe.core.step import FinishReason, StepPlan
+from pageframe.core.step import FinishReason
 from pageframe.scheduler.sequence import SequenceState
 from pageframe.testing.fake_engine import FakeEngine, make_facts
 from unit.scheduler.driver import (

@@ -1,7 +1,7 @@
 import pytest
 
 from pageframe.core.limits import LIMITS
-from pageframe.core.step import StepPlan
+from pageframe.core.plan import StepPlan
 from pageframe.testing.fake_engine import FakeEngine, make_facts
 from unit.scheduler.driver import (
     Driver,

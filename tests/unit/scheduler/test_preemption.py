@@ -1,8 +1,9 @@
 import pytest
 
 from pageframe.core.errors import InternalError
+from pageframe.core.plan import Recovery, StepPlan
 from pageframe.core.request import StallCause
-from pageframe.core.step import Recovery, StepPlan, StepResult
+from pageframe.core.step import StepResult
 from pageframe.testing.fake_engine import FakeEngine, make_facts
 from unit.scheduler.driver import (
     Driver,

@@ -2,9 +2,9 @@
 
 import pytest
 
+from pageframe.core.plan import StepPlan
 from pageframe.core.request import StallCause
 from pageframe.core.sampling import SamplingParams
-from pageframe.core.step import StepPlan
 from pageframe.scheduler.budget import Draft
 from pageframe.scheduler.flights import Flight
 from pageframe.scheduler.prefix_wait import PrefixWait

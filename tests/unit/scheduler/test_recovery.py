@@ -2,8 +2,9 @@
 
 import pytest
 
+from pageframe.core.plan import Recovery
 from pageframe.core.request import StallCause
-from pageframe.core.step import Recovery, RefusedBecause
+from pageframe.core.step import RefusedBecause
 from pageframe.testing.fake_engine import FakeEngine, make_facts
 from unit.scheduler.driver import (
     Driver,

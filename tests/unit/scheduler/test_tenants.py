@@ -3,8 +3,9 @@
 import pytest
 
 from pageframe.core.errors import OutOfRangeError
+from pageframe.core.replica import PoolAccount, TenantQuota
 from pageframe.core.request import StallCause
-from pageframe.core.step import FinishReason, PoolAccount, RefusedBecause, StepResult, TenantQuota
+from pageframe.core.step import FinishReason, RefusedBecause, StepResult
 from pageframe.testing.fake_engine import FakeEngine, make_facts
 from unit.scheduler.driver import (
     Driver,

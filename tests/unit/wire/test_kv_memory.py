@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pageframe.core.errors import InternalError, InvalidRequestError
-from pageframe.core.step import PoolAccount, TenantQuota
+from pageframe.core.replica import PoolAccount, TenantQuota
 from pageframe.core.trace import KvCause, KvOperation
 from pageframe.v1 import kv_block_pb2
 from pageframe.v1 import kv_memory_service_pb2 as pb

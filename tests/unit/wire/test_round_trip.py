@@ -7,26 +7,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pageframe.core.errors import InvalidRequestError, PreconditionError
+from pageframe.core.plan import Announcement, Entries, Fork, Recovery, StepPlan, Victims
+from pageframe.core.replica import PoolAccount, ReplicaFacts, TenantQuota
 from pageframe.core.request import Completion, Delivery, StallCause, Submission, TokenEvents
 from pageframe.core.sampling import SamplingParams
 from pageframe.core.step import (
-    Announcement,
-    Entries,
     FinishReason,
-    Fork,
-    PoolAccount,
-    Recovery,
     RefusedBecause,
-    ReplicaFacts,
     SequenceAccount,
-    StepPlan,
     StepResult,
     StepTiming,
-    TenantQuota,
     TokenLogprobs,
-    Victims,
 )
 from pageframe.v1 import executor_service_pb2 as pb
+from pageframe.wire.plan import plan_from_proto, plan_to_proto
 from pageframe.wire.replica import (
     quota_from_proto,
     quota_to_proto,
@@ -42,8 +36,6 @@ from pageframe.wire.request import (
 )
 from pageframe.wire.sampling import sampling_from_proto, sampling_to_proto
 from pageframe.wire.step import (
-    plan_from_proto,
-    plan_to_proto,
     refusal_from_proto,
     refusal_to_proto,
     result_from_proto,

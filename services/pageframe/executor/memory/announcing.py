@@ -3,7 +3,8 @@
 import numpy as np
 
 from pageframe.core.errors import InvalidRequestError, PageframeError
-from pageframe.core.step import Announcement, StepResult
+from pageframe.core.plan import Announcement
+from pageframe.core.step import StepResult
 from pageframe.executor.memory.kv_memory import KvMemory
 from pageframe.executor.memory.options import StepBounds
 from pageframe.executor.memory.retaining import check_handle

@@ -14,15 +14,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from pageframe.core.step import (
-    Announcement,
-    Entries,
-    Fork,
-    RefusedBecause,
-    SequenceAccount,
-    StepPlan,
-    StepResult,
-)
+from pageframe.core.plan import Announcement, Entries, Fork, StepPlan
+from pageframe.core.step import RefusedBecause, SequenceAccount, StepResult
 from pageframe.core.trace import KvCause
 from pageframe.core.units import ceil_div
 from pageframe.executor.batch import Int32Array
@@ -40,7 +33,7 @@ from pageframe.executor.memory.sharing import (
     make_writable,
     rows_to_copy,
 )
-from pageframe.executor.memory.yielding import ALL_PINS, SESSIONS, num_yieldable, yield_own
+from pageframe.executor.memory.yielding import num_yieldable, yield_own
 
 STEP_OUT_OF_ORDER = "STEP_OUT_OF_ORDER"
 
@@ -246,12 +239,8 @@ def _obstacle(
     num_more = 0
     if num_blocks > memory.pool.num_available:
         nobody_runs = not len(memory.sequences.running_rows())
-        num_more = num_yieldable(
-            memory,
-            ALL_PINS if nobody_runs else SESSIONS,
-            (sequence.tenant_id,),
-            shared or (),
-        )
+        needs = {sequence.tenant_id: num_blocks}
+        num_more = num_yieldable(memory, needs, shared or (), with_handles=nobody_runs)
     refused = memory.obstacle(sequence.tenant_id, num_blocks, num_more)
     is_over = refused is RefusedBecause.QUOTA and not shared
     if is_over and yield_own(memory, sequence.tenant_id, num_blocks):

@@ -98,6 +98,7 @@ class BlockColumns:
         states: uint8, values of ``BlockState``.
         ref_counts: int32, table entries and pins.
         pin_counts: int32, pins.
+        idle_pin_counts: int32, pins that give way while somebody runs: those of idle sessions.
         depths: int32, logical index of an indexed block in its chain.
         owner_ids: int64, the sequence that had it last.
         tenant_ids: int32, who is charged while it is held.
@@ -106,6 +107,8 @@ class BlockColumns:
         num_by_state: Blocks in each state.
         num_pinned: Blocks with at least one pin.
         num_held_by_tenant: Held blocks by tenant number; grows as tenants appear.
+        num_yieldable: Held blocks whose references are all idle pins.
+        num_yieldable_by_tenant: The same by tenant number.
     """
 
     def __init__(self, num_blocks: int, num_blocks_max: int) -> None:
@@ -113,6 +116,7 @@ class BlockColumns:
         self.states[num_blocks:] = ABSENT
         self.ref_counts: Int32Array = np.zeros(num_blocks_max, dtype=np.int32)
         self.pin_counts: Int32Array = np.zeros(num_blocks_max, dtype=np.int32)
+        self.idle_pin_counts: Int32Array = np.zeros(num_blocks_max, dtype=np.int32)
         self.depths: Int32Array = np.zeros(num_blocks_max, dtype=np.int32)
         self.owner_ids: NDArray[np.int64] = np.zeros(num_blocks_max, dtype=np.int64)
         self.tenant_ids: Int32Array = np.zeros(num_blocks_max, dtype=np.int32)
@@ -120,6 +124,8 @@ class BlockColumns:
         self.since_steps: NDArray[np.int64] = np.zeros(num_blocks_max, dtype=np.int64)
         self.num_by_state = [0] * (ABSENT + 1)
         self.num_held_by_tenant = [0]
+        self.num_yieldable = 0
+        self.num_yieldable_by_tenant = [0]
         self.num_pinned = 0
         self.recount()
 
@@ -145,6 +151,7 @@ class BlockColumns:
             self.states,
             self.ref_counts,
             self.pin_counts,
+            self.idle_pin_counts,
             self.depths,
             self.owner_ids,
             self.tenant_ids,
@@ -154,18 +161,42 @@ class BlockColumns:
             column[targets] = column[sources]
             column[sources] = 0
 
-    def pin(self, block_ids: Int32Array, change: int) -> None:
-        """Count one pin more, or one less, of each; no block twice."""
+    def refer(self, block_ids: Int32Array, change: int | Int32Array) -> None:
+        """Count so many references more, or less, of each; no block twice."""
+        if not self.num_pinned:
+            self.ref_counts[block_ids] += change
+            return
+        self._count_yieldable(block_ids, -1)
+        self.ref_counts[block_ids] += change
+        self._count_yieldable(block_ids, 1)
+
+    def pin(self, block_ids: Int32Array, change: int, *, is_idle: bool) -> None:
+        """Count one pin more, or one less, of each, which is a reference; no block twice."""
         was_pinned = np.count_nonzero(self.pin_counts[block_ids])
+        self._count_yieldable(block_ids, -1)
+        self.ref_counts[block_ids] += change
         self.pin_counts[block_ids] += change
+        if is_idle:
+            self.idle_pin_counts[block_ids] += change
+        self._count_yieldable(block_ids, 1)
         self.num_pinned += int(np.count_nonzero(self.pin_counts[block_ids]) - was_pinned)
+
+    def is_yieldable(self, block_ids: Int32Array) -> NDArray[np.bool_]:
+        """Whether each is held by idle pins alone: bool, of the shape of ``block_ids``."""
+        num_idle = self.idle_pin_counts[block_ids]
+        is_alone: NDArray[np.bool_] = (num_idle > 0) & (num_idle == self.ref_counts[block_ids])
+        return is_alone
 
     def recount(self) -> None:
         """Count anew. Walks all columns: for faults and resizes only."""
         self.num_by_state = np.bincount(self.states, minlength=ABSENT + 1).tolist()
         self.num_pinned = int(np.count_nonzero(self.pin_counts))
         held = self.tenant_ids[self.states == BlockState.HELD]
-        self.num_held_by_tenant = np.bincount(held, minlength=len(self.num_held_by_tenant)).tolist()
+        num_tenants = len(self.num_held_by_tenant)
+        self.num_held_by_tenant = np.bincount(held, minlength=num_tenants).tolist()
+        yieldable = self.tenant_ids[self.is_yieldable(np.arange(len(self.states), dtype=np.int32))]
+        self.num_yieldable = len(yieldable)
+        self.num_yieldable_by_tenant = np.bincount(yieldable, minlength=num_tenants).tolist()
 
     def check_known(self, block_ids: Int32Array, num_blocks: int) -> None:
         """Refuse ids outside the pool.
@@ -202,19 +233,30 @@ class BlockColumns:
         )
 
     def _charge(self, block_ids: Int32Array, sign: int) -> None:
+        self._count(self.num_held_by_tenant, block_ids, sign)
+
+    def _count_yieldable(self, block_ids: Int32Array, sign: int) -> None:
+        yieldable = block_ids[self.is_yieldable(block_ids)]
+        self.num_yieldable += sign * len(yieldable)
+        self._count(self.num_yieldable_by_tenant, yieldable, sign)
+
+    def _count(self, counts: list[int], block_ids: Int32Array, sign: int) -> None:
+        """Count blocks by tenant; ``counts`` is one of the two columns over tenants."""
         if not len(block_ids):
             return
         tenant_ids = self.tenant_ids[block_ids]
         first = int(tenant_ids[0])
         # Blocks that change together are nearly always one tenant's.
         if (tenant_ids == first).all():
-            self._count(first, sign * len(block_ids))
-            return
-        for tenant_id, num_blocks in enumerate(np.bincount(tenant_ids).tolist()):
-            self._count(tenant_id, sign * num_blocks)
+            num_by_tenant = [(first, len(block_ids))]
+        else:
+            num_by_tenant = list(enumerate(np.bincount(tenant_ids).tolist()))
+        for tenant_id, num_blocks in num_by_tenant:
+            self._know_tenant(tenant_id)
+            counts[tenant_id] += sign * num_blocks
 
-    def _count(self, tenant_id: int, change: int) -> None:
-        counts = self.num_held_by_tenant
-        if tenant_id >= len(counts):
-            counts += [0] * (tenant_id + 1 - len(counts))
-        counts[tenant_id] += change
+    def _know_tenant(self, tenant_id: int) -> None:
+        num_new = tenant_id + 1 - len(self.num_held_by_tenant)
+        if num_new > 0:
+            self.num_held_by_tenant += [0] * num_new
+            self.num_yieldable_by_tenant += [0] * num_new

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from pageframe.core.step import PoolAccount
+from pageframe.core.replica import PoolAccount
 from pageframe.core.trace import KvCause, KvOperation, TraceSink
 from pageframe.executor.batch import Int32Array
 from pageframe.executor.memory.block_columns import (
@@ -181,7 +181,8 @@ class BlockPool:
             BlockNotHeldError: one is neither held nor cached, or is named twice; nothing changed.
             UnknownBlockError: an id is outside the pool; nothing was changed.
         """
-        self._refer(block_ids, purpose)
+        self._take_up(block_ids, purpose)
+        self.columns.refer(block_ids, 1)
         self.recorder.record(KvOperation.SHARE, purpose, block_ids.tolist())
 
     def copy_each(
@@ -204,8 +205,10 @@ class BlockPool:
         columns = self.columns
         targets = self.allocate_each(sequence_ids, generations, positions, tenant_ids, cause)
         counts = Counter(sources.tolist())
-        for source, num_copies in counts.items():
-            columns.ref_counts[source] -= num_copies
+        columns.refer(
+            np.fromiter(counts, dtype=np.int32, count=len(counts)),
+            -np.fromiter(counts.values(), dtype=np.int32, count=len(counts)),
+        )
         assert (columns.ref_counts[sources] >= 0).all(), f"copied too often: {sources}"
         kv, step, num_free = self._trace.kv, self.current_step, self.num_free
         copied, released = KvOperation.COPY_ON_WRITE, KvOperation.RELEASE
@@ -252,18 +255,27 @@ class BlockPool:
             BlockNotHeldError: one of them has no reference, or is named twice; nothing was changed.
             UnknownBlockError: an id is outside the pool; nothing was changed.
         """
+        if not len(block_ids):
+            return 0
+        self._check_referred(block_ids)
+        self.columns.refer(block_ids, -1)
         return self._drop(block_ids, KvOperation.RELEASE, purpose)
 
-    def pin(self, block_ids: Int32Array, purpose: Purpose) -> None:
-        """Add a reference to each that no block table stands for; errors as for ``acquire``."""
-        self._refer(block_ids, purpose)
-        self.columns.pin(block_ids, 1)
+    def pin(self, block_ids: Int32Array, purpose: Purpose, *, is_idle: bool) -> None:
+        """Add a reference to each that no block table stands for; errors as for ``acquire``.
+
+        ``is_idle`` says that it gives way while somebody runs; ``unpin`` has to say the same.
+        """
+        self._take_up(block_ids, purpose)
+        self.columns.pin(block_ids, 1, is_idle=is_idle)
         self.recorder.record(KvOperation.PIN, purpose, block_ids.tolist())
 
-    def unpin(self, block_ids: Int32Array, purpose: Purpose) -> int:
+    def unpin(self, block_ids: Int32Array, purpose: Purpose, *, is_idle: bool) -> int:
         """Take back one pin of each, in the order of their chain; else as ``release``."""
-        assert (self.columns.pin_counts[block_ids] > 0).all(), f"not all pinned: {block_ids}"
-        self.columns.pin(block_ids, -1)
+        columns = self.columns
+        assert (columns.pin_counts[block_ids] > 0).all(), f"not all pinned: {block_ids}"
+        self._check_referred(block_ids)
+        columns.pin(block_ids, -1, is_idle=is_idle)
         return self._drop(block_ids, KvOperation.UNPIN, purpose)
 
     def publish(
@@ -319,8 +331,10 @@ class BlockPool:
         """Give up cached blocks, as the eviction policy chooses; returns how many there were."""
         return self.supply.evict(num_blocks, purpose)
 
-    def account(self, *, num_host_total: int = 0, num_host_used: int = 0) -> PoolAccount:
-        """Blocks by state, from running counts; those of the host tier are the caller's."""
+    def account(
+        self, *, num_yieldable: int = 0, num_host_total: int = 0, num_host_used: int = 0
+    ) -> PoolAccount:
+        """Blocks by state, from running counts; what the pool does not know is the caller's."""
         _, held, cached, fenced, quarantined, _ = self.columns.num_by_state
         return PoolAccount(
             total=self.num_blocks,
@@ -330,6 +344,7 @@ class BlockPool:
             fenced=fenced,
             quarantined=quarantined,
             pinned=self.columns.num_pinned,
+            yieldable=num_yieldable,
             host_total=num_host_total,
             host_used=num_host_used,
         )
@@ -358,7 +373,8 @@ class BlockPool:
     def _count_free(self) -> int:
         return self.supply.num_free
 
-    def _refer(self, block_ids: Int32Array, purpose: Purpose) -> None:
+    def _take_up(self, block_ids: Int32Array, purpose: Purpose) -> None:
+        """Each of these held or cached blocks is held; the caller counts the reference."""
         columns = self.columns
         columns.check_known(block_ids, self.num_blocks)
         is_cached = columns.states[block_ids] == BlockState.CACHED
@@ -368,18 +384,15 @@ class BlockPool:
             columns.tenant_ids[cached] = purpose.tenant_id
             columns.causes[cached] = purpose.cause
             self.supply.take_up(cached)
-        columns.ref_counts[block_ids] += 1
+
+    def _check_referred(self, block_ids: Int32Array) -> None:
+        self.columns.check_known(block_ids, self.num_blocks)
+        self.columns.check_held(block_ids)
 
     def _drop(self, block_ids: Int32Array, operation: KvOperation, purpose: Purpose) -> int:
-        if not len(block_ids):
-            return 0
-        columns = self.columns
-        columns.check_known(block_ids, self.num_blocks)
-        columns.check_held(block_ids)
-        references = columns.ref_counts[block_ids] - 1
-        columns.ref_counts[block_ids] = references
+        """A reference of each was dropped; returns how many have none left."""
         self.recorder.record(operation, purpose, block_ids.tolist())
-        dropped = block_ids[references == 0]
+        dropped = block_ids[self.columns.ref_counts[block_ids] == 0]
         if len(dropped):
             self._let_go(dropped, purpose)
         return len(dropped)

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from pageframe.core.step import Entries, Recovery, StepPlan
+from pageframe.core.plan import Entries, Recovery, StepPlan
 from pageframe.executor.batch import Int32Array
 from pageframe.executor.memory.kv_memory import KvMemory
 from pageframe.executor.memory.sequence_table import NO_ROW, Sequence
 from pageframe.executor.memory.sharing import rows_to_copy
-from pageframe.executor.memory.yielding import ALL_PINS, SESSIONS, num_own_yieldable, num_yieldable
+from pageframe.executor.memory.yielding import num_own_yieldable, num_yieldable
 
 BUILDS_ON_UNAPPLIED_STEP = "BUILDS_ON_UNAPPLIED_STEP"
 MUST_DOES_NOT_FIT = "MUST_DOES_NOT_FIT"
@@ -188,14 +188,17 @@ def _choose_victims(
     demand = _demand_of(memory, choice)
     choice.has_writers = bool(demand.writers)
     over = _over(memory, demand, forecast)
+    num_idle = 0
     if None in over:
-        forecast.num_available += num_yieldable(memory, SESSIONS, demand.by_tenant(forecast))
+        num_idle = num_yieldable(memory, demand.by_tenant(forecast))
+        forecast.num_available += num_idle
         over = _over(memory, demand, forecast)
-    for tenant_id in [it for it in over if it is not None]:
-        # A ceiling first takes what the tenant merely keeps.
-        num_own = num_own_yieldable(memory, tenant_id)
-        forecast.num_held[tenant_id] -= num_own
-        choice.own_yields[tenant_id] = num_own
+    for tenant_id, num_over in over.items():
+        if tenant_id is not None:
+            # A ceiling first takes what is merely kept.
+            num_own = min(num_over, num_own_yieldable(memory, tenant_id))
+            forecast.num_held[tenant_id] -= num_own
+            choice.own_yields[tenant_id] = num_own
     if choice.own_yields:
         over = _over(memory, demand, forecast)
     for victim in _live_victims(memory, plan, leaving, choice.stale_ids):
@@ -209,9 +212,8 @@ def _choose_victims(
         choice.victims.append(victim)
         over = _over(memory, demand, forecast)
     if None in over:
-        forecast.num_available += num_yieldable(
-            memory, ALL_PINS - SESSIONS, demand.by_tenant(forecast)
-        )
+        num_pinned = num_yieldable(memory, demand.by_tenant(forecast), with_handles=True)
+        forecast.num_available += num_pinned - num_idle
         over = _over(memory, demand, forecast)
     if over:
         choice.refusal = MUST_DOES_NOT_FIT
@@ -245,11 +247,14 @@ def _demand_of(memory: KvMemory, choice: Choice) -> _Demand:
     )
 
 
-def _over(memory: KvMemory, demand: _Demand, forecast: Forecast) -> set[int | None]:
-    """What ``demand`` would pass: None for the pool, a tenant's number for its ceiling."""
+def _over(memory: KvMemory, demand: _Demand, forecast: Forecast) -> dict[int | None, int]:
+    """What ``demand`` would pass, and by how many blocks.
+
+    None stands for the pool, a tenant's number for its ceiling.
+    """
     needs = demand.by_tenant(forecast)
     num_left = forecast.num_available - sum(needs.values())
-    over: set[int | None] = set()
+    over: dict[int | None, int] = {}
     tenants = memory.pool.tenants
     for quota in memory.quotas:
         tenant_id = tenants.id_of(quota.tenant)
@@ -258,9 +263,9 @@ def _over(memory: KvMemory, demand: _Demand, forecast: Forecast) -> set[int | No
         num_left -= max(0, quota.floor_blocks - held)
         ceiling = quota.ceiling_blocks
         if needs.get(tenant_id) and ceiling is not None and held > ceiling:
-            over.add(tenant_id)
+            over[tenant_id] = held - ceiling
     if num_left < 0 and needs:
-        over.add(None)
+        over[None] = -num_left
     return over
 
 

@@ -10,7 +10,7 @@ matched like any newcomer: on the device first, then in the host tier.
 
 import numpy as np
 
-from pageframe.core.step import Recovery
+from pageframe.core.plan import Recovery
 from pageframe.core.trace import KvCause, KvOperation
 from pageframe.executor.batch import Int32Array
 from pageframe.executor.memory.block_keys import BlockKey, private_key

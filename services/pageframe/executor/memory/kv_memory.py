@@ -13,7 +13,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from pageframe.core.step import Announcement, PoolAccount, RefusedBecause, SequenceAccount
+from pageframe.core.plan import Announcement
+from pageframe.core.replica import PoolAccount
+from pageframe.core.step import RefusedBecause, SequenceAccount
 from pageframe.core.trace import KvCause, KvOperation, TraceSink
 from pageframe.executor.batch import Int32Array
 from pageframe.executor.memory.block_columns import BlockState
@@ -85,8 +87,13 @@ class KvMemory:
 
     def account(self) -> PoolAccount:
         """Blocks by state, the host tier included."""
+        columns = self.pool.columns
         return self.pool.account(
-            num_host_total=self.host.num_slots, num_host_used=self.host.num_used
+            num_yieldable=(
+                columns.num_yieldable - self.num_protected(columns.num_yieldable_by_tenant, {})
+            ),
+            num_host_total=self.host.num_slots,
+            num_host_used=self.host.num_used,
         )
 
     def announce(self, announcement: Announcement) -> Sequence:
@@ -146,6 +153,30 @@ class KvMemory:
             return None
         is_at_ceiling = self.quotas.is_at_ceiling(tenant, num_blocks, held)
         return RefusedBecause.QUOTA if is_at_ceiling else RefusedBecause.POOL_FULL
+
+    def num_protected(self, by_tenant: list[int], needs: Mapping[int, int]) -> int:
+        """Of so many held blocks of each tenant, those that floors keep from others.
+
+        ``needs`` are the blocks for whose sake they would be given up, by tenant: a floor does not
+        stand in the way of its own tenant. O(tenants with a floor); ``by_tenant`` may end before
+        the last tenant.
+        """
+        num_blocks = 0
+        for tenant, _ in self.quotas.floors():
+            tenant_id = self.pool.tenants.id_of(tenant)
+            if tenant_id < len(by_tenant):
+                num_takeable = self.num_above_floor(tenant_id) + needs.get(tenant_id, 0)
+                num_blocks += max(0, by_tenant[tenant_id] - num_takeable)
+        return num_blocks
+
+    def num_above_floor(self, tenant_id: int) -> int:
+        """Held blocks of a tenant that others may take."""
+        held = self.pool.columns.num_held_by_tenant
+        num_held = held[tenant_id] if tenant_id < len(held) else 0
+        if self.quotas.is_empty:
+            return num_held
+        quota = self.quotas.quota_of(self.pool.tenants.name_of(tenant_id))
+        return max(0, num_held - quota.floor_blocks)
 
     def num_held_by_tenant(self) -> Mapping[str, int]:
         """Blocks held by each tenant that was ever seen."""

@@ -63,7 +63,7 @@ def quarantine(pool: BlockPool, block_ids: Int32Array, purpose: Purpose) -> None
     pool.supply.discard(block_ids)
     columns.states[block_ids] = BlockState.QUARANTINED
     columns.ref_counts[block_ids] = 0
-    columns.pin_counts[block_ids] = 0
+    columns.pin_counts[block_ids] = columns.idle_pin_counts[block_ids] = 0
     columns.causes[block_ids] = purpose.cause
     columns.since_steps[block_ids] = pool.current_step
     columns.recount()

@@ -15,7 +15,7 @@ control groups (cgroup v2).
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from pageframe.core.errors import InvalidRequestError, PreconditionError
-from pageframe.core.step import TenantQuota
+from pageframe.core.replica import TenantQuota
 
 __all__ = ["Quotas", "TenantQuota"]
 
@@ -47,6 +47,10 @@ class Quotas:
     def quota_of(self, tenant: str) -> TenantQuota:
         """The tenant's bounds, whether any were set or not."""
         return self._quotas.get(tenant) or TenantQuota(tenant=tenant)
+
+    def floors(self) -> Iterable[tuple[str, int]]:
+        """Tenants that have a floor above 0, and their floors in blocks."""
+        return self._floors.items()
 
     def set(self, quota: TenantQuota, num_blocks_total: int) -> None:
         """Give one tenant new bounds in a pool of ``num_blocks_total``. Blocks held stay held.

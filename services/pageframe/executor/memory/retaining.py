@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pageframe.core.errors import InvalidRequestError
-from pageframe.core.step import Announcement
+from pageframe.core.plan import Announcement
 from pageframe.core.trace import KvCause, KvOperation
 from pageframe.executor.batch import Int32Array
 from pageframe.executor.memory.block_keys import BlockKey, chain_keys
@@ -143,8 +143,7 @@ def pin_wanted(memory: KvMemory, keys: AbstractSequence[BlockKey]) -> None:
     for key in keys:
         for retention in memory.retentions.wanting(key):
             # An idle session has its content in the host tier; its next turn pins it again.
-            is_idle = retention.kind is RetentionKind.SESSION and key in retention.held_keys
-            if not is_idle:
+            if not (retention.is_session and key in retention.held_keys):
                 _pin(memory, retention, [key])
 
 
@@ -182,14 +181,15 @@ def _keep(
 
 def _pin(memory: KvMemory, retention: Retention, keys: AbstractSequence[BlockKey]) -> None:
     """Pin those of ``keys`` that are on the device, from the head on, as far as the quota goes."""
-    cause = KvCause.SESSION if retention.kind is RetentionKind.SESSION else KvCause.RETAIN
+    cause = KvCause.SESSION if retention.is_session else KvCause.RETAIN
     tenant_id = memory.pool.tenants.id_of(retention.tenant)
     found = [(key, memory.pool.index.block_of(key)) for key in keys]
     found = [(key, block_id) for key, block_id in found if block_id != NO_BLOCK]
     block_ids = np.array([block_id for _, block_id in found], dtype=np.int32)
     num_pinned = _num_within_quota(memory, tenant_id, block_ids)
     if num_pinned:
-        memory.pool.pin(block_ids[:num_pinned], Purpose(cause, tenant_id=tenant_id))
+        purpose = Purpose(cause, tenant_id=tenant_id)
+        memory.pool.pin(block_ids[:num_pinned], purpose, is_idle=retention.is_session)
     for key, block_id in found[:num_pinned]:
         memory.retentions.note_pinned(retention, key, block_id)
 
@@ -231,4 +231,5 @@ def _unpin(
         block_ids = [retention.pinned[key] for key in keys]
         for key in keys:
             memory.retentions.note_unpinned(retention, key)
-        memory.pool.unpin(np.array(block_ids, dtype=np.int32), purpose)
+        unpinned: Int32Array = np.array(block_ids, dtype=np.int32)
+        memory.pool.unpin(unpinned, purpose, is_idle=retention.is_session)

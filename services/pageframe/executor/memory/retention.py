@@ -76,6 +76,11 @@ class Retention:
     _listed: frozenset[BlockKey] = field(default=frozenset(), init=False, repr=False)
     _renewal: int = field(default=0, init=False, repr=False)
 
+    @property
+    def is_session(self) -> bool:
+        """Whether it is a chat's, whose pins give way while somebody runs."""
+        return self.kind is RetentionKind.SESSION
+
     def unlisted_keys(self) -> list[BlockKey]:
         """Keys pinned or held for it that its list has no more: to be given back by the caller."""
         kept = dict.fromkeys(chain(self.pinned, sorted(self.held_keys)))
@@ -286,6 +291,10 @@ class Retentions:
     def num_pinned_by_tenant(self, tenant: str) -> int:
         """Pins of the tenant's retentions; a block that two of them pin counts twice."""
         return self._num_pinned[tenant]
+
+    def pins_of(self, block_id: int) -> list[tuple[Retention, BlockKey]]:
+        """Who has pinned this block, and under which key, in a new list."""
+        return list(self._pins_of_block.get(block_id, {}).items())
 
     def pinned_block_ids(self) -> Iterator[int]:
         """The block of every pin, one with several pins as often: the references they stand for."""

@@ -11,116 +11,123 @@ So pins never stop a replica that could serve. What gave way is demoted to the h
 that has room, and pinned again when it is computed again.
 """
 
-from collections import Counter
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Iterator, Mapping
 from functools import partial
 
+import numpy as np
+
 from pageframe.core.trace import KvCause, TraceSink
+from pageframe.executor.batch import Int32Array
 from pageframe.executor.memory.eviction import EvictionPolicy
 from pageframe.executor.memory.kv_memory import KvMemory
 from pageframe.executor.memory.options import MemoryOptions
 from pageframe.executor.memory.retaining import demote
-from pageframe.executor.memory.retention import Retention, RetentionKind
-
-SESSIONS = frozenset({RetentionKind.SESSION})
-ALL_PINS = frozenset(RetentionKind)
+from pageframe.executor.memory.retention import Retention
 
 
 def num_yieldable(
     memory: KvMemory,
-    kinds: Container[RetentionKind],
-    tenant_ids: Container[int],
-    needed: Iterable[int] = (),
+    needs: Mapping[int, int],
+    shared: Iterable[int] = (),
+    *,
+    with_handles: bool = False,
 ) -> int:
-    """Blocks that would become available if pins of these kinds gave way.
+    """Blocks that would become available if pins gave way.
+
+    O(tenants), with handles O(pins).
 
     Args:
         memory: Read.
-        kinds: Whose pins.
-        tenant_ids: For whom. Pins of others do not give way below their tenant's floor.
-        needed: Blocks that are about to be shared, and so would stay held.
+        needs: Tenants who need blocks, and how many. Pins on blocks of others do not give way below
+            their tenant's floor.
+        shared: Blocks that are about to be shared, and so would stay held.
+        with_handles: Whether handles give way as well as idle sessions.
     """
+    columns = memory.pool.columns
     if not memory.pool.num_pinned:
         return 0
-    num_pins = Counter(
-        block_id
-        for retention in memory.retentions
-        if retention.kind in kinds
-        for block_id in retention.pinned.values()
-    )
-    for block_id in needed:
-        num_pins.pop(block_id, None)
-    columns = memory.pool.columns
-    by_tenant = Counter(
-        int(columns.tenant_ids[block_id])
-        for block_id, count in num_pins.items()
-        if columns.ref_counts[block_id] == count
-    )
-    return sum(
-        count if tenant_id in tenant_ids else min(count, _num_above_floor(memory, tenant_id))
-        for tenant_id, count in by_tenant.items()
-    )
+    if with_handles:
+        by_tenant = _num_pinned_alone(memory)
+    else:
+        by_tenant = columns.num_yieldable_by_tenant.copy()
+    for block_id in shared:
+        if _is_alone(memory, block_id, with_handles):
+            by_tenant[columns.tenant_ids[block_id]] -= 1
+    return sum(by_tenant) - memory.num_protected(by_tenant, needs)
 
 
 def yield_pins(memory: KvMemory, num_blocks: int, tenant_ids: Container[int]) -> None:
     """Have pins give way until ``num_blocks`` more are available.
 
-    Sessions first, oldest first, and of each the tail of its chain before the head. Pins of other
-    tenants than ``tenant_ids`` do not give way below their tenant's floor.
+    Sessions first, oldest first, and of each the tail of its chain before the head. Pins on blocks
+    of other tenants than ``tenant_ids`` do not give way below their tenant's floor.
     """
     target = memory.pool.num_available + num_blocks
-    for retention in sorted(memory.retentions, key=_rank):
-        for key in [key for key in reversed(retention.keys) if key in retention.pinned]:
+    for with_handles in (False, True):
+        for block_id in _candidates(memory, with_handles=with_handles):
             if memory.pool.num_available >= target:
                 return
-            tenant_id = int(memory.pool.columns.tenant_ids[retention.pinned[key]])
-            if tenant_id in tenant_ids or _num_above_floor(memory, tenant_id) > 0:
-                demote(memory, retention, [key], KvCause.POOL_PRESSURE)
+            tenant_id = int(memory.pool.columns.tenant_ids[block_id])
+            if tenant_id in tenant_ids or memory.num_above_floor(tenant_id) > 0:
+                _yield_block(memory, block_id)
 
 
 def yield_own(memory: KvMemory, tenant_id: int, num_blocks: int) -> int:
-    """Have a tenant's own idle sessions give way, so that its ceiling leaves room for what it runs.
+    """Have idle sessions give way, so that a tenant's ceiling leaves room for what it runs.
+
+    What counts is who is charged for a block. Where tenants share a salt, that may be another than
+    the one whose chat it is.
 
     Returns:
-        How many blocks fewer it holds then; at most about ``num_blocks``.
+        How many blocks fewer the tenant holds then; at most ``num_blocks``.
     """
-    held = memory.pool.columns.num_held_by_tenant
-    if tenant_id >= len(held) or not memory.pool.num_pinned:
-        return 0
-    before = held[tenant_id]
-    name = memory.pool.tenants.name_of(tenant_id)
-    own = [it for it in memory.retentions if it.kind in SESSIONS and it.tenant == name]
-    for retention in sorted(own, key=_rank):
-        for key in [key for key in reversed(retention.keys) if key in retention.pinned]:
-            if before - held[tenant_id] >= num_blocks:
-                return num_blocks
-            demote(memory, retention, [key], KvCause.POOL_PRESSURE)
-    return before - held[tenant_id]
+    num_left = min(num_blocks, num_own_yieldable(memory, tenant_id))
+    num_yielded = 0
+    for block_id in _candidates(memory, with_handles=False) if num_left else ():
+        if num_yielded == num_left:
+            break
+        if memory.pool.columns.tenant_ids[block_id] == tenant_id:
+            _yield_block(memory, block_id)
+            num_yielded += 1
+    return num_yielded
 
 
 def num_own_yieldable(memory: KvMemory, tenant_id: int) -> int:
-    """Blocks fewer that a tenant would hold without its idle sessions."""
-    if not memory.pool.num_pinned:
-        return 0
+    """Blocks fewer that a tenant would hold without idle sessions."""
+    by_tenant = memory.pool.columns.num_yieldable_by_tenant
+    return by_tenant[tenant_id] if tenant_id < len(by_tenant) else 0
+
+
+def _num_pinned_alone(memory: KvMemory) -> list[int]:
+    """Blocks that pins alone hold, by tenant number."""
     columns = memory.pool.columns
-    num_pins = Counter(
-        block_id
-        for retention in memory.retentions
-        if retention.kind in SESSIONS
-        for block_id in retention.pinned.values()
-        if columns.tenant_ids[block_id] == tenant_id
-    )
-    return sum(columns.ref_counts[block_id] == count for block_id, count in num_pins.items())
+    pinned: Int32Array = np.fromiter(set(memory.retentions.pinned_block_ids()), dtype=np.int32)
+    alone = pinned[columns.ref_counts[pinned] == columns.pin_counts[pinned]]
+    by_tenant: list[int] = np.bincount(columns.tenant_ids[alone]).tolist()
+    return by_tenant
 
 
-def _num_above_floor(memory: KvMemory, tenant_id: int) -> int:
-    """Held blocks of a tenant that others may take."""
-    held = memory.pool.columns.num_held_by_tenant
-    num_held = held[tenant_id] if tenant_id < len(held) else 0
-    if memory.quotas.is_empty:
-        return num_held
-    quota = memory.quotas.quota_of(memory.pool.tenants.name_of(tenant_id))
-    return max(0, num_held - quota.floor_blocks)
+def _candidates(memory: KvMemory, *, with_handles: bool) -> Iterator[int]:
+    """Blocks that only pins hold which give way, in the order in which they do."""
+    kept = [it for it in memory.retentions if it.is_session or with_handles]
+    for retention in sorted(kept, key=_rank):
+        for key in reversed(retention.keys):
+            # Looked at when its turn comes: a block may have given way for another retention.
+            block_id = retention.pinned.get(key)
+            if block_id is not None and _is_alone(memory, block_id, with_handles):
+                yield block_id
+
+
+def _is_alone(memory: KvMemory, block_id: int, with_handles: bool) -> bool:
+    """Whether a block is held by nothing but pins that give way."""
+    columns = memory.pool.columns
+    num_pins = columns.pin_counts if with_handles else columns.idle_pin_counts
+    return bool(0 < num_pins[block_id] == columns.ref_counts[block_id])
+
+
+def _yield_block(memory: KvMemory, block_id: int) -> None:
+    for retention, key in memory.retentions.pins_of(block_id):
+        demote(memory, retention, [key], KvCause.POOL_PRESSURE)
 
 
 def build_memory(
@@ -133,4 +140,4 @@ def build_memory(
 
 
 def _rank(retention: Retention) -> tuple[bool, int]:
-    return retention.kind is RetentionKind.HANDLE, retention.expire_ns
+    return not retention.is_session, retention.expire_ns
