@@ -6,6 +6,7 @@ SHELL := /bin/bash
 
 PYTHON ?= python3
 MODEL ?=
+SEED ?=
 ARGS ?=
 
 INSTALL := $(PYTHON) shared/pageframe/config/install.py
@@ -16,7 +17,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export OMP_WAIT_POLICY ?= passive
 
 .PHONY: help setup setup-bench up test verify fix protos protos-check bench clean \
-  bench-memory paper kv-dtype long-context soak trace-audit tenant-isolation \
+  bench-memory paper kv-dtype long-context soak trace-audit tenant-isolation sim chaos \
   verify-format verify-lint verify-types verify-imports verify-protos fix-format fix-lint
 
 help: ## Show this help
@@ -91,8 +92,16 @@ kv-dtype: setup-bench ## Measure the error that quantised keys and values make
 long-context: setup ## Sessions of 32k tokens on a pool for two: promotion beside recompute
 	@python -m bench.long_context $(ARGS)
 
+sim: setup ## Simulate the whole system with faults, in virtual time (SEED=n, or ARGS="--seeds 0:300")
+	@python -m pageframe.lab.simulation $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+chaos: setup ## Kill processes of a running system 100 times; nothing may be lost (ARGS="--rounds 5")
+	@model=$$(pageframe model prepare smollm2-135m-instruct) && \
+	python -m bench.chaos --model "$$model" $(ARGS)
+
 soak: setup ## A million random operations on KV memory; long random runs of real models
 	@python -m bench.soak $(ARGS)
+	@python -m pageframe.lab.simulation --seeds 0:10000
 	@python -m pytest -m soak tests/exactness
 
 trace-audit: setup ## Rebuild the pool from its trace alone; then a trace under full load

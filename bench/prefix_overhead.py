@@ -51,7 +51,9 @@ class Decoding:
         rng = np.random.default_rng(0)
         sampling = SamplingParams(max_tokens=4000, ignore_eos=True)
         for index in range(num_sequences):
-            tokens = rng.integers(1, 30_000, 64 + index % BLOCK_SIZE).tolist()
+            # Those before it take a token in each step meanwhile; a stride of 1 would put all of
+            # them at the same place in their blocks.
+            tokens = rng.integers(1, 30_000, 64 + 2 * index % BLOCK_SIZE).tolist()
             announcement = Announcement(
                 sequence_id=index + 1,
                 token_ids=tokens,

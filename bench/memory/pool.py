@@ -154,21 +154,31 @@ def fork_chain(num_blocks: int, rng: random.Random) -> Turn:
     return turn
 
 
-@operation("copy-on-write")
-def copy_on_write(num_blocks: int, rng: random.Random) -> Turn:
+@operation("copy-on-write, 64 in a step")
+def copy_on_write_by_many(num_blocks: int, rng: random.Random) -> Turn:
     """64 children write into the block that they share, in one step; per copy."""
+    return _copy_on_write(num_blocks, rng, NUM_CHILDREN)
+
+
+@operation("copy-on-write, 8 in a step")
+def copy_on_write_by_few(num_blocks: int, rng: random.Random) -> Turn:
+    """The same of 8 children."""
+    return _copy_on_write(num_blocks, rng, 8)
+
+
+def _copy_on_write(num_blocks: int, rng: random.Random, num_children: int) -> Turn:
     memory = full_memory(num_blocks)
     parent = run(memory, [rng.randrange(50_000) for _ in range(NUM_TOKENS)])
     memory.sequences.num_computed[parent.row] = NUM_TOKENS - 3
 
     def turn(watch: Watch) -> int:
-        children = [fork(memory, parent, 2 + index, index, b"") for index in range(NUM_CHILDREN)]
+        children = [fork(memory, parent, 2 + index, index, b"") for index in range(num_children)]
         rows = np.array([child.row for child in children], dtype=np.int32)
         with watch:
             make_writable(memory, rows, KvCause.DECODE)
         memory.transfers.take()
         for child in children:
             memory.forget(child, KvCause.FINISHED)
-        return NUM_CHILDREN
+        return num_children
 
     return turn

@@ -94,12 +94,25 @@ class Answers:
         self._break_promise(self._books.sequences.pop(sequence_id))
 
     def _num_found(self, known: KnownSequence) -> int:
-        size, num_blocks = self._shape.block_size, 0
-        for name in known.names_of_blocks(len(known.tokens) - 1, size):
-            if name not in self._books.found:
-                break
-            num_blocks += 1
-        return num_blocks * size
+        """Tokens of whole blocks, as many as no group lacks what the token behind them reads."""
+        shape, size, found = self._shape, self._shape.block_size, self._books.found
+
+        def has(logical: int, group: int) -> bool:
+            return known.name_of_block(logical, group, size) in found
+
+        full = [group for group, window in enumerate(shape.windows) if not window]
+        end = most = (len(known.tokens) - 1) // size
+        if full:
+            lacking = (at for at in range(most) if not all(has(at, group) for group in full))
+            end = next(lacking, most)
+        reach = [(group, window) for group, window in enumerate(shape.windows) if window]
+        while end and not all(
+            has(at, group)
+            for group, window in reach
+            for at in range(max(0, end * size - window + 1) // size, end)
+        ):
+            end -= 1
+        return end * size
 
     def _read_announced(self, plan: StepPlan, result: StepResult, expected: Expected) -> None:
         columns = zip(
@@ -124,7 +137,7 @@ class Answers:
 
     def _check_leader(self, known: KnownSequence, leader: KnownSequence, num_led: int) -> None:
         end = num_led // self._shape.block_size * self._shape.block_size
-        if not num_led < len(known.tokens) or known.chain[:end] != leader.chain[:end]:
+        if not num_led < len(known.tokens) or known.chains[0][:end] != leader.chains[0][:end]:
             raise ViolationError(
                 f"{leader.sequence_id} is said to lead {known.sequence_id} for {num_led} tokens"
             )
@@ -203,7 +216,8 @@ class Answers:
                 self.forget(sequence_id)
                 continue
             sample_index = known.announcement.sample_index
-            wanted = token_after(known.chain[-1], sample_index, VOCAB_SIZE)
+            lasts = [chain[-1] for chain in known.chains]
+            wanted = token_after(lasts, sample_index, VOCAB_SIZE)
             if token_id != wanted:
                 raise ViolationError(f"{sequence_id} got token {token_id} and not {wanted}")
             known.num_computed = len(known.tokens)
@@ -220,14 +234,16 @@ class Answers:
         shape, name = self._shape, known.announcement.session_id
         if name and shape.session_ttl_ns:
             idle_ns = now_ns + shape.session_idle_ns if shape.session_idle_ns else 0
-            names = known.names_of_blocks(known.num_computed, shape.block_size)
-            kept = Kept(known.tenant, names, now_ns + shape.session_ttl_ns, idle_ns)
+            end = known.num_computed // shape.block_size * shape.block_size
+            names = known.names_read(end, end, shape)
+            end_ns = now_ns + shape.session_ttl_ns
+            kept = Kept(known.tenant, names, end_ns, idle_ns, is_session=True)
             self._kept.keep(("session", known.tenant, name), kept)
 
     def _names_of(self, known: KnownSequence, num_computed: int) -> list[Name]:
-        names: list[Name] = [*known.names_of_blocks(num_computed, self._shape.block_size)]
+        names: list[Name] = [*known.names_read(num_computed, num_computed, self._shape)]
         if num_computed % self._shape.block_size:
-            names.append(self._books.private_name(known))
+            names += self._books.private_names(known, num_computed)
         return names
 
     def _break_promise(self, known: KnownSequence) -> None:

@@ -14,6 +14,7 @@ from bench.soak.entries import ViolationError
 from bench.soak.known import Kept, KeptPrefixes, KnownSequence, names_of
 from bench.soak.records import RecordSink
 from bench.soak.shape import Shape
+from bench.soak.writes import enter_write
 from pageframe.core.clock import ManualClock
 from pageframe.core.errors import PageframeError
 from pageframe.core.plan import StepPlan
@@ -53,7 +54,7 @@ class AuditedMemory:
     def __init__(self, shape: Shape) -> None:
         self.shape = shape
         self.clock = ManualClock(1_000)
-        self.device = Device(shape.window_tokens)
+        self.device = Device(shape.window_tokens, shape.group_windows)
         self.kept = KeptPrefixes()
         self.num_operations = 0
         self.seen: Counter[str] = Counter()
@@ -76,8 +77,8 @@ class AuditedMemory:
             eviction=load_eviction_policy(shape.eviction),
             session_times=times,
         )
-        self.books = Bookkeeper(shape.num_blocks_max, shape.block_size, self.kept)
-        self.auditor = Auditor(self._engine, self.device, self.books, self.kept)
+        self.books = Bookkeeper(shape.num_blocks_max, shape.block_size, shape.num_groups, self.kept)
+        self.auditor = Auditor(self._engine, self.device, self.books, self.kept, shape)
         self._answers = Answers(self.books, self.kept, shape)
         self._has_evicted = False
         self._leaving: set[int] = set()
@@ -158,15 +159,28 @@ class AuditedMemory:
             self.kept.drop(("handle", tenant, name))
             num_tokens = -1
         else:
-            contents = names_of(salt, token_ids, self.shape.block_size)
+            contents = names_of(salt, token_ids, self.shape)
             self.kept.keep(("handle", tenant, name), Kept(tenant, contents, facts.expire_ns))
             num_tokens = facts.num_tokens
-            num_here = sum(content in self.books.found for content in contents)
-            if not self.auditor.had_quotas and num_tokens != num_here * self.shape.block_size:
-                raise ViolationError(f"{num_tokens} tokens are kept, {num_here} blocks are here")
+            num_here = self._num_tokens_here(token_ids, contents)
+            if not self.auditor.had_quotas and num_tokens != num_here:
+                raise ViolationError(f"{num_tokens} tokens are kept, {num_here} are here")
         self._read_records()
         self._end_operation()
         return num_tokens
+
+    def _num_tokens_here(self, token_ids: list[int], contents: list[int]) -> int:
+        """Tokens of a prefix in logical blocks that are here; all, if nothing lacks."""
+        size = self.shape.block_size
+        num_blocks = len(token_ids) // size
+        places = self.shape.places_read(num_blocks, num_blocks * size)
+        here = {content for content in contents if content in self.books.found}
+        lacking = {
+            logical for (logical, _), it in zip(places, contents, strict=True) if it not in here
+        }
+        if not lacking:
+            return num_blocks * size
+        return size * len({logical for logical, _ in places} - lacking)
 
     def release(self, tenant: str, name: str) -> bool:
         """Let go of a handle; whether there was one."""
@@ -272,12 +286,13 @@ class AuditedMemory:
 
     def _write(self, batch: StepBatch) -> None:
         rows = self._engine.memory.sequences.sequence_ids[batch.rows].tolist()
-        bounds = batch.query_start.tolist()
+        bounds, num_groups = batch.query_start.tolist(), self.shape.num_groups
         for sequence_id, start, end in zip(rows, bounds, bounds[1:], strict=False):
-            self.books.write(
+            enter_write(
+                self.books,
                 sequence_id,
                 int(batch.positions[start]),
-                batch.slots[start:end].tolist(),
+                batch.slots[start * num_groups : end * num_groups].tolist(),
                 batch.token_ids[start:end].tolist(),
             )
 
@@ -285,7 +300,9 @@ class AuditedMemory:
         """Know what the plan brings before the memory does: its records may name it."""
         for announcement in plan.announce:
             if announcement.sequence_id not in self.sequences:
-                known = KnownSequence(announcement, announcement.sampling.seed)
+                known = KnownSequence(
+                    announcement, announcement.sampling.seed, self.shape.num_groups
+                )
                 self.sequences[announcement.sequence_id] = known
         for fork in plan.forks:
             parent = self.sequences.get(fork.parent_id)

@@ -11,6 +11,8 @@ from bench.soak.device import Device
 from bench.soak.entries import Block, ViolationError
 from bench.soak.fingerprints import NOTHING
 from bench.soak.known import KeptPrefixes, KnownSequence
+from bench.soak.shape import Shape
+from bench.soak.tables import Table
 from pageframe.core.replica import TenantQuota
 from pageframe.executor.engine import StepEngine
 from pageframe.executor.memory.block_columns import BlockState
@@ -27,12 +29,18 @@ class Auditor:
     """
 
     def __init__(
-        self, engine: StepEngine, device: Device, books: Bookkeeper, kept: KeptPrefixes
+        self,
+        engine: StepEngine,
+        device: Device,
+        books: Bookkeeper,
+        kept: KeptPrefixes,
+        shape: Shape,
     ) -> None:
         self._engine = engine
         self._device = device
         self._books = books
         self._kept = kept
+        self._shape = shape
         self._num_held: Counter[str] = Counter()
         self.quotas: dict[str, TenantQuota] = {}
         self.had_quotas = False
@@ -51,9 +59,10 @@ class Auditor:
             if known.is_running or known.sequence_id in books.moved_tables:
                 self._compare_sequence(known, has_moved=known.sequence_id in books.moved_tables)
         for sequence_id in books.moved_tables - books.sequences.keys():
-            _expect(f"the table of {sequence_id}, gone", [], books.tables.get(sequence_id, []))
+            _expect(f"the table of {sequence_id}, gone", False, sequence_id in books.tables)
         self._compare_counts()
         self._check_quotas()
+        self._check_findable()
         books.touched.clear()
         books.moved_tables.clear()
 
@@ -66,7 +75,7 @@ class Auditor:
         books = self._books
         references: dict[int, Counter[int]] = {}
         for sequence_id, table in books.tables.items():
-            for block_id in table:
+            for block_id in table.blocks():
                 references.setdefault(block_id, Counter())[sequence_id] += 1
         for block_id, block in enumerate(books.blocks):
             self._compare_block(block_id)
@@ -124,7 +133,9 @@ class Auditor:
     def _check_pins(self, block_id: int, block: Block) -> None:
         """As many pins as something keeps this content by name, fewer only by quota or idleness."""
         kept = self._kept.of_content(block.name) if isinstance(block.name, int) else []
-        num_idle = sum(item.is_idle for item in kept)
+        # A chat that has the content in the host tier need not have it here as well.
+        is_in_host = block.name is not None and self._books.host.has([block.name])
+        num_idle = sum(item.is_idle or (item.is_session and is_in_host) for item in kept)
         least = 0 if self.had_quotas else len(kept) - num_idle
         if not least <= block.num_pins <= len(kept):
             raise ViolationError(
@@ -138,36 +149,39 @@ class Auditor:
         if sequence is None:
             raise ViolationError(f"sequence {sequence_id} is not known")
         what, row = f"sequence {sequence_id}", sequence.row
-        table, first = self._books.tables.get(sequence_id, []), 0
+        table = self._books.tables.get(sequence_id, Table())
         _expect(f"{what} runs", known.is_running, row >= 0)
         _expect(f"generation of {what}", known.generation, sequence.generation)
         if not known.is_running:
-            _expect(f"table of {what}, which waits", [], table)
+            _expect(f"table of {what}, which waits", [], table.blocks())
             return
-        first = self._books.first_blocks.get(sequence_id, 0)
-        _expect(f"table of {what}", table, memory.tables.blocks_of(row).tolist())
-        _expect(f"first block of {what}", first, int(memory.tables.first_block[row]))
+        _expect(f"table of {what}", table.blocks(), memory.tables.blocks_of(row).tolist())
+        _expect(f"entries of {what}", table.entries(), memory.tables.columns_of(row).tolist())
         _expect(f"computed of {what}", known.num_computed, int(memory.sequences.num_computed[row]))
         _expect(f"tokens of {what}", len(known.tokens), int(memory.sequences.num_tokens[row]))
-        window = memory.options.window_tokens
-        first_seen = max(0, known.num_computed - window + 1) if window else 0
-        if first * self._books.block_size > first_seen:
-            raise ViolationError(f"{what} will see position {first_seen}, block {first} is first")
-        self._compare_content(known, table, first, has_moved=has_moved)
-
-    def _compare_content(
-        self, known: KnownSequence, table: list[int], first: int, *, has_moved: bool
-    ) -> None:
-        """The table leads to the sequence's tokens; the last block is enough where none moved."""
-        size = self._books.block_size
-        num_blocks = -(-known.num_computed // size) - first
-        for index in range(0 if has_moved else max(0, num_blocks - 1), num_blocks):
-            start = (first + index) * size
-            expected = known.chain[start : min(start + size, known.num_computed)]
-            content = self._books.blocks[table[index]].content[: len(expected)]
-            if content != expected:
+        num_blocks = -(-known.num_computed // self._books.block_size)
+        for logical, group in self._shape.places_read(num_blocks, known.num_computed):
+            if table.block_at(logical * self._books.num_groups + group) is None:
                 raise ViolationError(
-                    f"block {table[index]} does not hold the tokens of sequence "
+                    f"{what}, of which {known.num_computed} tokens are computed, "
+                    f"has no block {logical} in group {group}"
+                )
+        self._compare_content(known, table, has_moved=has_moved)
+
+    def _compare_content(self, known: KnownSequence, table: Table, *, has_moved: bool) -> None:
+        """The table leads to the sequence's tokens; the last block is enough where none moved."""
+        size, num_groups = self._books.block_size, self._books.num_groups
+        last = (known.num_computed - 1) // size * num_groups
+        entries = table.entries() if has_moved else range(last, last + num_groups)
+        for entry in entries:
+            start, block_id = entry // num_groups * size, table.block_at(entry)
+            end = min(start + size, known.num_computed)
+            if block_id is None or start >= end:
+                continue
+            expected = known.chains[entry % num_groups][start:end]
+            if self._books.blocks[block_id].content[: len(expected)] != expected:
+                raise ViolationError(
+                    f"block {block_id} does not hold the tokens of sequence "
                     f"{known.sequence_id} from position {start} on"
                 )
 
@@ -181,6 +195,21 @@ class Auditor:
         held = {name: num for name, num in self._books.num_held.items() if num}
         told = self._engine.memory.num_held_by_tenant()
         _expect("held by tenant", held, {name: num for name, num in told.items() if num})
+
+    def _check_findable(self) -> None:
+        """What a step has filled can be found, in this block or in another of the same content.
+
+        Together with what is lawful for a record, no full block of a living sequence is lost to
+        others, but for a duplicate: it stays unknown when the block that is known goes.
+        """
+        filled, self._books.filled = self._books.filled, []
+        if not self._shape.has_prefix_cache:
+            return
+        for sequence_id, name in filled:
+            if sequence_id in self._books.sequences and name not in self._books.found:
+                raise ViolationError(
+                    f"a block of {sequence_id} is full and cannot be found: {name}"
+                )
 
     def _check_quotas(self) -> None:
         """Nobody grew past its ceiling, or into what the floors of others still lack.

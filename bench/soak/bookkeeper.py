@@ -13,6 +13,7 @@ from bench.soak.fingerprints import NOTHING
 from bench.soak.host_books import HostBooks
 from bench.soak.known import KeptPrefixes, KnownSequence
 from bench.soak.records import Record
+from bench.soak.tables import Table
 from pageframe.core.trace import KvCause, KvOperation
 from pageframe.executor.memory.block_columns import BlockState
 
@@ -27,8 +28,7 @@ class Bookkeeper:
 
     Attributes:
         blocks: By block id.
-        tables: Blocks by running sequence, from ``first_blocks`` on.
-        first_blocks: Logical index of the first block of a table, where that is not 0.
+        tables: Blocks by running sequence.
         found: Block by name, of all that can be found.
         host: The host tier.
         sequences: Known sequences by id; kept by the caller, children of forks included before the
@@ -40,16 +40,20 @@ class Bookkeeper:
         pinned: Blocks with a pin.
         num_by_state: Blocks in each state.
         num_held: Held blocks by tenant.
+        filled: Sequences and names of the blocks that they filled since this was last cleared.
         is_writing: Whether the step in progress may not have written yet.
         epoch: How often a scheduler took over.
+        forked: Children of forks in the step in progress.
     """
 
-    def __init__(self, num_blocks_max: int, block_size: int, kept: KeptPrefixes) -> None:
+    def __init__(
+        self, num_blocks_max: int, block_size: int, num_groups: int, kept: KeptPrefixes
+    ) -> None:
         self.block_size = block_size
+        self.num_groups = num_groups
         self._kept = kept
         self.blocks = [Block() for _ in range(num_blocks_max)]
-        self.tables: dict[int, list[int]] = {}
-        self.first_blocks: dict[int, int] = {}
+        self.tables: dict[int, Table] = {}
         self.found: dict[Name, int] = {}
         self.host = HostBooks()
         self.sequences: dict[int, KnownSequence] = {}
@@ -60,11 +64,13 @@ class Bookkeeper:
         self.pinned: set[int] = set()
         self.num_held: Counter[str] = Counter()
         self.num_by_state: Counter[BlockState | None] = Counter({None: num_blocks_max})
+        self.filled: list[tuple[int, Name]] = []
         self.is_writing = False
         self.epoch = 0
         self._arriving: dict[int, Name] = {}
+        self._private: dict[int, set[Name]] = {}
         self._leaving: set[tuple[int, int]] = set()
-        self._forked: set[int] = set()
+        self.forked: set[int] = set()
         self._moved_blocks: list[int] = []
         self._readers: dict[KvOperation, Callable[[Record], None]] = {
             KvOperation.ALLOCATE: self._allocate,
@@ -108,40 +114,9 @@ class Bookkeeper:
     def begin_step(self) -> None:
         """A plan comes."""
         self.is_writing = True
-        self._forked.clear()
+        self.forked.clear()
         self._moved_blocks.clear()
         self.host.begin_step()
-
-    def write(
-        self, sequence_id: int, position: int, slots: list[int], token_ids: list[int]
-    ) -> None:
-        """A sequence is about to write tokens from ``position`` on into ``slots``.
-
-        Raises:
-            ViolationError: tokens or blocks are not its own, or not its own alone.
-        """
-        known, table = self.sequences[sequence_id], self.tables.get(sequence_id, [])
-        first = self.first_blocks.get(sequence_id, 0)
-        size, end = self.block_size, position + len(slots)
-        if token_ids != known.tokens[position:end]:
-            raise ViolationError(f"sequence {sequence_id} computes other tokens than its own")
-        for logical in range(position // size, (end - 1) // size + 1):
-            start, stop = max(position, logical * size), min(end, (logical + 1) * size)
-            if not 0 <= logical - first < len(table):
-                raise ViolationError(f"sequence {sequence_id} writes behind its table, at {start}")
-            block_id = table[logical - first]
-            slot = block_id * size + start % size
-            if slots[start - position : stop - position] != list(range(slot, slot + stop - start)):
-                raise ViolationError(f"sequence {sequence_id} writes outside block {block_id}")
-            block = self.blocks[block_id]
-            # A child that is forked in this step wants the token that its parent is writing.
-            is_alone = block.holders.keys() - self._forked == {sequence_id}
-            if not is_alone or block.num_pins or block.name is not None:
-                raise ViolationError(
-                    f"sequence {sequence_id} writes into block {block_id}: {block}"
-                )
-            block.content[start % size : start % size + stop - start] = known.chain[start:stop]
-            self.touched.add(block_id)
 
     def settle(self, block_id: int, tenant: str) -> None:
         """It is known now who is charged for a block that a pin took up."""
@@ -162,11 +137,16 @@ class Bookkeeper:
         self.host.promised.subtract(known.kept_names)
         known.kept_names = []
         if not known.has_left:  # Nobody else can ask for its last block.
-            self.host.forget_name(self.private_name(known))
+            for name in self._private.pop(known.sequence_id, ()):
+                self.host.forget_name(name)
 
-    def private_name(self, known: KnownSequence) -> Name:
-        """What the last block of a swapped-out sequence is found by while it is not full."""
-        return self.epoch, known.sequence_id, known.generation
+    def private_names(self, known: KnownSequence, num_computed: int) -> list[Name]:
+        """What the last blocks of a swapped-out sequence are found by while they are not full."""
+        first = num_computed // self.block_size * self.num_groups
+        return [
+            (self.epoch, known.sequence_id, known.generation, entry)
+            for entry in range(first, first + self.num_groups)
+        ]
 
     def _turn(self, block_id: int, state: BlockState | None) -> None:
         block = self.blocks[block_id]
@@ -191,7 +171,8 @@ class Bookkeeper:
             self._turn(block_id, BlockState.HELD)
         if record.cause not in _IN_TRANSIT:
             self.unpromise(known)
-            self._extend_table(record)
+            self.tables.setdefault(record.sequence_id, Table()).append(record.block_ids)
+            self.moved_tables.add(record.sequence_id)
 
     def _share(self, record: Record) -> None:
         known = self.sequences[record.sequence_id]
@@ -205,17 +186,22 @@ class Bookkeeper:
             block.holders[record.sequence_id] = block.holders.get(record.sequence_id, 0) + 1
         if record.cause is KvCause.PREFIX_HIT:
             self.unpromise(known)
-        elif record.cause is KvCause.FORK:
-            parent_id = self.parents[record.sequence_id]
-            if list(record.block_ids) != self.tables[parent_id]:
-                raise ViolationError(f"{record} is not the table of {parent_id}")
-            self._forked.add(record.sequence_id)
-            self.first_blocks[record.sequence_id] = self.first_blocks.get(parent_id, 0)
-        self._extend_table(record)
-
-    def _extend_table(self, record: Record) -> None:
-        self.tables.setdefault(record.sequence_id, []).extend(record.block_ids)
         self.moved_tables.add(record.sequence_id)
+        if record.cause is KvCause.FORK:
+            parent_id = self.parents[record.sequence_id]
+            if list(record.block_ids) != self.tables[parent_id].blocks():
+                raise ViolationError(f"{record} is not the table of {parent_id}")
+            self.forked.add(record.sequence_id)
+            self.tables[record.sequence_id] = self.tables[parent_id].copy()
+            return
+        table = self.tables.setdefault(record.sequence_id, Table())
+        entries = known.entries_by_name(self.block_size)
+        for block_id in record.block_ids:
+            block = self.blocks[block_id]
+            entry = known.entry_of_hit(block.name, block.content, entries, self.block_size)
+            if entry is None:
+                raise ViolationError(f"{block} has nothing of the sequence of {record}")
+            table.put(entry, block_id)
 
     def _copy(self, record: Record) -> None:
         sequence_id, table = record.sequence_id, self.tables[record.sequence_id]
@@ -227,7 +213,7 @@ class Bookkeeper:
             copy.content = self.blocks[source].content.copy()
             # It was allocated to the end of the table; its place is that of the source.
             table.remove(target)
-            table[table.index(source)] = target
+            table.put(table.remove(source), target)
             self._leaving.add((sequence_id, source))
             self._moved_blocks.append(target)
             self.touched.add(target)
@@ -245,22 +231,15 @@ class Bookkeeper:
         self._shorten_table(record)
 
     def _shorten_table(self, record: Record) -> None:
-        sequence_id, table = record.sequence_id, self.tables.get(record.sequence_id, [])
+        sequence_id, table = record.sequence_id, self.tables.get(record.sequence_id, Table())
         self.moved_tables.add(sequence_id)
-        if list(record.block_ids) == table:
-            table.clear()
-        else:
-            for block_id in reversed(record.block_ids):
-                if (sequence_id, block_id) in self._leaving:
-                    self._leaving.discard((sequence_id, block_id))
-                elif self._arriving.pop(block_id, None) is None:
-                    table.remove(block_id)
-        if record.cause is KvCause.WINDOW:
-            first = self.first_blocks.get(sequence_id, 0)
-            self.first_blocks[sequence_id] = first + len(record.block_ids)
-        elif not table:
+        for block_id in record.block_ids:
+            if (sequence_id, block_id) in self._leaving:
+                self._leaving.discard((sequence_id, block_id))
+            elif self._arriving.pop(block_id, None) is None:
+                table.remove(block_id)
+        if not table:
             self.tables.pop(sequence_id, None)
-            self.first_blocks.pop(sequence_id, None)
 
     def _settle_unreferenced(self, block_id: int) -> None:
         block = self.blocks[block_id]
@@ -280,14 +259,14 @@ class Bookkeeper:
     def _index(self, record: Record) -> None:
         if self.is_writing:
             raise ViolationError(f"{record} before its step has written")
-        known, table = self.sequences[record.sequence_id], self.tables.get(record.sequence_id, [])
-        first = self.first_blocks.get(record.sequence_id, 0)
+        known, size = self.sequences[record.sequence_id], self.block_size
+        table = self.tables.get(record.sequence_id, Table())
         for block_id in record.block_ids:
             block = self._expect(record, block_id, BlockState.HELD)
             name = self._arriving.get(block_id)
             if name is None:
-                start = (first + table.index(block_id)) * self.block_size
-                content = known.chain[start : start + self.block_size]
+                logical, group = divmod(self._entry_of(record, table, block_id), self.num_groups)
+                content = known.chains[group][logical * size : (logical + 1) * size]
                 if block.content != content or len(content) < self.block_size:
                     raise ViolationError(f"block {block_id} does not hold what {record} says")
                 name = content[-1]
@@ -296,9 +275,18 @@ class Bookkeeper:
             block.name = name
             self.found[name] = block_id
 
+    def _entry_of(self, record: Record, table: Table, block_id: int) -> int:
+        entry = table.entry_of(block_id)
+        if entry is None:
+            raise ViolationError(f"block {block_id} is in no place of its table before {record}")
+        return entry
+
     def _unindex(self, record: Record) -> None:
         for block_id in record.block_ids:
-            self._unname(record, self._expect(record, block_id, BlockState.HELD))
+            block = self._expect(record, block_id, BlockState.HELD)
+            if isinstance(block.name, int) and record.cause is not KvCause.FINISHED:
+                raise ViolationError(f"{record} hides {block}, which is full")
+            self._unname(record, block)
 
     def _unname(self, record: Record, block: Block) -> None:
         if block.name is None:
@@ -316,28 +304,32 @@ class Bookkeeper:
             block = self._expect(record, block_id, BlockState.HELD, BlockState.CACHED)
             name = block.name
             if record.operation is KvOperation.SWAP_OUT:
-                name = self._name_in_table(record.sequence_id, block_id)
+                name = self._name_in_table(record, block_id)
             if name is None:
                 raise ViolationError(f"block {block_id} cannot be found before {record}")
             self.host.store(slot, name, block.content)
 
-    def _name_in_table(self, sequence_id: int, block_id: int) -> Name:
-        known = self.sequences[sequence_id]
-        logical = self.tables[sequence_id].index(block_id) + self.first_blocks.get(sequence_id, 0)
-        end = (logical + 1) * self.block_size
-        if end <= known.num_computed:
-            return known.chain[end - 1]
-        return self.epoch, sequence_id, known.generation + 1
+    def _name_in_table(self, record: Record, block_id: int) -> Name:
+        known = self.sequences[record.sequence_id]
+        entry = self._entry_of(record, self.tables[record.sequence_id], block_id)
+        logical, group = divmod(entry, self.num_groups)
+        if (logical + 1) * self.block_size <= known.num_computed:
+            return known.name_of_block(logical, group, self.block_size)
+        name = self.epoch, record.sequence_id, known.generation + 1, entry
+        self._private.setdefault(record.sequence_id, set()).add(name)
+        return name
 
     def _fetch(self, record: Record) -> None:
         known = self.sequences[record.sequence_id]
+        entries = known.entries_by_name(self.block_size)
         for slot, block_id in zip(record.block_ids, record.target_ids, strict=True):
             block = self._expect(record, block_id, BlockState.HELD)
             copy = self.host.copies.get(slot)
             if copy is None:
                 raise ViolationError(f"nothing is known of slot {slot}, {record}")
-            names = known.names_of_blocks(len(known.tokens), self.block_size)
-            if copy.name not in names and copy.name != self.private_name(known):
+            own = (self.epoch, known.sequence_id, known.generation)
+            is_own = isinstance(copy.name, tuple) and copy.name[:3] == own
+            if not is_own and copy.name not in entries:
                 raise ViolationError(
                     f"slot {slot} has {copy.name}, no part of the sequence of {record}"
                 )
@@ -383,8 +375,7 @@ class Bookkeeper:
                 self.pinned.add(target)
             self.touched.add(target)
         for sequence_id, table in self.tables.items():
-            if not new_place.keys().isdisjoint(table):
-                table[:] = [new_place.get(block_id, block_id) for block_id in table]
+            if table.rename(new_place):
                 self.moved_tables.add(sequence_id)
 
     def _resize(self, record: Record) -> None:

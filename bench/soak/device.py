@@ -23,7 +23,7 @@ class Device:
     """A ``ModelRunner`` over lists of fingerprints.
 
     Attributes:
-        facts: As any model's; ``window_tokens`` is what the memory gives blocks up by.
+        facts: As any model's; its windows are what the memory gives blocks up by.
         blocks: Fingerprint by block and place in it.
         host: The same by host slot.
         fail_moves: Whether the next move of blocks fails, before anything has moved.
@@ -31,7 +31,7 @@ class Device:
         on_execute: Called with each batch before it is computed.
     """
 
-    def __init__(self, window_tokens: int = 0) -> None:
+    def __init__(self, window_tokens: int = 0, group_windows: tuple[int, ...] = ()) -> None:
         self.facts = ModelFacts(
             name="fingerprints",
             folder="nowhere",
@@ -44,6 +44,7 @@ class Device:
             kv_dtype="float32",
             runner="sim",
             window_tokens=window_tokens,
+            group_windows=group_windows,
         )
         self.blocks: list[list[int]] = []
         self.host: list[list[int]] = []
@@ -52,6 +53,7 @@ class Device:
         self.on_execute: Callable[[StepBatch], None] = _do_nothing
         self._block_size = 0
         self._num_blocks = 0
+        self._num_groups = self.facts.num_kv_groups
         self._samplers: dict[int, tuple[int, int]] = {}
 
     @property
@@ -120,7 +122,7 @@ class Device:
     ) -> None:
         """See ``ModelRunner``. The seed stands for the salt of the tenant."""
         assert row not in self._samplers, f"row {row} is taken"
-        self._samplers[row] = root_of(sampling.seed), sample_index
+        self._samplers[row] = sampling.seed, sample_index
 
     def release(self, row: int) -> None:
         """See ``ModelRunner``."""
@@ -130,27 +132,32 @@ class Device:
         """See ``ModelRunner``."""
         self.on_execute(batch)
         for index, row in enumerate(batch.rows.tolist()):
-            self._write(batch, index, self._samplers[row][0])
+            for group in range(self._num_groups):
+                root = root_of(self._samplers[row][0], group)
+                self._write(batch, index, root, group)
         if self.fail_execution:
             self.fail_execution = False
             raise DeviceError("the step has written and sampled nothing")
         tokens = []
         for index, row in zip(batch.samples.tolist(), batch.sample_rows.tolist(), strict=True):
-            last = self._read(batch, index, int(batch.context_lens[index]) - 1)
-            tokens.append(token_after(last, self._samplers[row][1], VOCAB_SIZE))
+            position = int(batch.context_lens[index]) - 1
+            groups = range(self._num_groups)
+            lasts = [self._read(batch, index, position, group) for group in groups]
+            tokens.append(token_after(lasts, self._samplers[row][1], VOCAB_SIZE))
         return StepOutput(token_ids=np.array(tokens, dtype=np.int32))
 
-    def _write(self, batch: StepBatch, index: int, root: int) -> None:
+    def _write(self, batch: StepBatch, index: int, root: int, group: int) -> None:
         start, end = int(batch.query_start[index]), int(batch.query_start[index + 1])
         position, block_size = int(batch.positions[start]), self._block_size
-        value = self._read(batch, index, position - 1) if position else root
-        tokens, slots = batch.token_ids[start:end].tolist(), batch.slots[start:end].tolist()
-        for token_id, slot in zip(tokens, slots, strict=True):
+        value = self._read(batch, index, position - 1, group) if position else root
+        tokens, slots = batch.token_ids[start:end], batch.slots.reshape(-1, self._num_groups)
+        for token_id, slot in zip(tokens.tolist(), slots[start:end, group].tolist(), strict=True):
             value = extend(value, token_id)
             self.blocks[slot // block_size][slot % block_size] = value
 
-    def _read(self, batch: StepBatch, index: int, position: int) -> int:
-        block = int(batch.block_tables[index, position // self._block_size])
+    def _read(self, batch: StepBatch, index: int, position: int, group: int) -> int:
+        entry = position // self._block_size * self._num_groups + group
+        block = int(batch.block_tables[index, entry])
         return self.blocks[block][position % self._block_size]
 
 

@@ -40,7 +40,7 @@ class Driver:
         self._num_tokens_max = length - 1
         if self._may_resize and shape.num_blocks > 3:
             # A pool shrinks no further than the longest sequence could need.
-            most = max(1, shape.num_blocks // 2) * shape.block_size
+            most = max(1, shape.num_logical_blocks // 2) * shape.block_size
             self._num_tokens_max = min(self._num_tokens_max, most)
         self._acts: list[tuple[int, Callable[[], None]]] = [
             (20, self._admit),
@@ -188,7 +188,7 @@ class Driver:
 
     def _resize(self) -> None:
         shape = self._memory.shape
-        least = max(1, shape.num_blocks // 2)
+        least = max(shape.num_groups, shape.num_blocks // 2)
         self._memory.resize(self._random.randint(least, shape.num_blocks_max))
 
     def _fail(self) -> None:
@@ -251,7 +251,9 @@ class Driver:
 
     def _new_announcement(self) -> Announcement:
         sequence_id, self._next_id = self._next_id, self._next_id + 1
-        most = min(self._num_tokens_max, self._memory.num_blocks * self._memory.shape.block_size)
+        shape = self._memory.shape
+        num_logical_blocks = self._memory.num_blocks // shape.num_groups
+        most = min(self._num_tokens_max, num_logical_blocks * shape.block_size)
         tokens = self._random_prompt(most)
         room = most - len(tokens) + 1
         has_cache = self._memory.shape.has_prefix_cache

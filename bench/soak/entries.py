@@ -4,9 +4,9 @@ from dataclasses import dataclass, field
 
 from pageframe.executor.memory.block_columns import BlockState
 
-Name = int | tuple[int, int, int]
-"""What a block is found by: its last fingerprint; or epoch, sequence and generation, of a block
-that is not full and belongs to a sequence that was swapped out."""
+Name = int | tuple[int, int, int, int]
+"""What a block is found by: its last fingerprint; or epoch, sequence, generation and entry in the
+block table, of a block that is not full and belongs to a sequence that was swapped out."""
 
 UNSETTLED = "?"
 """Tenant of a block that a pin took up, until it is known who pinned it."""

@@ -6,13 +6,15 @@ even where its own tokens are the same. Python's hash of a tuple of integers is 
 process, and quick.
 """
 
+from collections.abc import Sequence
+
 NOTHING = 0
 """What a slot holds of which nothing is known."""
 
 
-def root_of(salt: int) -> int:
-    """What stands before the first token of everything under a salt."""
-    return hash((salt, -7))
+def root_of(salt: int, group: int) -> int:
+    """What stands before the first token of everything under a salt, in one group of layers."""
+    return hash((salt, -7, group))
 
 
 def extend(before: int, token_id: int) -> int:
@@ -20,6 +22,9 @@ def extend(before: int, token_id: int) -> int:
     return hash((before, token_id))
 
 
-def token_after(last: int, sample_index: int, vocab_size: int) -> int:
-    """The token that is sampled after ``last``; each sample of a request gets its own."""
-    return hash((last, sample_index, 3)) % vocab_size
+def token_after(lasts: Sequence[int], sample_index: int, vocab_size: int) -> int:
+    """The token that is sampled after ``lasts``, one of each group of layers.
+
+    Each sample of a request gets its own.
+    """
+    return hash((*lasts, sample_index, 3)) % vocab_size

@@ -5,9 +5,11 @@ Nothing here has seen the memory's own books.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 
 from bench.soak.entries import Name
 from bench.soak.fingerprints import extend, root_of
+from bench.soak.shape import Shape
 from pageframe.core.plan import Announcement
 
 
@@ -18,8 +20,9 @@ class KnownSequence:
     Attributes:
         announcement: As it was sent.
         salt: Of its tenant.
+        num_groups: Groups of layers.
         tokens: All its tokens.
-        chain: Their fingerprints.
+        chains: Their fingerprints in each group.
         generation: Preemptions that were reported.
         num_computed: Tokens that are in the pool, as far as results tell; 0 while it waits.
         is_running: Whether it has a row.
@@ -31,8 +34,9 @@ class KnownSequence:
 
     announcement: Announcement
     salt: int
+    num_groups: int
     tokens: list[int] = field(default_factory=list)
-    chain: list[int] = field(default_factory=list)
+    chains: list[list[int]] = field(default_factory=list)
     generation: int = 0
     num_computed: int = 0
     is_running: bool = False
@@ -42,8 +46,10 @@ class KnownSequence:
     has_left: bool = False
 
     def __post_init__(self) -> None:
-        for token_id in self.announcement.token_ids if not self.tokens else ():
-            self.append(token_id)
+        if not self.tokens:
+            self.chains = [[] for _ in range(self.num_groups)]
+            for token_id in self.announcement.token_ids:
+                self.append(token_id)
 
     @property
     def sequence_id(self) -> int:
@@ -68,31 +74,65 @@ class KnownSequence:
 
     def append(self, token_id: int) -> None:
         """One more token."""
-        before = self.chain[-1] if self.chain else root_of(self.salt)
         self.tokens.append(token_id)
-        self.chain.append(extend(before, token_id))
+        for group, chain in enumerate(self.chains):
+            before = chain[-1] if chain else root_of(self.salt, group)
+            chain.append(extend(before, token_id))
 
     def fork(self, child_id: int, sample_index: int) -> "KnownSequence":
         """A child that has all the tokens of this one, and runs."""
         announcement = replace(
             self.announcement, sequence_id=child_id, sample_index=sample_index, generation=0
         )
-        tokens, chain = self.tokens.copy(), self.chain.copy()
-        return KnownSequence(announcement, self.salt, tokens, chain, is_running=True)
+        chains = [chain.copy() for chain in self.chains]
+        return KnownSequence(
+            announcement, self.salt, self.num_groups, self.tokens.copy(), chains, is_running=True
+        )
 
-    def names_of_blocks(self, num_tokens: int, block_size: int) -> list[int]:
-        """What names the content of each full block: its last fingerprint."""
-        return self.chain[block_size - 1 : num_tokens : block_size]
+    def name_of_block(self, logical: int, group: int, block_size: int) -> int:
+        """What names the content of a full block: its last fingerprint."""
+        return self.chains[group][(logical + 1) * block_size - 1]
+
+    def names_read(self, num_tokens: int, position: int, shape: Shape) -> list[int]:
+        """Names of the full blocks of ``num_tokens`` that the token at ``position`` reads."""
+        size = shape.block_size
+        return [
+            self.name_of_block(logical, group, size)
+            for logical, group in shape.places_read(num_tokens // size, position)
+        ]
+
+    def entries_by_name(self, block_size: int) -> dict[int, int]:
+        """Where in a block table each full block stands."""
+        return {
+            chain[end - 1]: (end // block_size - 1) * self.num_groups + group
+            for group, chain in enumerate(self.chains)
+            for end in range(block_size, len(chain) + 1, block_size)
+        }
+
+    def entry_of_hit(
+        self, name: Name | None, content: list[int], entries: dict[int, int], block_size: int
+    ) -> int | None:
+        """Where in its block table a block stands that was found for it; None if nowhere."""
+        if isinstance(name, int) and name in entries:
+            return entries[name]
+        if isinstance(name, tuple) and name[1] == self.sequence_id:
+            return name[3]
+        # A hit may end inside a block: then only a part of it is the sequence's.
+        for group, chain in enumerate(self.chains):
+            if content[0] in chain:
+                return chain.index(content[0]) // block_size * self.num_groups + group
+        return None
 
 
-def names_of(salt: int, token_ids: Sequence[int], block_size: int) -> list[int]:
-    """The same of tokens that belong to no sequence."""
-    last, names = root_of(salt), []
-    for number, token_id in enumerate(token_ids, start=1):
-        last = extend(last, token_id)
-        if number % block_size == 0:
-            names.append(last)
-    return names
+def names_of(salt: int, token_ids: Sequence[int], shape: Shape) -> list[int]:
+    """Names of the blocks of a prefix that whoever goes on behind it reads."""
+    size = shape.block_size
+    end = len(token_ids) // size * size
+    lasts = []
+    for group in range(shape.num_groups):
+        chain = list(accumulate(token_ids, extend, initial=root_of(salt, group)))
+        lasts.append(chain[size::size])
+    return [lasts[group][logical] for logical, group in shape.places_read(end // size, end)]
 
 
 @dataclass(eq=False)
@@ -104,6 +144,7 @@ class Kept:
         names: Last fingerprint of each of its full blocks.
         expire_ns: When it ends.
         demote_ns: When it leaves the device; 0 for never.
+        is_session: Whether it is a chat's, and no handle.
         is_idle: Whether that time has come since it was kept last, or its pins may have given way
             to those who needed room.
     """
@@ -112,6 +153,7 @@ class Kept:
     names: list[int]
     expire_ns: int
     demote_ns: int = 0
+    is_session: bool = False
     is_idle: bool = False
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from pageframe.core.beams import EarlyStopping
 from pageframe.core.plan import Recovery
 from pageframe.core.request import Delivery, StallCause
 from pageframe.core.step import FinishReason, RefusedBecause
@@ -12,6 +13,7 @@ from pageframe.v1 import executor_service_pb2, kv_block_pb2, sequence_pb2
 TWINS = [
     (FinishReason, sequence_pb2.FinishReason, "FINISH_REASON_"),
     (Delivery, sequence_pb2.Delivery, "DELIVERY_"),
+    (EarlyStopping, sequence_pb2.EarlyStopping, "EARLY_STOPPING_"),
     (StallCause, sequence_pb2.StallCause, "STALL_CAUSE_"),
     (Recovery, executor_service_pb2.Recovery, "RECOVERY_"),
     (RefusedBecause, executor_service_pb2.RefusedBecause, "REFUSED_BECAUSE_"),

@@ -17,7 +17,10 @@ from pageframe.executor.batch import ModelRunner, StepBatch, StepOutput
 
 @dataclass(slots=True)
 class Driven:
-    """One sequence: its row is its place in the list, its blocks are taken as it grows."""
+    """One sequence: its row is its place in the list, its blocks are taken as it grows.
+
+    ``block_ids`` are those of all groups of layers in turns.
+    """
 
     token_ids: list[int]
     num_prompt_tokens: int
@@ -50,6 +53,7 @@ class Driver:
     ) -> None:
         self._runner = runner
         self._block_size = block_size
+        self._num_groups = runner.facts.num_kv_groups
         self._chunk_size = chunk_size
         self._free = np.random.default_rng(seed).permutation(num_blocks).tolist()
         self._random = np.random.default_rng(seed + 1)
@@ -111,18 +115,21 @@ class Driver:
         tokens, positions, slots, context_lens = [], [], [], []
         for (_, sequence), count in zip(entries, counts, strict=True):
             start, end = sequence.num_computed, sequence.num_computed + count
-            while len(sequence.block_ids) < ceil_div(end, self._block_size):
+            num_groups = self._num_groups
+            while len(sequence.block_ids) < ceil_div(end, self._block_size) * num_groups:
                 sequence.block_ids.append(self._free.pop())
             tokens += sequence.token_ids[start:end]
             positions += range(start, end)
             slots += [
-                sequence.block_ids[position // self._block_size] * self._block_size
+                sequence.block_ids[position // self._block_size * num_groups + group]
+                * self._block_size
                 + position % self._block_size
                 for position in range(start, end)
+                for group in range(num_groups)
             ]
             context_lens.append(end)
         # Entries past a sequence's blocks are undefined: make following one fail loudly.
-        width = max(len(sequence.block_ids) for _, sequence in entries) + 3
+        width = max(len(sequence.block_ids) for _, sequence in entries) + 3 * self._num_groups
         tables = np.full((len(entries), width), 2**31 - 1, np.int32)
         for index, (_, sequence) in enumerate(entries):
             tables[index, : len(sequence.block_ids)] = sequence.block_ids

@@ -8,8 +8,10 @@ from pageframe.core.clock import SystemClock
 from pageframe.core.plan import Recovery
 from pageframe.core.request import Completion, Delivery, Submission, TokenEvents
 from pageframe.core.sampling import SamplingParams
+from pageframe.core.step import TokenLogprobs
 from pageframe.core.trace import NullTraceSink
 from pageframe.executor.batch import ModelRunner
+from pageframe.executor.drafting import Drafter
 from pageframe.executor.engine import StepEngine
 from pageframe.scheduler.core import Scheduler
 from pageframe.scheduler.options import SchedulerOptions
@@ -27,6 +29,8 @@ class Served:
         completions: How each ended.
         num_steps: Steps of the engine.
         num_preemptions: Victims taken.
+        num_accepted: Draft tokens kept.
+        logprobs: Of the tokens of the first sample of each request, where asked for.
         seen: How often each operation and each cause stands in the trace, by name.
     """
 
@@ -34,6 +38,8 @@ class Served:
     completions: list[list[Completion | None]]
     num_steps: int = 0
     num_preemptions: int = 0
+    num_accepted: int = 0
+    logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)
     seen: Counter[str] = field(default_factory=Counter)
 
     @property
@@ -44,7 +50,7 @@ class Served:
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """How a run is cut up."""
+    """How a run is cut up. Blocks and slots are counted for each group of layers."""
 
     num_blocks: int
     block_size: int
@@ -55,25 +61,31 @@ class Shape:
     max_model_len: int = 512
     num_samples: int = 1
     num_host_slots: int = 0
+    num_draft_tokens: int = 0
     recovery: Recovery = Recovery.RECOMPUTE
     loses_each_request: bool = False
     """Whether all keys and values are lost whenever a request that never lost any has 3 tokens."""
 
 
 def serve(
-    runner: ModelRunner, prompts: Sequence[Sequence[int]], sampling: SamplingParams, shape: Shape
+    runner: ModelRunner,
+    prompts: Sequence[Sequence[int]],
+    sampling: SamplingParams,
+    shape: Shape,
+    drafter: Drafter | None = None,
 ) -> Served:
     """All prompts at once; checks the pool after every step and that nothing stays behind."""
     clock, sink = SystemClock(), RecordingSink()
-    engine = _engine(runner, shape, sink, clock)
+    engine = _engine(runner, shape, sink, clock, drafter)
     scheduler = Scheduler(
         engine.describe("test"),
         SchedulerOptions(
             token_budget=shape.token_budget,
             max_num_running=shape.max_num_sequences,
             prefill_chunk_tokens=shape.prefill_chunk_tokens,
+            num_draft_tokens=shape.num_draft_tokens,
             lookahead=shape.lookahead,
-            recovery=shape.recovery,
+            policies={"recovery": shape.recovery.name.lower()},
         ),
         trace=NullTraceSink(),
         clock=clock,
@@ -93,6 +105,7 @@ def serve(
         result = engine.step(plans.popleft())
         served.num_steps += 1
         served.num_preemptions += len(result.preempted_ids)
+        served.num_accepted += sum(result.num_accepted)
         assert served.num_steps < NUM_STEPS_MAX, "no end in sight"
         for _, events in scheduler.on_result(result, clock.now_ns()):
             _take(served, events)
@@ -110,19 +123,24 @@ def serve(
 
 
 def _engine(
-    runner: ModelRunner, shape: Shape, sink: RecordingSink, clock: SystemClock
+    runner: ModelRunner,
+    shape: Shape,
+    sink: RecordingSink,
+    clock: SystemClock,
+    drafter: Drafter | None,
 ) -> StepEngine:
     return StepEngine(
         runner,
-        num_blocks=shape.num_blocks,
+        num_blocks=shape.num_blocks * runner.facts.num_kv_groups,
         block_size=shape.block_size,
         max_num_sequences=shape.max_num_sequences,
         max_step_tokens=shape.token_budget,
         max_model_len=min(shape.max_model_len, shape.num_blocks * shape.block_size),
-        num_host_slots=shape.num_host_slots,
+        num_host_slots=shape.num_host_slots * runner.facts.num_kv_groups,
         trace=sink,
         clock=clock,
         check_every_step=True,
+        drafter=drafter,
     )
 
 
@@ -160,6 +178,10 @@ def _take(served: Served, events: TokenEvents) -> None:
     ):
         tokens = events.token_ids[start : start + num_tokens]
         served.samples[handle][sample_index] += tokens
+        if sample_index == 0:
+            places = range(start, start + num_tokens)
+            entries = [events.logprobs[index] for index in places if index in events.logprobs]
+            served.logprobs.setdefault(handle, []).extend(entries)
         start += num_tokens
     for completion in events.completions:
         completions = served.completions[completion.handle]

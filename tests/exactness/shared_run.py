@@ -40,6 +40,8 @@ _FORK_GREEDY_SHARE = 0.2
 class World:
     """Where a run takes place; the pool holds one longest question and a quarter of another.
 
+    So it does in each group of layers.
+
     Attributes:
         runner: ``native`` or ``transformers``.
         block_size: Tokens per block.
@@ -56,7 +58,7 @@ class World:
 
     @property
     def num_blocks(self) -> int:
-        """Blocks of the pool at first."""
+        """Logical blocks that the pool holds at first."""
         return ceil_div(NUM_TOKENS_MAX * 5 // 4, self.block_size) + 1
 
 
@@ -170,21 +172,22 @@ class AskingScheduler(SharingScheduler):
 
 def run(exam: Exam, world: World) -> Outcome:
     """Ask everything under random plans and compare every token; the pool has to end empty."""
-    print(f"world: {world}, pool of {world.num_blocks} blocks")
+    print(f"world: {world}, pool of {world.num_blocks} logical blocks")
     scheduler = AskingScheduler(exam, world)
     runner = _load(exam, world.runner, _MAX_NUM_SEQUENCES)
     sink, clock, outcome = RecordingSink(), ManualClock(), Outcome()
+    num_groups = runner.facts.num_kv_groups
     engine = StepEngine(
         runner,
-        num_blocks=world.num_blocks,
+        num_blocks=world.num_blocks * num_groups,
         block_size=world.block_size,
         max_num_sequences=_MAX_NUM_SEQUENCES,
         max_step_tokens=_MAX_STEP_TOKENS,
         max_model_len=512,
         trace=sink,
         clock=clock,
-        num_blocks_max=world.num_blocks + _NUM_SPARE_BLOCKS,
-        num_host_slots=ceil_div(world.num_host_tokens, world.block_size),
+        num_blocks_max=world.num_blocks * num_groups + _NUM_SPARE_BLOCKS,
+        num_host_slots=ceil_div(world.num_host_tokens, world.block_size) * num_groups,
         session_times=SessionTimes(idle_ns=20, ttl_ns=300),
     )
     for _ in range(NUM_STEPS_MAX):
@@ -223,9 +226,10 @@ class Alone:
     """One sequence after another, each alone in a roomy pool that shares nothing."""
 
     def __init__(self, exam: Exam, runner: str) -> None:
+        loaded = _load(exam, runner, 1)
         self._engine = StepEngine(
-            _load(exam, runner, 1),
-            num_blocks=32,
+            loaded,
+            num_blocks=32 * loaded.facts.num_kv_groups,
             block_size=16,
             max_num_sequences=1,
             max_step_tokens=512,

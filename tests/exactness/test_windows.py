@@ -1,4 +1,4 @@
-"""A model of windows throughout gives up what no later token sees, and its tokens stay the same."""
+"""Layers with windows give up what no later token sees, and the model's tokens stay the same."""
 
 import pytest
 
@@ -6,9 +6,11 @@ from exactness.questions import MAX_NEW_TOKENS
 from pageframe.core.clock import ManualClock
 from pageframe.core.plan import Announcement, Recovery, StepPlan
 from pageframe.core.sampling import SamplingParams
-from pageframe.core.step import StepResult
+from pageframe.core.step import RefusedBecause, StepResult
+from pageframe.core.trace import KvCause
 from pageframe.core.units import ceil_div
 from pageframe.executor.engine import StepEngine
+from pageframe.executor.memory.purpose import Purpose
 from pageframe.executor.model.loader import load_runner
 from unit.memory.kv_records import RecordingSink
 
@@ -19,13 +21,16 @@ CHUNK = 16
 class Engine:
     """A step engine over a tiny model, driven by plans of one entry."""
 
-    def __init__(self, exam, runner: str, *, num_blocks: int, block_size: int) -> None:
+    def __init__(
+        self, exam, runner: str, *, num_blocks: int, block_size: int, num_host_slots: int = 0
+    ) -> None:
         loaded = load_runner(str(exam.folder), runner=runner, device="cpu", dtype="float32")
         self.sink = RecordingSink()
         self.window_tokens = loaded.facts.window_tokens
         self.engine = StepEngine(
             loaded,
             num_blocks=num_blocks,
+            num_host_slots=num_host_slots,
             block_size=block_size,
             max_num_sequences=2,
             max_step_tokens=64,
@@ -47,7 +52,7 @@ class Engine:
         self.num_held_max = max(self.num_held_max, result.account.held)
         return result
 
-    def announce(self, sequence_id: int, prompt: list[int]) -> None:
+    def announce(self, sequence_id: int, prompt: list[int]) -> StepResult:
         plan = self.plan()
         plan.announce.append(
             Announcement(
@@ -57,7 +62,7 @@ class Engine:
                 sampling=GREEDY,
             )
         )
-        self.step(plan)
+        return self.step(plan)
 
     def advance(self, sequence_id: int, num_tokens: int, generation: int = 0) -> StepResult:
         """Admit it, or let it go on."""
@@ -70,7 +75,8 @@ class Engine:
         token_ids: list[int] = []
         while len(token_ids) < MAX_NEW_TOKENS:
             result = self.advance(sequence_id, CHUNK, generation)
-            assert result.computed_ids or result.sampled_ids, "it does not move"
+            is_promoting = result.refused_because == [RefusedBecause.PROMOTING]
+            assert result.computed_ids or result.sampled_ids or is_promoting, "it does not move"
             token_ids += result.token_ids
         return token_ids
 
@@ -114,18 +120,94 @@ def test_a_sequence_outgrows_the_pool_that_holds_its_window(exam_of, name, runne
     pool.engine.close()
 
 
-@pytest.mark.parametrize("runner", ["native", "transformers"])
-def test_layers_with_different_windows_keep_every_block(exam_of, runner):
-    exam = exam_of("qwen2")
+MIXED = [
+    # Family, runner, and the window of each group of layers.
+    ("qwen2", "native", (0, 9, 9)),
+    ("qwen2", "transformers", (0, 9, 9)),
+    ("gemma2", "transformers", (0, 13)),
+    ("gemma3", "transformers", (0, 9, 9)),
+]
+
+
+def _num_held(windows: tuple[int, ...], num_computed: int, block_size: int) -> int:
+    """Blocks that a sequence needs to go on: of each group, those that the next token sees."""
+    end = ceil_div(num_computed, block_size)
+    firsts = [
+        max(0, num_computed - window + 1) // block_size if window else 0 for window in windows
+    ]
+    return sum(end - first for first in firsts)
+
+
+@pytest.mark.parametrize("block_size", [1, 4, 16])
+@pytest.mark.parametrize(("name", "runner", "windows"), MIXED)
+def test_layers_that_differ_keep_what_each_of_them_sees(exam_of, name, runner, windows, block_size):
+    exam = exam_of(name)
     question = exam.questions[0]
-    num_blocks = ceil_div(len(question.prompt) + MAX_NEW_TOKENS, 4)
-    pool = Engine(exam, runner, num_blocks=num_blocks, block_size=4)
-    assert pool.window_tokens == 0
+    # All but the last token are written.
+    num_written = len(question.prompt) + MAX_NEW_TOKENS - 1
+    num_logical = ceil_div(num_written, block_size)
+    # While a chunk is computed, a group with a window has the chunk and what its first token sees.
+    num_blocks = sum(
+        min(num_logical, ceil_div(window - 1 + CHUNK + block_size - 1, block_size))
+        if window
+        else num_logical
+        for window in windows
+    )
+    assert num_blocks < 0.6 * len(windows) * num_logical
+    pool = Engine(exam, runner, num_blocks=num_blocks, block_size=block_size)
+    assert pool.engine.memory.options.group_windows == windows
     pool.announce(1, question.prompt)
     _assert_answer(pool.finish(1), question)
-    assert pool.num_left_behind() == 0
-    # All but the last token are written.
-    assert pool.num_held_max == ceil_div(len(question.prompt) + MAX_NEW_TOKENS - 1, 4)
+    assert pool.num_left_behind() == sum(
+        max(0, num_written - window + 1) // block_size for window in windows if window
+    )
+    # With one group it would be ``num_logical`` blocks of all layers, that is of each group.
+    assert pool.num_held_max == max(
+        _num_held(windows, num_computed, block_size) for num_computed in range(1, num_written)
+    )
+    assert pool.engine.account().held == 0
+    pool.engine.close()
+
+
+@pytest.mark.parametrize("recovery", Recovery, ids=lambda recovery: recovery.name)
+@pytest.mark.parametrize(
+    ("name", "runner", "windows", "block_size"),
+    [(*MIXED[0], 1), (*MIXED[0], 4), (*MIXED[2], 4), (*MIXED[3], 1)],
+)
+def test_giving_way_in_all_groups_changes_no_token(
+    exam_of, name, runner, windows, block_size, recovery
+):
+    exam = exam_of(name)
+    victim, beneficiary = exam.questions[6], exam.questions[3]
+    assert len(victim.prompt) == 63
+    num_held, num_asked = _num_held(windows, 48, block_size), 48 // block_size * len(windows)
+    pool = Engine(
+        exam,
+        runner,
+        num_blocks=num_held + _num_held(windows, 16, block_size) + num_asked - 1,
+        block_size=block_size,
+        num_host_slots=400,
+    )
+    pool.announce(1, victim.prompt)
+    for _ in range(3):
+        pool.advance(1, 16)
+    assert pool.engine.account().held == num_held
+    pool.announce(2, beneficiary.prompt)
+    pool.advance(2, 16)
+    plan = pool.plan()
+    # One block is lacking, and the other gives way.
+    plan.must.add(2, 0, 48)
+    plan.victims.add(1, 0, recovery, num_blocks=1)
+    result = pool.step(plan)
+    assert result.preempted_ids == [1]
+    # What a tail computes again would see what has left the window.
+    taken = Recovery.RECOMPUTE if recovery is Recovery.TAIL else recovery
+    assert result.preempted_recoveries == [taken]
+    assert result.preempted_num_blocks == [num_held]
+    _assert_answer(pool.finish(2), beneficiary)
+    _assert_answer(pool.finish(1, generation=1), victim)
+    seen = {record.operation.name for record in pool.sink.records}
+    assert ({"SWAP_OUT", "SWAP_IN"} <= seen) == (recovery is Recovery.SWAP)
     pool.engine.close()
 
 
@@ -165,6 +247,29 @@ def test_a_second_asking_shares_what_is_left_and_has_the_same_answer(exam_of):
         _assert_answer(answers[-1], question)
     assert answers[0] == answers[1]
     shared = [record for record in pool.sink.records if record.operation.name == "SHARE"]
-    # The whole prompt but its last token, of which all blocks outside the window go at once.
-    assert [len(record.block_ids) for record in shared] == [ceil_div(len(question.prompt) - 1, 4)]
+    # Of the whole prompt but its last token, what the token behind it sees.
+    first = ((len(question.prompt) - 1) // 4 * 4 - 11 + 1) // 4
+    assert [len(record.block_ids) for record in shared] == [
+        ceil_div(len(question.prompt) - 1, 4) - first
+    ]
+    pool.engine.close()
+
+
+@pytest.mark.parametrize(("name", "runner", "windows"), MIXED[1:])
+def test_a_second_asking_does_without_the_head_of_groups_with_a_window(
+    exam_of, name, runner, windows
+):
+    exam = exam_of(name)
+    question = exam.questions[0]
+    pool = Engine(exam, runner, num_blocks=400, block_size=4)
+    pool.announce(1, question.prompt)
+    answers = [pool.finish(1)]
+    # What left a window is the oldest that is cached; take half of it.
+    num_gone = pool.num_left_behind() // 2
+    pool.engine.memory.pool.evict(num_gone, Purpose(KvCause.POOL_PRESSURE))
+    result = pool.announce(2, question.prompt)
+    assert result.num_cached_tokens == [len(question.prompt) - 1]
+    answers.append(pool.finish(2))
+    assert answers[0] == answers[1]
+    _assert_answer(answers[1], question)
     pool.engine.close()

@@ -1,4 +1,4 @@
-"""Tiny random models of eight families, saved as Hugging Face folders, and HF's own greedy answers.
+"""Tiny random models of ten families, saved as Hugging Face folders, and HF's own greedy answers.
 
 Weights are drawn ten times wider than usual, so that logits lie far apart and a greedy choice is
 never decided by rounding. ``NATIVE`` families are taken by the native runner, the others by the
@@ -101,6 +101,28 @@ def _opt() -> PreTrainedConfig:
     )
 
 
+def _gemma2() -> PreTrainedConfig:
+    # Layers slide in turns.
+    return transformers.Gemma2Config(
+        **_SIZES | {"num_hidden_layers": 4},
+        head_dim=16,
+        query_pre_attn_scalar=16,
+        sliding_window=13,
+        attn_logit_softcapping=None,
+    )
+
+
+def _gemma3() -> PreTrainedConfig:
+    # Each third layer sees everything.
+    return transformers.Gemma3TextConfig(
+        **_SIZES | {"num_hidden_layers": 6},
+        head_dim=16,
+        query_pre_attn_scalar=16,
+        sliding_window=9,
+        sliding_window_pattern=3,
+    )
+
+
 _CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
     "llama": _llama,
     "llama31": _llama31,
@@ -110,8 +132,12 @@ _CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
     "mixtral": _mixtral,
     "gpt2": _gpt2,
     "opt": _opt,
+    "gemma2": _gemma2,
+    "gemma3": _gemma3,
 }
-NAMES = tuple(_CONFIGS)
+NAMES = tuple(_CONFIGS)[:8]
+MIXED = ("qwen2", "gemma2", "gemma3")
+"""Families of which some layers slide and some see everything."""
 NATIVE = ("llama", "llama31", "mistral", "qwen2", "qwen3")
 
 
@@ -138,7 +164,7 @@ class GreedyAnswer:
 
 def build(name: str, folder: Path, max_shard_size: str = "5GB") -> Path:
     """Save the family's tiny model into ``folder``, float32, the same weights every time."""
-    torch.manual_seed(NAMES.index(name))
+    torch.manual_seed(tuple(_CONFIGS).index(name))
     model = AutoModelForCausalLM.from_config(_CONFIGS[name](), dtype=torch.float32)
     with torch.no_grad():
         # Biases and norms start out as 0 and 1, which would hide that they are left out.

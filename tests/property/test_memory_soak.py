@@ -21,12 +21,21 @@ from bench.soak.shape import Shape
 from pageframe.core.plan import Announcement, Fork, Recovery, StepPlan
 from pageframe.core.replica import TenantQuota
 from pageframe.core.sampling import SamplingParams
-from pageframe.executor.memory import apply, key_chain, publishing, retaining, sharing
+from pageframe.executor import engine
+from pageframe.executor.memory import (
+    apply,
+    giving_up,
+    key_chain,
+    publishing,
+    retaining,
+    sharing,
+)
 from pageframe.executor.memory.block_columns import BlockColumns
 from pageframe.executor.memory.block_supply import BlockSupply
 from pageframe.executor.memory.block_table import BlockTables
 from pageframe.executor.memory.host_tier import HostTier
 from pageframe.executor.memory.kv_memory import KvMemory
+from pageframe.executor.memory.options import MemoryOptions
 from pageframe.executor.memory.prefix_index import PrefixIndex
 from pageframe.executor.memory.retention import Retentions
 from pageframe.executor.memory.transfers import Transfers
@@ -61,7 +70,7 @@ class MemoryMachine(RuleBasedStateMachine):
         block_size=st.sampled_from([1, 2, 4]),
         num_blocks=st.integers(3, 12),
         num_host_slots=st.sampled_from([0, 2, 20]),
-        window_tokens=st.sampled_from([0, 0, 5]),
+        windows=st.sampled_from([(0,), (0,), (5,), (0, 5), (5, 0, 5), (3, 6)]),
         has_prefix_cache=st.sampled_from([True, True, True, False]),
         eviction=st.sampled_from(["lru", "cost-aware"]),
         times=st.sampled_from([(0, 0), (5, 20), (0, 20)]),
@@ -71,7 +80,7 @@ class MemoryMachine(RuleBasedStateMachine):
         block_size,
         num_blocks,
         num_host_slots,
-        window_tokens,
+        windows,
         has_prefix_cache,
         eviction,
         times,
@@ -85,7 +94,8 @@ class MemoryMachine(RuleBasedStateMachine):
                 max_model_len=64,
                 num_blocks_max=num_blocks + 3,
                 num_host_slots=num_host_slots,
-                window_tokens=window_tokens,
+                window_tokens=windows[0] if len(windows) == 1 else 0,
+                group_windows=windows if len(windows) > 1 else (),
                 has_prefix_cache=has_prefix_cache,
                 eviction=eviction,
                 session_idle_ns=times[0],
@@ -105,8 +115,9 @@ class MemoryMachine(RuleBasedStateMachine):
     def announce(self, prompt, max_tokens, tenant, salt, session_id, chunk) -> None:
         """A newcomer that the pool could hold alone, and perhaps its admission."""
         shape, sequence_id = self.memory.shape, self.new_id()
-        prompt = prompt[: shape.num_blocks * shape.block_size - max_tokens + 1] or [0]
-        if len(prompt) + max_tokens - 1 > self.memory.num_blocks * shape.block_size:
+        prompt = prompt[: shape.num_logical_blocks * shape.block_size - max_tokens + 1] or [0]
+        num_logical_blocks = self.memory.num_blocks // shape.num_groups
+        if len(prompt) + max_tokens - 1 > num_logical_blocks * shape.block_size:
             return
         salt = salt if shape.has_prefix_cache else sequence_id
         plan = StepPlan(step=0, builds_on=0)
@@ -273,6 +284,16 @@ def test_twenty_thousand_operations_at_all_sizes_without_a_violation():
     } <= {name for name, number in outcome.num_records.items() if number > 1}
 
 
+def test_groups_of_layers_with_windows_of_their_own_break_no_law():
+    groups = [Life(number, 200) for number in range(NUM_COMBINATIONS, 3 * NUM_COMBINATIONS)]
+    outcome = soak(groups, seed=30_000)
+    assert outcome.violation == "", f"seed {outcome.seed}, life {outcome.life}"
+    assert outcome.num_operations == 200 * 2 * NUM_COMBINATIONS
+    assert {"COPY_ON_WRITE", "MOVE", "PIN", "PROMOTE", "SHARE", "SWAP_IN", "UNINDEX"} <= {
+        name for name, number in outcome.num_records.items() if number
+    }
+
+
 def test_a_life_can_be_lived_again():
     first, again = (soak([Life(16, 300)], seed=5) for _ in range(2))
     assert first.num_records == again.num_records
@@ -306,6 +327,11 @@ def publish_early(monkeypatch) -> None:
         return child
 
     monkeypatch.setattr(apply, "fork", fork_and_publish)
+
+
+def forget_to_publish(monkeypatch) -> None:
+    """Full blocks stay unknown."""
+    monkeypatch.setattr(engine, "publish", lambda *_: None)
 
 
 def keep_evicted_keys(monkeypatch) -> None:
@@ -390,6 +416,7 @@ def lose_a_reference(monkeypatch) -> None:
         write_in_place,
         forget_to_fork_references,
         publish_early,
+        forget_to_publish,
         keep_evicted_keys,
         drop_what_is_held,
         move_in_the_wrong_order,
@@ -404,4 +431,46 @@ def test_the_soak_sees_what_is_wrong(sabotage, monkeypatch):
     """An audit that finds nothing where something is broken would be worse than none."""
     sabotage(monkeypatch)
     outcome = soak(lives_of(NUM_OPERATIONS, 5_000), seed=1)
+    assert outcome.violation, f"{outcome.num_operations} operations without a finding"
+
+
+def name_no_group(monkeypatch) -> None:
+    """Blocks of all groups have one key, so they find one another's."""
+    root_key = KvMemory.root_key
+    monkeypatch.setattr(KvMemory, "root_key", lambda memory, salt, *_: root_key(memory, salt))
+
+
+def mix_up_groups(monkeypatch) -> None:
+    """Tokens are written to the block of another group."""
+    columns_at = BlockTables.columns_at
+    monkeypatch.setattr(
+        BlockTables, "columns_at", lambda tables, logical: columns_at(tables, logical)[:, ::-1]
+    )
+
+
+def give_windows_to_all(monkeypatch) -> None:
+    """Layers that see everything lose what is far away."""
+    monkeypatch.setattr(giving_up, "_FOR_EVER", 7)
+
+
+def find_too_little(monkeypatch) -> None:
+    """A hit does without the first block that is still read."""
+    first_blocks = MemoryOptions.first_blocks
+
+    def later(options, position):
+        return [
+            min(first + bool(window), position // options.block_size)
+            for first, window in zip(first_blocks(options, position), options.windows, strict=True)
+        ]
+
+    monkeypatch.setattr(MemoryOptions, "first_blocks", later)
+
+
+@pytest.mark.parametrize(
+    "sabotage", [name_no_group, mix_up_groups, give_windows_to_all, find_too_little]
+)
+def test_the_soak_sees_what_is_wrong_among_groups(sabotage, monkeypatch):
+    sabotage(monkeypatch)
+    groups = [Life(number, 500) for number in range(NUM_COMBINATIONS, 3 * NUM_COMBINATIONS)]
+    outcome = soak(groups, seed=1)
     assert outcome.violation, f"{outcome.num_operations} operations without a finding"

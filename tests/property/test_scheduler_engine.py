@@ -18,7 +18,10 @@ from pageframe.core.sampling import SamplingParams
 from pageframe.core.step import FinishReason, RefusedBecause, StepResult
 from pageframe.core.trace import NullTraceSink
 from pageframe.executor.engine import StepEngine
+from pageframe.executor.memory.retaining import SessionTimes
 from pageframe.executor.model.sim import SimConfig, SimCost, SimRunner
+from pageframe.scheduler.policies.registry import RECOVERY, VICTIM
+from unit.executor.played_drafter import KnowingDrafter
 from unit.scheduler.driver import Driver, assert_scheduler_consistent, make_submission
 
 MAX_LEN = 64
@@ -68,6 +71,13 @@ class RealEngine:
         return result
 
 
+def knowing_drafter() -> KnowingDrafter:
+    return KnowingDrafter(
+        (request(handle).prompt_token_ids, output)
+        for (_, handle, _), output in undisturbed().items()
+    )
+
+
 def make_driver(num_blocks: int, block_size: int, *, options=None, **fields) -> Driver:
     engine = RealEngine(num_blocks, block_size, **(options or {}))
     fields.setdefault("max_num_running", 20)
@@ -87,9 +97,10 @@ def request(handle: int, **fields) -> Submission:
     )
 
 
-def serve(driver: Driver) -> dict[tuple[int, int, int], list[int]]:
+def serve(driver: Driver, *, steered: int = 0) -> dict[tuple[int, int, int], list[int]]:
+    """Serve all requests; every ``steered``-th one is steered, 0 for none."""
     for handle in range(1, len(REQUESTS) + 1):
-        driver.submit(request(handle))
+        driver.submit(request(handle), is_steered=steered > 0 and handle % steered == 0)
     driver.run()
     return driver.tokens
 
@@ -143,6 +154,41 @@ def test_tokens_do_not_depend_on_pool_chunks_blocks_or_look_ahead(
     assert serve(driver) == undisturbed()
     if block_size == 1 and token_budget > 1:
         assert "preempted: RECOMPUTE" in happened(driver)
+    assert_engine_empty(driver)
+
+
+@pytest.mark.parametrize("lookahead", [True, False])
+@pytest.mark.parametrize("recovery", list(Recovery))
+@pytest.mark.parametrize(("block_size", "num_blocks"), [(1, 80), (4, 24), (16, 6)])
+def test_tokens_do_not_depend_on_drafts(block_size, num_blocks, recovery, lookahead):
+    options = {"num_host_slots": 64, "drafter": knowing_drafter()}
+    driver = make_driver(
+        num_blocks,
+        block_size,
+        options=options,
+        recovery=recovery,
+        token_budget=40,
+        lookahead=lookahead,
+        num_draft_tokens=4,
+    )
+    assert serve(driver) == undisturbed()
+    assert any(result.preempted_ids for result in driver.engine.results)
+    num_accepted = sum(sum(result.num_accepted) for result in driver.engine.results)
+    completions = driver.completions.values()
+    assert num_accepted > 0
+    assert sum(it.account.num_accepted_tokens for it in completions) == num_accepted
+    assert sum(it.account.num_draft_tokens for it in completions) > num_accepted
+    assert_engine_empty(driver)
+
+
+@pytest.mark.parametrize("steered", [1, 2])
+@pytest.mark.parametrize("recovery", list(Recovery))
+def test_tokens_do_not_depend_on_who_is_steered(recovery, steered):
+    options = {"num_host_slots": 64}
+    driver = make_driver(24, 4, options=options, recovery=recovery, token_budget=40)
+    assert serve(driver, steered=steered) == undisturbed()
+    assert f"preempted: {recovery.name}" in happened(driver)
+    assert any(len(plan.must) for plan in driver.sent)
     assert_engine_empty(driver)
 
 
@@ -219,7 +265,8 @@ def test_cancels_and_refused_plans_disturb_nobody_else(seed):
         8,
         options={"num_host_slots": 20},
         token_budget=rng.choice([3, 16, 64]),
-        recovery=rng.choice(list(Recovery)),
+        recovery=rng.choice([*RECOVERY.built_in]),
+        victim_policy=rng.choice([*VICTIM.built_in]),
     )
     requests = list(range(1, len(REQUESTS) + 1))
     cancelled = set()
@@ -248,3 +295,21 @@ def test_cancels_and_refused_plans_disturb_nobody_else(seed):
         else:
             assert tokens == expected
     assert_engine_empty(driver)
+
+
+def test_a_request_that_needs_the_blocks_of_an_idle_chat_runs_beside_another():
+    options = {"session_times": SessionTimes(idle_ns=0, ttl_ns=10**12)}
+    driver = make_driver(16, 4, options=options, token_budget=64, lookahead=False)
+    driver.submit(make_submission(1, [7] * 40, max_tokens=1, session_id="chat"))
+    driver.run()
+    account = driver.engine.engine.account()
+    assert (account.pinned, account.yieldable, account.free) == (10, 10, 6)
+    driver.submit(make_submission(2, [8] * 4, max_tokens=20))
+    driver.step()
+    driver.submit(make_submission(3, [9] * 30, max_tokens=2))
+    result = driver.step()
+    assert result is not None
+    # The second goes on, the third came in, and as much of the chat has given way as it needs.
+    assert [result.sampled_ids, result.computed_ids] == [[2, 3], [3]]
+    assert result.preempted_ids == []
+    assert 0 < result.account.pinned < 10

@@ -4,12 +4,14 @@ import random
 
 import pytest
 
-from pageframe.core.plan import Announcement, Recovery
+from pageframe.core.errors import DeadlineError
+from pageframe.core.plan import Announcement
 from pageframe.core.replica import TenantQuota
 from pageframe.core.request import Delivery, Submission
 from pageframe.core.sampling import SamplingParams
 from pageframe.core.step import FinishReason
 from pageframe.core.trace import NullTraceSink
+from pageframe.scheduler.policies.registry import RECOVERY, VICTIM
 from pageframe.testing.fake_engine import FakeEngine, make_facts
 from unit.scheduler.driver import (
     Driver,
@@ -56,17 +58,21 @@ class Life:
             token_budget=self.random.choice([1, 3, 7, 16, 64]),
             max_num_running=self.random.choice([1, 2, 5, 16]),
             lookahead=self.random.random() < 0.7,
+            num_draft_tokens=self.random.choice([0, 1, 4, 7]),
             trace=self.random.choice([NullTraceSink(), Spans()]),
-            recovery=self.random.choice(list(Recovery)),
+            recovery=self.random.choice([*RECOVERY.built_in]),
+            victim_policy=self.random.choice([*VICTIM.built_in]),
             quotas=quotas,
             engine=FakeEngine(
                 self.facts,
                 num_hit_tokens=hit_some if self.random.random() < 0.3 else lambda _: 0,
+                num_right=lambda: self.random.randint(0, 5),
                 shares_prefixes=self.random.random() < 0.5,
                 ceilings={"bounded": ceiling},
             ),
         )
         self.submissions: dict[tuple[int, int], Submission] = {}
+        self.refused: list[tuple[int, DeadlineError]] = []
         self.disturbed: set[tuple[int, int, int]] = set()
         self.is_executor_there = True
 
@@ -118,7 +124,11 @@ class Life:
             known = expected_output(submission, self.facts)
             num_known = rng.randint(0, len(known))
             submission.resume_token_ids = [known[:num_known]] * submission.num_samples
-        self.driver.submit(submission, gateway_id)
+        try:
+            self.driver.submit(submission, gateway_id, is_steered=rng.random() < 0.2)
+        except DeadlineError as error:
+            self.refused.append((submission.deadline_ns - now_ns, error))
+            return
         self.submissions[gateway_id, handle] = submission
 
     def some_request(self) -> tuple[int, int]:
@@ -189,6 +199,9 @@ def test_every_sample_ends_once_with_the_tokens_that_an_undisturbed_run_gives(se
     life.live(num_acts=400)
     driver = life.driver
     assert_scheduler_empty(driver)
+    for left_ns, error in life.refused:
+        assert error.reason == "DEADLINE_UNREACHABLE"
+        assert left_ns < int(error.limits["least_ns"])
     assert len(driver.completions) == sum(s.num_samples for s in life.submissions.values())
     for (gateway_id, handle), submission in life.submissions.items():
         expected = expected_output(submission, life.facts)

@@ -154,6 +154,7 @@ class Replica(_message.Message):
     KV_DTYPE_FIELD_NUMBER: _builtins.int
     RUNNER_FIELD_NUMBER: _builtins.int
     NUM_HOST_BLOCKS_FIELD_NUMBER: _builtins.int
+    NUM_KV_GROUPS_FIELD_NUMBER: _builtins.int
     replica_id: _builtins.str
     """Name of the replica; constant over restarts."""
     model: _builtins.str
@@ -184,6 +185,10 @@ class Replica(_message.Message):
     """Which model runner computes: `native`, `transformers` or `sim`."""
     num_host_blocks: _builtins.int
     """Blocks that the host tier holds; 0 when there is none."""
+    num_kv_groups: _builtins.int
+    """Groups of layers with different sliding windows. A block holds the layers of one group, so
+    `block_size` tokens take one block in each. 0 stands for 1.
+    """
     @_builtins.property
     def eos_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Tokens that end a sequence."""
@@ -207,10 +212,11 @@ class Replica(_message.Message):
         kv_dtype: _builtins.str = ...,
         runner: _builtins.str = ...,
         num_host_blocks: _builtins.int = ...,
+        num_kv_groups: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "device", b"device", "dtype", b"dtype", "eos_token_ids", b"eos_token_ids", "kv_bytes_per_token", b"kv_bytes_per_token", "kv_dtype", b"kv_dtype", "max_model_len", b"max_model_len", "max_num_sequences", b"max_num_sequences", "max_step_tokens", b"max_step_tokens", "model", b"model", "model_folder", b"model_folder", "num_blocks", b"num_blocks", "num_host_blocks", b"num_host_blocks", "replica_id", b"replica_id", "runner", b"runner", "vocab_size", b"vocab_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "device", b"device", "dtype", b"dtype", "eos_token_ids", b"eos_token_ids", "kv_bytes_per_token", b"kv_bytes_per_token", "kv_dtype", b"kv_dtype", "max_model_len", b"max_model_len", "max_num_sequences", b"max_num_sequences", "max_step_tokens", b"max_step_tokens", "model", b"model", "model_folder", b"model_folder", "num_blocks", b"num_blocks", "num_host_blocks", b"num_host_blocks", "num_kv_groups", b"num_kv_groups", "replica_id", b"replica_id", "runner", b"runner", "vocab_size", b"vocab_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -411,6 +417,8 @@ class Announcement(_message.Message):
     SPAN_ID_FIELD_NUMBER: _builtins.int
     SESSION_ID_FIELD_NUMBER: _builtins.int
     PREFIX_HANDLE_FIELD_NUMBER: _builtins.int
+    IS_STEERED_FIELD_NUMBER: _builtins.int
+    NUM_CANDIDATES_FIELD_NUMBER: _builtins.int
     sequence_id: _builtins.int
     """Name of the sequence; never used twice in one epoch. At least 1."""
     generation: _builtins.int
@@ -433,6 +441,14 @@ class Announcement(_message.Message):
     """Turns of one chat carry one id; empty for none."""
     prefix_handle: _builtins.str
     """A retained prefix with which the prompt begins; empty for none."""
+    is_steered: _builtins.bool
+    """Whether it never takes a token by itself: each of its tokens is computed because an entry of a
+    plan names the sequence.
+    """
+    num_candidates: _builtins.int
+    """Report this many best tokens instead of choosing one; the sequence then goes on by branches.
+    0 chooses one.
+    """
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Prompt, then output as far as known."""
@@ -457,10 +473,12 @@ class Announcement(_message.Message):
         span_id: _builtins.bytes = ...,
         session_id: _builtins.str = ...,
         prefix_handle: _builtins.str = ...,
+        is_steered: _builtins.bool = ...,
+        num_candidates: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_salt", b"cache_salt", "generation", b"generation", "num_prompt_tokens", b"num_prompt_tokens", "prefix_handle", b"prefix_handle", "request_id", b"request_id", "sample_index", b"sample_index", "sampling", b"sampling", "sequence_id", b"sequence_id", "session_id", b"session_id", "span_id", b"span_id", "tenant", b"tenant", "token_ids", b"token_ids", "trace_id", b"trace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_salt", b"cache_salt", "generation", b"generation", "is_steered", b"is_steered", "num_candidates", b"num_candidates", "num_prompt_tokens", b"num_prompt_tokens", "prefix_handle", b"prefix_handle", "request_id", b"request_id", "sample_index", b"sample_index", "sampling", b"sampling", "sequence_id", b"sequence_id", "session_id", b"session_id", "span_id", b"span_id", "tenant", b"tenant", "token_ids", b"token_ids", "trace_id", b"trace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -595,6 +613,85 @@ class PlanFork(_message.Message):
 Global___PlanFork: _TypeAlias = PlanFork  # noqa: Y015
 
 @_typing.final
+class PlanBranches(_message.Message):
+    """Says how sequences that asked for candidates go on. Every child shares all blocks of its parent,
+    gets one more token, and computes it in this step. A parent that is a child of itself goes on.
+    Parallel arrays.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_IDS_FIELD_NUMBER: _builtins.int
+    GENERATIONS_FIELD_NUMBER: _builtins.int
+    CHILD_IDS_FIELD_NUMBER: _builtins.int
+    TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def parent_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The sequences whose candidates were chosen; one that is not among its own children ends."""
+
+    @_builtins.property
+    def generations(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The generation that is meant."""
+
+    @_builtins.property
+    def child_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """New sequences, or the parent itself."""
+
+    @_builtins.property
+    def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The token that each child goes on with."""
+
+    def __init__(
+        self,
+        *,
+        parent_ids: _abc.Iterable[_builtins.int] | None = ...,
+        generations: _abc.Iterable[_builtins.int] | None = ...,
+        child_ids: _abc.Iterable[_builtins.int] | None = ...,
+        token_ids: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["child_ids", b"child_ids", "generations", b"generations", "parent_ids", b"parent_ids", "token_ids", b"token_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlanBranches: _TypeAlias = PlanBranches  # noqa: Y015
+
+@_typing.final
+class PlanDrafts(_message.Message):
+    """Bounds what drafts may take of a step: guesses at tokens to come, checked in one go."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUM_TOKENS_FIELD_NUMBER: _builtins.int
+    NUM_TOKENS_EACH_FIELD_NUMBER: _builtins.int
+    NUM_BLOCKS_FIELD_NUMBER: _builtins.int
+    ACCEPTANCE_MIN_FIELD_NUMBER: _builtins.int
+    num_tokens: _builtins.int
+    """Most draft tokens of the step; 0 for no drafts."""
+    num_tokens_each: _builtins.int
+    """Most of one sequence."""
+    num_blocks: _builtins.int
+    """Most blocks that they may add to what the step takes without them."""
+    acceptance_min: _builtins.float
+    """A draft token has to be kept with at least this chance to be worth its computation."""
+    def __init__(
+        self,
+        *,
+        num_tokens: _builtins.int = ...,
+        num_tokens_each: _builtins.int = ...,
+        num_blocks: _builtins.int = ...,
+        acceptance_min: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acceptance_min", b"acceptance_min", "num_blocks", b"num_blocks", "num_tokens", b"num_tokens", "num_tokens_each", b"num_tokens_each"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlanDrafts: _TypeAlias = PlanDrafts  # noqa: Y015
+
+@_typing.final
 class StepPlan(_message.Message):
     """Tells what to do in one step, as differences to the step before.
 
@@ -612,6 +709,8 @@ class StepPlan(_message.Message):
     VICTIMS_FIELD_NUMBER: _builtins.int
     MAY_FIELD_NUMBER: _builtins.int
     FORKS_FIELD_NUMBER: _builtins.int
+    DRAFTS_FIELD_NUMBER: _builtins.int
+    BRANCHES_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """Number of the step, from 1."""
     builds_on: _builtins.int
@@ -642,6 +741,14 @@ class StepPlan(_message.Message):
     def forks(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlanFork]:
         """Forks after the step."""
 
+    @_builtins.property
+    def drafts(self) -> Global___PlanDrafts:
+        """Drafts that the step may check; absent for none."""
+
+    @_builtins.property
+    def branches(self) -> Global___PlanBranches:
+        """How beams go on; they have to run, as what is in `must`."""
+
     def __init__(
         self,
         *,
@@ -653,10 +760,12 @@ class StepPlan(_message.Message):
         victims: Global___PlanVictims | None = ...,
         may: Global___PlanEntries | None = ...,
         forks: _abc.Iterable[Global___PlanFork] | None = ...,
+        drafts: Global___PlanDrafts | None = ...,
+        branches: Global___PlanBranches | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["may", b"may", "must", b"must", "victims", b"victims"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["branches", b"branches", "drafts", b"drafts", "may", b"may", "must", b"must", "victims", b"victims"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["announce", b"announce", "builds_on", b"builds_on", "finish", b"finish", "forks", b"forks", "may", b"may", "must", b"must", "step", b"step", "victims", b"victims"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["announce", b"announce", "branches", b"branches", "builds_on", b"builds_on", "drafts", b"drafts", "finish", b"finish", "forks", b"forks", "may", b"may", "must", b"must", "step", b"step", "victims", b"victims"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -698,6 +807,8 @@ class SequenceAccount(_message.Message):
     NUM_COPIES_ON_WRITE_FIELD_NUMBER: _builtins.int
     NUM_CACHED_TOKENS_FIELD_NUMBER: _builtins.int
     NUM_PREEMPTIONS_FIELD_NUMBER: _builtins.int
+    NUM_DRAFT_TOKENS_FIELD_NUMBER: _builtins.int
+    NUM_ACCEPTED_TOKENS_FIELD_NUMBER: _builtins.int
     sequence_id: _builtins.int
     """Which sequence."""
     num_blocks_peak: _builtins.int
@@ -710,6 +821,10 @@ class SequenceAccount(_message.Message):
     """Tokens found in the prefix cache at its first admission."""
     num_preemptions: _builtins.int
     """How often it lost its blocks."""
+    num_draft_tokens: _builtins.int
+    """Draft tokens that were computed for it."""
+    num_accepted_tokens: _builtins.int
+    """Those of them that it kept."""
     def __init__(
         self,
         *,
@@ -719,10 +834,12 @@ class SequenceAccount(_message.Message):
         num_copies_on_write: _builtins.int = ...,
         num_cached_tokens: _builtins.int = ...,
         num_preemptions: _builtins.int = ...,
+        num_draft_tokens: _builtins.int = ...,
+        num_accepted_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_blocks_peak", b"num_blocks_peak", "num_blocks_shared", b"num_blocks_shared", "num_cached_tokens", b"num_cached_tokens", "num_copies_on_write", b"num_copies_on_write", "num_preemptions", b"num_preemptions", "sequence_id", b"sequence_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_accepted_tokens", b"num_accepted_tokens", "num_blocks_peak", b"num_blocks_peak", "num_blocks_shared", b"num_blocks_shared", "num_cached_tokens", b"num_cached_tokens", "num_copies_on_write", b"num_copies_on_write", "num_draft_tokens", b"num_draft_tokens", "num_preemptions", b"num_preemptions", "sequence_id", b"sequence_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -785,6 +902,40 @@ class PromptLogprobs(_message.Message):
 Global___PromptLogprobs: _TypeAlias = PromptLogprobs  # noqa: Y015
 
 @_typing.final
+class SequenceCandidates(_message.Message):
+    """The best tokens that a sequence could go on with, best first."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEQUENCE_ID_FIELD_NUMBER: _builtins.int
+    TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    LOGPROBS_FIELD_NUMBER: _builtins.int
+    sequence_id: _builtins.int
+    """Which sequence."""
+    @_builtins.property
+    def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The tokens."""
+
+    @_builtins.property
+    def logprobs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Their log-probabilities, after penalties, bias and tokens held back."""
+
+    def __init__(
+        self,
+        *,
+        sequence_id: _builtins.int = ...,
+        token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        logprobs: _abc.Iterable[_builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["logprobs", b"logprobs", "sequence_id", b"sequence_id", "token_ids", b"token_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SequenceCandidates: _TypeAlias = SequenceCandidates  # noqa: Y015
+
+@_typing.final
 class StepTiming(_message.Message):
     """Tells where the executor's time went."""
 
@@ -794,6 +945,8 @@ class StepTiming(_message.Message):
     APPLY_NS_FIELD_NUMBER: _builtins.int
     EXECUTE_NS_FIELD_NUMBER: _builtins.int
     SAMPLE_NS_FIELD_NUMBER: _builtins.int
+    COPY_NS_FIELD_NUMBER: _builtins.int
+    NUM_BLOCKS_MOVED_FIELD_NUMBER: _builtins.int
     start_ns: _builtins.int
     """Start, nanoseconds since the Unix epoch."""
     apply_ns: _builtins.int
@@ -802,6 +955,10 @@ class StepTiming(_message.Message):
     """Nanoseconds spent in the model."""
     sample_ns: _builtins.int
     """Nanoseconds spent on sampling."""
+    copy_ns: _builtins.int
+    """Nanoseconds of the time in the model that the step waited for blocks to or from the host."""
+    num_blocks_moved: _builtins.int
+    """How many blocks those were, both ways together."""
     def __init__(
         self,
         *,
@@ -809,10 +966,12 @@ class StepTiming(_message.Message):
         apply_ns: _builtins.int = ...,
         execute_ns: _builtins.int = ...,
         sample_ns: _builtins.int = ...,
+        copy_ns: _builtins.int = ...,
+        num_blocks_moved: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["apply_ns", b"apply_ns", "execute_ns", b"execute_ns", "sample_ns", b"sample_ns", "start_ns", b"start_ns"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["apply_ns", b"apply_ns", "copy_ns", b"copy_ns", "execute_ns", b"execute_ns", "num_blocks_moved", b"num_blocks_moved", "sample_ns", b"sample_ns", "start_ns", b"start_ns"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -852,6 +1011,10 @@ class StepResult(_message.Message):
     LEADER_IDS_FIELD_NUMBER: _builtins.int
     NUM_LEADER_TOKENS_FIELD_NUMBER: _builtins.int
     ERRORS_FIELD_NUMBER: _builtins.int
+    DRAFTED_IDS_FIELD_NUMBER: _builtins.int
+    NUM_DRAFTED_FIELD_NUMBER: _builtins.int
+    NUM_ACCEPTED_FIELD_NUMBER: _builtins.int
+    CANDIDATES_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """The plan's number; 0 for a report after a cancel at rest or a change of the pool."""
     @_builtins.property
@@ -962,6 +1125,22 @@ class StepResult(_message.Message):
     def errors(self) -> _containers.RepeatedCompositeFieldContainer[Global___SequenceError]:
         """Why sequences ended with FINISH_REASON_ERROR, where more is known than that."""
 
+    @_builtins.property
+    def drafted_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Sequences for which drafts were checked."""
+
+    @_builtins.property
+    def num_drafted(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """How many draft tokens of each were computed."""
+
+    @_builtins.property
+    def num_accepted(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """How many of those it kept; it got them, and one token more, in this step."""
+
+    @_builtins.property
+    def candidates(self) -> _containers.RepeatedCompositeFieldContainer[Global___SequenceCandidates]:
+        """Of sequences that report candidates instead of a token."""
+
     def __init__(
         self,
         *,
@@ -993,10 +1172,14 @@ class StepResult(_message.Message):
         leader_ids: _abc.Iterable[_builtins.int] | None = ...,
         num_leader_tokens: _abc.Iterable[_builtins.int] | None = ...,
         errors: _abc.Iterable[Global___SequenceError] | None = ...,
+        drafted_ids: _abc.Iterable[_builtins.int] | None = ...,
+        num_drafted: _abc.Iterable[_builtins.int] | None = ...,
+        num_accepted: _abc.Iterable[_builtins.int] | None = ...,
+        candidates: _abc.Iterable[Global___SequenceCandidates] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["pool", b"pool", "timing", b"timing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accounts", b"accounts", "announced_ids", b"announced_ids", "computed_ids", b"computed_ids", "errors", b"errors", "finish_reasons", b"finish_reasons", "first_positions", b"first_positions", "forked_ids", b"forked_ids", "leader_ids", b"leader_ids", "logprobs", b"logprobs", "num_cached_tokens", b"num_cached_tokens", "num_computed", b"num_computed", "num_leader_tokens", b"num_leader_tokens", "pool", b"pool", "preempted_generations", b"preempted_generations", "preempted_ids", b"preempted_ids", "preempted_num_blocks", b"preempted_num_blocks", "preempted_num_computed", b"preempted_num_computed", "preempted_recoveries", b"preempted_recoveries", "prompt_logprobs", b"prompt_logprobs", "refused_because", b"refused_because", "refused_ids", b"refused_ids", "released_ids", b"released_ids", "sampled_ids", b"sampled_ids", "stale_ids", b"stale_ids", "step", b"step", "timing", b"timing", "token_ids", b"token_ids", "unforked_ids", b"unforked_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accounts", b"accounts", "announced_ids", b"announced_ids", "candidates", b"candidates", "computed_ids", b"computed_ids", "drafted_ids", b"drafted_ids", "errors", b"errors", "finish_reasons", b"finish_reasons", "first_positions", b"first_positions", "forked_ids", b"forked_ids", "leader_ids", b"leader_ids", "logprobs", b"logprobs", "num_accepted", b"num_accepted", "num_cached_tokens", b"num_cached_tokens", "num_computed", b"num_computed", "num_drafted", b"num_drafted", "num_leader_tokens", b"num_leader_tokens", "pool", b"pool", "preempted_generations", b"preempted_generations", "preempted_ids", b"preempted_ids", "preempted_num_blocks", b"preempted_num_blocks", "preempted_num_computed", b"preempted_num_computed", "preempted_recoveries", b"preempted_recoveries", "prompt_logprobs", b"prompt_logprobs", "refused_because", b"refused_because", "refused_ids", b"refused_ids", "released_ids", b"released_ids", "sampled_ids", b"sampled_ids", "stale_ids", b"stale_ids", "step", b"step", "timing", b"timing", "token_ids", b"token_ids", "unforked_ids", b"unforked_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

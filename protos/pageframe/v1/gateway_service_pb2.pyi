@@ -114,6 +114,8 @@ class GenerateRequest(_message.Message):
     PREFIX_HANDLE_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
     KEEP_SPECIAL_TOKENS_FIELD_NUMBER: _builtins.int
+    BEST_OF_FIELD_NUMBER: _builtins.int
+    BEAM_SEARCH_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Name of the model; empty for the one that is served."""
     text: _builtins.str
@@ -141,6 +143,11 @@ class GenerateRequest(_message.Message):
     """Higher runs earlier; 0 is normal."""
     keep_special_tokens: _builtins.bool
     """Leaves special tokens in the text."""
+    best_of: _builtins.int
+    """Samples this many sequences and returns the `num_samples` with the highest log-probability for
+    each token, best first; at least `num_samples`, at most 64. Nothing is sent before the last has
+    ended, so the delivery has to be DELIVERY_FINAL or absent. Default when absent: `num_samples`.
+    """
     @_builtins.property
     def chat(self) -> Global___Chat:
         """A chat."""
@@ -163,6 +170,13 @@ class GenerateRequest(_message.Message):
         sample, and with the seed that the broken stream told.
         """
 
+    @_builtins.property
+    def beam_search(self) -> _sequence_pb2.BeamSearch:
+        """Searches instead of sampling. Goes without `num_samples`, `best_of`, `stop`, resumption, and
+        sampling parameters that need a draw; nothing is sent before the end, so the delivery has to be
+        DELIVERY_FINAL or absent.
+        """
+
     def __init__(
         self,
         *,
@@ -181,17 +195,23 @@ class GenerateRequest(_message.Message):
         prefix_handle: _builtins.str = ...,
         priority: _builtins.int = ...,
         keep_special_tokens: _builtins.bool = ...,
+        best_of: _builtins.int | None = ...,
+        beam_search: _sequence_pb2.BeamSearch | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_delivery", b"_delivery", "_num_samples", b"_num_samples", "chat", b"chat", "delivery", b"delivery", "input", b"input", "num_samples", b"num_samples", "sampling", b"sampling", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_best_of", b"_best_of", "_delivery", b"_delivery", "_num_samples", b"_num_samples", "beam_search", b"beam_search", "best_of", b"best_of", "chat", b"chat", "delivery", b"delivery", "input", b"input", "num_samples", b"num_samples", "sampling", b"sampling", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_delivery", b"_delivery", "_num_samples", b"_num_samples", "chat", b"chat", "delivery", b"delivery", "include_stop", b"include_stop", "input", b"input", "keep_special_tokens", b"keep_special_tokens", "model", b"model", "num_samples", b"num_samples", "prefix_handle", b"prefix_handle", "priority", b"priority", "request_id", b"request_id", "resume_token_ids", b"resume_token_ids", "sampling", b"sampling", "session_id", b"session_id", "stop", b"stop", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_best_of", b"_best_of", "_delivery", b"_delivery", "_num_samples", b"_num_samples", "beam_search", b"beam_search", "best_of", b"best_of", "chat", b"chat", "delivery", b"delivery", "include_stop", b"include_stop", "input", b"input", "keep_special_tokens", b"keep_special_tokens", "model", b"model", "num_samples", b"num_samples", "prefix_handle", b"prefix_handle", "priority", b"priority", "request_id", b"request_id", "resume_token_ids", b"resume_token_ids", "sampling", b"sampling", "session_id", b"session_id", "stop", b"stop", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__best_of: _TypeAlias = _typing.Literal["best_of"]  # noqa: Y015
+    _WhichOneofArgType__best_of: _TypeAlias = _typing.Literal["_best_of", b"_best_of"]  # noqa: Y015
     _WhichOneofReturnType__delivery: _TypeAlias = _typing.Literal["delivery"]  # noqa: Y015
     _WhichOneofArgType__delivery: _TypeAlias = _typing.Literal["_delivery", b"_delivery"]  # noqa: Y015
     _WhichOneofReturnType__num_samples: _TypeAlias = _typing.Literal["num_samples"]  # noqa: Y015
     _WhichOneofArgType__num_samples: _TypeAlias = _typing.Literal["_num_samples", b"_num_samples"]  # noqa: Y015
     _WhichOneofReturnType_input: _TypeAlias = _typing.Literal["text", "chat", "token_ids"]  # noqa: Y015
     _WhichOneofArgType_input: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__best_of) -> _WhichOneofReturnType__best_of | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__delivery) -> _WhichOneofReturnType__delivery | None: ...
     @_typing.overload
@@ -331,12 +351,15 @@ class Completion(_message.Message):
     FINISH_REASON_FIELD_NUMBER: _builtins.int
     STOP_FIELD_NUMBER: _builtins.int
     ACCOUNT_FIELD_NUMBER: _builtins.int
+    SCORE_FIELD_NUMBER: _builtins.int
     sample_index: _builtins.int
     """Which sample."""
     finish_reason: _sequence_pb2.FinishReason.ValueType
     """Why it ended."""
     stop: _builtins.str
     """The stop string that ended it, if one did."""
+    score: _builtins.float
+    """With `best_of` the mean log-probability of its tokens; of a beam search its score. Absent else."""
     @_builtins.property
     def account(self) -> _sequence_pb2.MemoryAccount:
         """What it cost."""
@@ -348,12 +371,15 @@ class Completion(_message.Message):
         finish_reason: _sequence_pb2.FinishReason.ValueType = ...,
         stop: _builtins.str = ...,
         account: _sequence_pb2.MemoryAccount | None = ...,
+        score: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["account", b"account"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_score", b"_score", "account", b"account", "score", b"score"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "finish_reason", b"finish_reason", "sample_index", b"sample_index", "stop", b"stop"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_score", b"_score", "account", b"account", "finish_reason", b"finish_reason", "sample_index", b"sample_index", "score", b"score", "stop", b"stop"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__score: _TypeAlias = _typing.Literal["score"]  # noqa: Y015
+    _WhichOneofArgType__score: _TypeAlias = _typing.Literal["_score", b"_score"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__score) -> _WhichOneofReturnType__score | None: ...
 
 Global___Completion: _TypeAlias = Completion  # noqa: Y015
 

@@ -24,17 +24,17 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bpageframe/v1/kv_block.proto\x12\x0cpageframe.v1\"\xa4\x01\n\x0bPoolAccount\x12\r\n\x05total\x18\x01 \x01(\r\x12\x0c\n\x04\x66ree\x18\x02 \x01(\r\x12\x0c\n\x04held\x18\x03 \x01(\r\x12\x0e\n\x06\x63\x61\x63hed\x18\x04 \x01(\r\x12\x0e\n\x06\x66\x65nced\x18\x05 \x01(\r\x12\x13\n\x0bquarantined\x18\x06 \x01(\r\x12\x0e\n\x06pinned\x18\x07 \x01(\r\x12\x12\n\nhost_total\x18\x08 \x01(\r\x12\x11\n\thost_used\x18\t \x01(\r*\xa2\x01\n\nBlockState\x12\x1b\n\x17\x42LOCK_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10\x42LOCK_STATE_FREE\x10\x01\x12\x14\n\x10\x42LOCK_STATE_HELD\x10\x02\x12\x16\n\x12\x42LOCK_STATE_CACHED\x10\x03\x12\x16\n\x12\x42LOCK_STATE_FENCED\x10\x04\x12\x1b\n\x17\x42LOCK_STATE_QUARANTINED\x10\x05*\xfa\x03\n\x0bKvOperation\x12\x1c\n\x18KV_OPERATION_UNSPECIFIED\x10\x00\x12\x19\n\x15KV_OPERATION_ALLOCATE\x10\x01\x12\x16\n\x12KV_OPERATION_SHARE\x10\x02\x12\x1e\n\x1aKV_OPERATION_COPY_ON_WRITE\x10\x03\x12\x18\n\x14KV_OPERATION_RELEASE\x10\x04\x12\x15\n\x11KV_OPERATION_FREE\x10\x05\x12\x16\n\x12KV_OPERATION_INDEX\x10\x06\x12\x18\n\x14KV_OPERATION_UNINDEX\x10\x07\x12\x16\n\x12KV_OPERATION_EVICT\x10\x08\x12\x17\n\x13KV_OPERATION_DEMOTE\x10\t\x12\x18\n\x14KV_OPERATION_PROMOTE\x10\n\x12\x19\n\x15KV_OPERATION_SWAP_OUT\x10\x0b\x12\x18\n\x14KV_OPERATION_SWAP_IN\x10\x0c\x12\x14\n\x10KV_OPERATION_PIN\x10\r\x12\x16\n\x12KV_OPERATION_UNPIN\x10\x0e\x12\x15\n\x11KV_OPERATION_MOVE\x10\x0f\x12\x1c\n\x18KV_OPERATION_FENCE_CLEAR\x10\x10\x12\x1b\n\x17KV_OPERATION_QUARANTINE\x10\x11\x12\x17\n\x13KV_OPERATION_RESIZE\x10\x12\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bpageframe/v1/kv_block.proto\x12\x0cpageframe.v1\"\xb7\x01\n\x0bPoolAccount\x12\r\n\x05total\x18\x01 \x01(\r\x12\x0c\n\x04\x66ree\x18\x02 \x01(\r\x12\x0c\n\x04held\x18\x03 \x01(\r\x12\x0e\n\x06\x63\x61\x63hed\x18\x04 \x01(\r\x12\x0e\n\x06\x66\x65nced\x18\x05 \x01(\r\x12\x13\n\x0bquarantined\x18\x06 \x01(\r\x12\x0e\n\x06pinned\x18\x07 \x01(\r\x12\x12\n\nhost_total\x18\x08 \x01(\r\x12\x11\n\thost_used\x18\t \x01(\r\x12\x11\n\tyieldable\x18\n \x01(\r*\xa2\x01\n\nBlockState\x12\x1b\n\x17\x42LOCK_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10\x42LOCK_STATE_FREE\x10\x01\x12\x14\n\x10\x42LOCK_STATE_HELD\x10\x02\x12\x16\n\x12\x42LOCK_STATE_CACHED\x10\x03\x12\x16\n\x12\x42LOCK_STATE_FENCED\x10\x04\x12\x1b\n\x17\x42LOCK_STATE_QUARANTINED\x10\x05*\xfa\x03\n\x0bKvOperation\x12\x1c\n\x18KV_OPERATION_UNSPECIFIED\x10\x00\x12\x19\n\x15KV_OPERATION_ALLOCATE\x10\x01\x12\x16\n\x12KV_OPERATION_SHARE\x10\x02\x12\x1e\n\x1aKV_OPERATION_COPY_ON_WRITE\x10\x03\x12\x18\n\x14KV_OPERATION_RELEASE\x10\x04\x12\x15\n\x11KV_OPERATION_FREE\x10\x05\x12\x16\n\x12KV_OPERATION_INDEX\x10\x06\x12\x18\n\x14KV_OPERATION_UNINDEX\x10\x07\x12\x16\n\x12KV_OPERATION_EVICT\x10\x08\x12\x17\n\x13KV_OPERATION_DEMOTE\x10\t\x12\x18\n\x14KV_OPERATION_PROMOTE\x10\n\x12\x19\n\x15KV_OPERATION_SWAP_OUT\x10\x0b\x12\x18\n\x14KV_OPERATION_SWAP_IN\x10\x0c\x12\x14\n\x10KV_OPERATION_PIN\x10\r\x12\x16\n\x12KV_OPERATION_UNPIN\x10\x0e\x12\x15\n\x11KV_OPERATION_MOVE\x10\x0f\x12\x1c\n\x18KV_OPERATION_FENCE_CLEAR\x10\x10\x12\x1b\n\x17KV_OPERATION_QUARANTINE\x10\x11\x12\x17\n\x13KV_OPERATION_RESIZE\x10\x12\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'pageframe.v1.kv_block_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_BLOCKSTATE']._serialized_start=213
-  _globals['_BLOCKSTATE']._serialized_end=375
-  _globals['_KVOPERATION']._serialized_start=378
-  _globals['_KVOPERATION']._serialized_end=884
+  _globals['_BLOCKSTATE']._serialized_start=232
+  _globals['_BLOCKSTATE']._serialized_end=394
+  _globals['_KVOPERATION']._serialized_start=397
+  _globals['_KVOPERATION']._serialized_end=903
   _globals['_POOLACCOUNT']._serialized_start=46
-  _globals['_POOLACCOUNT']._serialized_end=210
+  _globals['_POOLACCOUNT']._serialized_end=229
 # @@protoc_insertion_point(module_scope)

@@ -156,6 +156,7 @@ class PoolAccount(_message.Message):
     PINNED_FIELD_NUMBER: _builtins.int
     HOST_TOTAL_FIELD_NUMBER: _builtins.int
     HOST_USED_FIELD_NUMBER: _builtins.int
+    YIELDABLE_FIELD_NUMBER: _builtins.int
     total: _builtins.int
     """Blocks of the pool."""
     free: _builtins.int
@@ -174,6 +175,8 @@ class PoolAccount(_message.Message):
     """Blocks that the host tier can hold."""
     host_used: _builtins.int
     """Blocks that the host tier holds."""
+    yieldable: _builtins.int
+    """Blocks held only by pins that give way while a sequence runs; part of `pinned`."""
     def __init__(
         self,
         *,
@@ -186,10 +189,11 @@ class PoolAccount(_message.Message):
         pinned: _builtins.int = ...,
         host_total: _builtins.int = ...,
         host_used: _builtins.int = ...,
+        yieldable: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached", b"cached", "fenced", b"fenced", "free", b"free", "held", b"held", "host_total", b"host_total", "host_used", b"host_used", "pinned", b"pinned", "quarantined", b"quarantined", "total", b"total"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached", b"cached", "fenced", b"fenced", "free", b"free", "held", b"held", "host_total", b"host_total", "host_used", b"host_used", "pinned", b"pinned", "quarantined", b"quarantined", "total", b"total", "yieldable", b"yieldable"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

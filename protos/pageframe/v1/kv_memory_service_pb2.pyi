@@ -111,6 +111,7 @@ class KvMemoryServiceSnapshotResponse(_message.Message):
     RETENTIONS_FIELD_NUMBER: _builtins.int
     TENANTS_FIELD_NUMBER: _builtins.int
     HOST_TIER_FIELD_NUMBER: _builtins.int
+    KV_GROUPS_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """Last step applied."""
     operation: _builtins.int
@@ -155,6 +156,10 @@ class KvMemoryServiceSnapshotResponse(_message.Message):
     def host_tier(self) -> Global___HostTier:
         """Slots of the host tier; absent when there is none."""
 
+    @_builtins.property
+    def kv_groups(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Group of layers that each held or indexed block belongs to; empty when there is one group."""
+
     def __init__(
         self,
         *,
@@ -171,10 +176,11 @@ class KvMemoryServiceSnapshotResponse(_message.Message):
         retentions: _abc.Iterable[Global___Retention] | None = ...,
         tenants: _abc.Iterable[Global___TenantUsage] | None = ...,
         host_tier: Global___HostTier | None = ...,
+        kv_groups: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["host_tier", b"host_tier", "pool", b"pool"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "block_states", b"block_states", "block_tables", b"block_tables", "host_tier", b"host_tier", "indexed", b"indexed", "operation", b"operation", "pin_counts", b"pin_counts", "pool", b"pool", "pool_incarnation", b"pool_incarnation", "reference_counts", b"reference_counts", "retentions", b"retentions", "step", b"step", "tenants", b"tenants"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "block_states", b"block_states", "block_tables", b"block_tables", "host_tier", b"host_tier", "indexed", b"indexed", "kv_groups", b"kv_groups", "operation", b"operation", "pin_counts", b"pin_counts", "pool", b"pool", "pool_incarnation", b"pool_incarnation", "reference_counts", b"reference_counts", "retentions", b"retentions", "step", b"step", "tenants", b"tenants"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -203,12 +209,14 @@ class BlockTable(_message.Message):
     num_computed_tokens: _builtins.int
     """Tokens whose keys and values were computed."""
     first_block_index: _builtins.int
-    """Logical blocks before this one have left a sliding window and are held no more."""
+    """Logical blocks before this one have left all sliding windows and are held no more."""
     state: Global___SequenceState.ValueType
     """What the sequence does."""
     @_builtins.property
     def block_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Physical block of each logical block, from `first_block_index` on."""
+        """Physical block of each logical block, from `first_block_index` on. With several groups of
+        layers, those of all groups in turns, without what has left the window of a group.
+        """
 
     @_builtins.property
     def announce_time(self) -> _timestamp_pb2.Timestamp:
@@ -372,6 +380,7 @@ class ExplainResponse(_message.Message):
     TENANT_FIELD_NUMBER: _builtins.int
     RETENTIONS_FIELD_NUMBER: _builtins.int
     OPERATION_NUMBER_FIELD_NUMBER: _builtins.int
+    KV_GROUP_FIELD_NUMBER: _builtins.int
     state: _kv_block_pb2.BlockState.ValueType
     """Its state."""
     reference_count: _builtins.int
@@ -390,6 +399,8 @@ class ExplainResponse(_message.Message):
     """Who is charged for it, or was last; empty when it is another tenant."""
     operation_number: _builtins.int
     """Running number of that operation; 0 when there was none."""
+    kv_group: _builtins.int
+    """Group of layers that it holds, if it is held or indexed; 0 when there is one group."""
     @_builtins.property
     def sequence_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Sequences whose tables hold it; those of other tenants are left out."""
@@ -417,10 +428,11 @@ class ExplainResponse(_message.Message):
         tenant: _builtins.str = ...,
         retentions: _abc.Iterable[Global___Retention] | None = ...,
         operation_number: _builtins.int = ...,
+        kv_group: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["change_time", b"change_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "change_time", b"change_time", "indexed", b"indexed", "operation", b"operation", "operation_number", b"operation_number", "pin_count", b"pin_count", "reference_count", b"reference_count", "retentions", b"retentions", "sequence_ids", b"sequence_ids", "state", b"state", "step", b"step", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "change_time", b"change_time", "indexed", b"indexed", "kv_group", b"kv_group", "operation", b"operation", "operation_number", b"operation_number", "pin_count", b"pin_count", "reference_count", b"reference_count", "retentions", b"retentions", "sequence_ids", b"sequence_ids", "state", b"state", "step", b"step", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

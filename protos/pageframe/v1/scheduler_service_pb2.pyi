@@ -161,6 +161,7 @@ class Submission(_message.Message):
     ARRIVAL_NS_FIELD_NUMBER: _builtins.int
     SESSION_ID_FIELD_NUMBER: _builtins.int
     PREFIX_HANDLE_FIELD_NUMBER: _builtins.int
+    BEAM_SEARCH_FIELD_NUMBER: _builtins.int
     handle: _builtins.int
     """Short name for the request on this stream; not used again before its last completion."""
     request_id: _builtins.str
@@ -201,6 +202,10 @@ class Submission(_message.Message):
     def sampling(self) -> _sequence_pb2.SamplingParameters:
         """Sampling, shared by all samples; `seed` and `max_tokens` are set."""
 
+    @_builtins.property
+    def beam_search(self) -> _sequence_pb2.BeamSearch:
+        """Searches instead of sampling; `num_samples` is the number of outputs to return."""
+
     def __init__(
         self,
         *,
@@ -221,10 +226,11 @@ class Submission(_message.Message):
         arrival_ns: _builtins.int = ...,
         session_id: _builtins.str = ...,
         prefix_handle: _builtins.str = ...,
+        beam_search: _sequence_pb2.BeamSearch | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["beam_search", b"beam_search", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrival_ns", b"arrival_ns", "cache_salt", b"cache_salt", "deadline_ns", b"deadline_ns", "delivery", b"delivery", "handle", b"handle", "num_samples", b"num_samples", "num_tokens_per_event_max", b"num_tokens_per_event_max", "prefix_handle", b"prefix_handle", "priority", b"priority", "prompt_token_ids", b"prompt_token_ids", "request_id", b"request_id", "resume", b"resume", "sampling", b"sampling", "session_id", b"session_id", "span_id", b"span_id", "tenant", b"tenant", "trace_id", b"trace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrival_ns", b"arrival_ns", "beam_search", b"beam_search", "cache_salt", b"cache_salt", "deadline_ns", b"deadline_ns", "delivery", b"delivery", "handle", b"handle", "num_samples", b"num_samples", "num_tokens_per_event_max", b"num_tokens_per_event_max", "prefix_handle", b"prefix_handle", "priority", b"priority", "prompt_token_ids", b"prompt_token_ids", "request_id", b"request_id", "resume", b"resume", "sampling", b"sampling", "session_id", b"session_id", "span_id", b"span_id", "tenant", b"tenant", "trace_id", b"trace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -316,6 +322,9 @@ class SampleCompletion(_message.Message):
     ERROR_REASON_FIELD_NUMBER: _builtins.int
     ERROR_MESSAGE_FIELD_NUMBER: _builtins.int
     ERROR_LIMITS_FIELD_NUMBER: _builtins.int
+    SUBMIT_TIME_NS_FIELD_NUMBER: _builtins.int
+    END_TIME_NS_FIELD_NUMBER: _builtins.int
+    SCORE_FIELD_NUMBER: _builtins.int
     handle: _builtins.int
     """Which request."""
     sample_index: _builtins.int
@@ -328,6 +337,12 @@ class SampleCompletion(_message.Message):
     """UPPER_SNAKE reason."""
     error_message: _builtins.str
     """One sentence."""
+    submit_time_ns: _builtins.int
+    """When the scheduler took it; nanoseconds since the Unix epoch."""
+    end_time_ns: _builtins.int
+    """When its last token was known, or when it was ended otherwise."""
+    score: _builtins.float
+    """Score of an output of a beam search."""
     @_builtins.property
     def account(self) -> _sequence_pb2.MemoryAccount:
         """What it cost."""
@@ -347,12 +362,17 @@ class SampleCompletion(_message.Message):
         error_reason: _builtins.str = ...,
         error_message: _builtins.str = ...,
         error_limits: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        submit_time_ns: _builtins.int = ...,
+        end_time_ns: _builtins.int = ...,
+        score: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["account", b"account"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_score", b"_score", "account", b"account", "score", b"score"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "error_limits", b"error_limits", "error_message", b"error_message", "error_reason", b"error_reason", "error_status", b"error_status", "finish_reason", b"finish_reason", "handle", b"handle", "sample_index", b"sample_index"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_score", b"_score", "account", b"account", "end_time_ns", b"end_time_ns", "error_limits", b"error_limits", "error_message", b"error_message", "error_reason", b"error_reason", "error_status", b"error_status", "finish_reason", b"finish_reason", "handle", b"handle", "sample_index", b"sample_index", "score", b"score", "submit_time_ns", b"submit_time_ns"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__score: _TypeAlias = _typing.Literal["score"]  # noqa: Y015
+    _WhichOneofArgType__score: _TypeAlias = _typing.Literal["_score", b"_score"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__score) -> _WhichOneofReturnType__score | None: ...
 
 Global___SampleCompletion: _TypeAlias = SampleCompletion  # noqa: Y015
 

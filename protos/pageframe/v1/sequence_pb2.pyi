@@ -20,6 +20,34 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _EarlyStopping:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _EarlyStoppingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EarlyStopping.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    EARLY_STOPPING_UNSPECIFIED: _EarlyStopping.ValueType  # 0
+    """Refused."""
+    EARLY_STOPPING_HEURISTIC: _EarlyStopping.ValueType  # 1
+    """When the best beam, scored by its length so far, is no better than the worst of them."""
+    EARLY_STOPPING_ALWAYS: _EarlyStopping.ValueType  # 2
+    """At once."""
+    EARLY_STOPPING_NEVER: _EarlyStopping.ValueType  # 3
+    """When no beam can become better than the worst of them."""
+
+class EarlyStopping(_EarlyStopping, metaclass=_EarlyStoppingEnumTypeWrapper):
+    """Says when a beam search is over, once as many hypotheses have ended as there are beams."""
+
+EARLY_STOPPING_UNSPECIFIED: EarlyStopping.ValueType  # 0
+"""Refused."""
+EARLY_STOPPING_HEURISTIC: EarlyStopping.ValueType  # 1
+"""When the best beam, scored by its length so far, is no better than the worst of them."""
+EARLY_STOPPING_ALWAYS: EarlyStopping.ValueType  # 2
+"""At once."""
+EARLY_STOPPING_NEVER: EarlyStopping.ValueType  # 3
+"""When no beam can become better than the worst of them."""
+Global___EarlyStopping: _TypeAlias = EarlyStopping  # noqa: Y015
+
 class _FinishReason:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -288,6 +316,55 @@ class SamplingParameters(_message.Message):
 Global___SamplingParameters: _TypeAlias = SamplingParameters  # noqa: Y015
 
 @_typing.final
+class BeamSearch(_message.Message):
+    """Searches for the most probable outputs instead of sampling.
+
+    In each step the best continuations of all beams together go on. An output is scored by the sum
+    of its tokens' log-probabilities divided by its length to the power of `length_penalty`.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUM_BEAMS_FIELD_NUMBER: _builtins.int
+    LENGTH_PENALTY_FIELD_NUMBER: _builtins.int
+    EARLY_STOPPING_FIELD_NUMBER: _builtins.int
+    NUM_RETURN_FIELD_NUMBER: _builtins.int
+    num_beams: _builtins.int
+    """Outputs that are followed side by side; in [1, 64]."""
+    length_penalty: _builtins.float
+    """Above 0 favours long outputs, below 0 short ones; in [-10, 10]. Default when absent: 1."""
+    early_stopping: Global___EarlyStopping.ValueType
+    """When the search is over. Default when absent: EARLY_STOPPING_HEURISTIC."""
+    num_return: _builtins.int
+    """Outputs to return, best first; in [1, num_beams]. Default when absent: 1."""
+    def __init__(
+        self,
+        *,
+        num_beams: _builtins.int = ...,
+        length_penalty: _builtins.float | None = ...,
+        early_stopping: Global___EarlyStopping.ValueType | None = ...,
+        num_return: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_early_stopping", b"_early_stopping", "_length_penalty", b"_length_penalty", "_num_return", b"_num_return", "early_stopping", b"early_stopping", "length_penalty", b"length_penalty", "num_return", b"num_return"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_early_stopping", b"_early_stopping", "_length_penalty", b"_length_penalty", "_num_return", b"_num_return", "early_stopping", b"early_stopping", "length_penalty", b"length_penalty", "num_beams", b"num_beams", "num_return", b"num_return"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__early_stopping: _TypeAlias = _typing.Literal["early_stopping"]  # noqa: Y015
+    _WhichOneofArgType__early_stopping: _TypeAlias = _typing.Literal["_early_stopping", b"_early_stopping"]  # noqa: Y015
+    _WhichOneofReturnType__length_penalty: _TypeAlias = _typing.Literal["length_penalty"]  # noqa: Y015
+    _WhichOneofArgType__length_penalty: _TypeAlias = _typing.Literal["_length_penalty", b"_length_penalty"]  # noqa: Y015
+    _WhichOneofReturnType__num_return: _TypeAlias = _typing.Literal["num_return"]  # noqa: Y015
+    _WhichOneofArgType__num_return: _TypeAlias = _typing.Literal["_num_return", b"_num_return"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__early_stopping) -> _WhichOneofReturnType__early_stopping | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__length_penalty) -> _WhichOneofReturnType__length_penalty | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__num_return) -> _WhichOneofReturnType__num_return | None: ...
+
+Global___BeamSearch: _TypeAlias = BeamSearch  # noqa: Y015
+
+@_typing.final
 class TokenLogprobs(_message.Message):
     """Carries log-probabilities (natural logarithm, of the raw logits) around one token."""
 
@@ -368,6 +445,11 @@ class MemoryAccount(_message.Message):
     NUM_PREEMPTIONS_FIELD_NUMBER: _builtins.int
     STALLS_FIELD_NUMBER: _builtins.int
     NUM_BLOCKS_SAVED_FIELD_NUMBER: _builtins.int
+    COMPUTE_FIELD_NUMBER: _builtins.int
+    ELAPSED_FIELD_NUMBER: _builtins.int
+    NUM_DRAFT_TOKENS_FIELD_NUMBER: _builtins.int
+    NUM_ACCEPTED_TOKENS_FIELD_NUMBER: _builtins.int
+    NUM_UNRETURNED_TOKENS_FIELD_NUMBER: _builtins.int
     num_prompt_tokens: _builtins.int
     """Tokens of the prompt."""
     num_cached_tokens: _builtins.int
@@ -384,9 +466,23 @@ class MemoryAccount(_message.Message):
     """How often the sequence lost its blocks."""
     num_blocks_saved: _builtins.int
     """Blocks that did not have to be allocated thanks to sharing: shared less copied."""
+    num_draft_tokens: _builtins.int
+    """Draft tokens that were computed: guesses at tokens to come."""
+    num_accepted_tokens: _builtins.int
+    """Those of them that were right."""
+    num_unreturned_tokens: _builtins.int
+    """Tokens that were computed for samples or beams that are not returned; told with sample 0."""
     @_builtins.property
     def stalls(self) -> _containers.RepeatedCompositeFieldContainer[Global___StallTime]:
         """Waiting by cause; causes without waiting are left out."""
+
+    @_builtins.property
+    def compute(self) -> _duration_pb2.Duration:
+        """Time in which its own work was done: tokenising, and steps that computed its tokens."""
+
+    @_builtins.property
+    def elapsed(self) -> _duration_pb2.Duration:
+        """From arrival to the last output: `compute` and all `stalls` add up to it."""
 
     def __init__(
         self,
@@ -400,10 +496,15 @@ class MemoryAccount(_message.Message):
         num_preemptions: _builtins.int = ...,
         stalls: _abc.Iterable[Global___StallTime] | None = ...,
         num_blocks_saved: _builtins.int = ...,
+        compute: _duration_pb2.Duration | None = ...,
+        elapsed: _duration_pb2.Duration | None = ...,
+        num_draft_tokens: _builtins.int = ...,
+        num_accepted_tokens: _builtins.int = ...,
+        num_unreturned_tokens: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["compute", b"compute", "elapsed", b"elapsed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_blocks_peak", b"num_blocks_peak", "num_blocks_saved", b"num_blocks_saved", "num_blocks_shared", b"num_blocks_shared", "num_cached_tokens", b"num_cached_tokens", "num_completion_tokens", b"num_completion_tokens", "num_copies_on_write", b"num_copies_on_write", "num_preemptions", b"num_preemptions", "num_prompt_tokens", b"num_prompt_tokens", "stalls", b"stalls"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute", b"compute", "elapsed", b"elapsed", "num_accepted_tokens", b"num_accepted_tokens", "num_blocks_peak", b"num_blocks_peak", "num_blocks_saved", b"num_blocks_saved", "num_blocks_shared", b"num_blocks_shared", "num_cached_tokens", b"num_cached_tokens", "num_completion_tokens", b"num_completion_tokens", "num_copies_on_write", b"num_copies_on_write", "num_draft_tokens", b"num_draft_tokens", "num_preemptions", b"num_preemptions", "num_prompt_tokens", b"num_prompt_tokens", "num_unreturned_tokens", b"num_unreturned_tokens", "stalls", b"stalls"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

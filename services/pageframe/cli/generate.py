@@ -11,12 +11,15 @@ from typing import Annotated
 
 import typer
 
+from pageframe.cli.api_key import read_api_key
 from pageframe.cli.exit_codes import EXIT_FAILURE, EXIT_OK
 from pageframe.cli.generation_json import error_to_json, request_from_line, result_to_json
 from pageframe.cli.server_address import find_server
 from pageframe.client import (
     AsyncPageframeClient,
+    BeamParams,
     Delta,
+    EarlyStopping,
     Event,
     GenerationRequest,
     Message,
@@ -43,6 +46,18 @@ def generate(
     top_k: Annotated[int, typer.Option(help="Keep this many tokens; 0 keeps all.")] = 0,
     min_p: Annotated[float, typer.Option(help="Least share of the best probability.")] = 0.0,
     n: Annotated[int, typer.Option("--n", help="Samples of the same prompt.")] = 1,
+    best_of: Annotated[
+        int | None, typer.Option(help="Sample this many, print the --n most probable.")
+    ] = None,
+    beams: Annotated[
+        int | None, typer.Option(help="Beam search of this width; prints the --n best outputs.")
+    ] = None,
+    length_penalty: Annotated[
+        float, typer.Option(help="With --beams: above 0 favours long outputs, below 0 short ones.")
+    ] = 1.0,
+    early_stopping: Annotated[
+        str, typer.Option(help="With --beams: heuristic, always or never.")
+    ] = "heuristic",
     seed: Annotated[int | None, typer.Option(help="Same seed, same tokens.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Stop string; may be repeated.")] = None,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on after the end.")] = False,
@@ -63,6 +78,9 @@ def generate(
     ] = False,
     server: Annotated[str | None, typer.Option(help="HOST:PORT [PAGEFRAME_SERVER].")] = None,
     state_dir: Annotated[Path | None, typer.Option(help="Where `pageframe up` runs.")] = None,
+    api_key_file: Annotated[
+        Path | None, typer.Option(help="File with the API key, where the server wants one.")
+    ] = None,
 ) -> None:
     """Continue a prompt. Streams text, or prints one JSON object with --json.
 
@@ -82,19 +100,40 @@ def generate(
         num_logprobs=logprobs,
         ignore_eos=ignore_eos,
         max_tokens=max_tokens,
-        num_samples=n,
+        num_samples=n if beams is None else 1,
+        best_of=best_of,
+        beam_search=_beam_search(beams, n, length_penalty, early_stopping),
         stop=tuple(stop or ()),
         session_id=session,
         prefix_handle=prefix_handle,
-        delivery=Delivery.FINAL if as_json or stdin_jsonl else Delivery.EVERY_TOKEN,
+        delivery=Delivery.FINAL if as_json or stdin_jsonl else None,
     )
+    api_key = read_api_key(api_key_file)
     address = find_server(server, state_dir, os.environ)
     if prompt is None:
         lines = [line for line in sys.stdin.buffer.read().split(b"\n") if line.strip()]
-        raise typer.Exit(asyncio.run(_run_lines(lines, request, address, timeout)))
+        raise typer.Exit(asyncio.run(_run_lines(lines, request, address, api_key, timeout)))
     text = sys.stdin.read() if prompt == "-" else prompt
     request = _with_prompt(request, text, chat=chat, system=system)
-    raise typer.Exit(_run_one(request, address, timeout, as_json=as_json))
+    raise typer.Exit(_run_one(request, address, api_key, timeout, as_json=as_json))
+
+
+def _beam_search(
+    num_beams: int | None, num_return: int, length_penalty: float, early_stopping: str
+) -> BeamParams | None:
+    if num_beams is None:
+        return None
+    try:
+        stopping = EarlyStopping[early_stopping.upper()]
+    except KeyError:
+        names = ", ".join(member.name.lower() for member in EarlyStopping)
+        raise typer.BadParameter(f"--early-stopping is one of {names}") from None
+    return BeamParams(
+        num_beams=num_beams,
+        num_return=num_return,
+        length_penalty=length_penalty,
+        early_stopping=stopping,
+    )
 
 
 def _with_prompt(
@@ -107,15 +146,20 @@ def _with_prompt(
 
 
 def _run_one(
-    request: GenerationRequest, address: str, timeout_s: float | None, *, as_json: bool
+    request: GenerationRequest,
+    address: str,
+    api_key: str | None,
+    timeout_s: float | None,
+    *,
+    as_json: bool,
 ) -> int:
     """Run one request; returns the exit code."""
     try:
-        with PageframeClient(address, retry_for_s=_RETRY_FOR_S) as client:
+        with PageframeClient(address, api_key=api_key, retry_for_s=_RETRY_FOR_S) as client:
             events = client.generate(request, timeout_s=timeout_s)
             if as_json:
                 print(_to_line(result_to_json(collect(list(events)))))
-            elif request.num_samples > 1:
+            elif request.num_outputs > 1:
                 for index, sample in enumerate(collect(list(events)).samples):
                     print(f"[{index}] {sample.text}")
             else:
@@ -138,12 +182,16 @@ def _print_text(events: Iterable[Event]) -> None:
 
 
 async def _run_lines(
-    lines: Sequence[bytes], defaults: GenerationRequest, address: str, timeout_s: float | None
+    lines: Sequence[bytes],
+    defaults: GenerationRequest,
+    address: str,
+    api_key: str | None,
+    timeout_s: float | None,
 ) -> int:
     """Run all lines at once; print their results in the order of the input."""
     num_failed = 0
     slots = asyncio.Semaphore(_NUM_CONCURRENT_MAX)
-    async with AsyncPageframeClient(address, retry_for_s=_RETRY_FOR_S) as client:
+    async with AsyncPageframeClient(address, api_key=api_key, retry_for_s=_RETRY_FOR_S) as client:
 
         async def run(index: int, line: bytes) -> dict[str, object]:
             async with slots:

@@ -6,7 +6,14 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from pageframe.client import GenerationRequest, GenerationResult, Message, Sample
+from pageframe.client import (
+    BeamParams,
+    EarlyStopping,
+    GenerationRequest,
+    GenerationResult,
+    Message,
+    Sample,
+)
 from pageframe.core.errors import InvalidRequestError, PageframeError
 from pageframe.core.request import Delivery
 from pageframe.core.step import TokenLogprobs
@@ -25,7 +32,7 @@ _NUMBERS = frozenset(
 _COUNTS = frozenset(
     {
         "top_k", "seed", "num_logprobs", "num_prompt_logprobs", "min_tokens", "max_tokens",
-        "num_samples", "priority",
+        "num_samples", "best_of", "priority",
     }
 )  # fmt: skip
 _SWITCHES = frozenset({"ignore_eos", "include_stop", "keep_special_tokens"})
@@ -71,7 +78,8 @@ def result_to_json(result: GenerationResult) -> dict[str, Any]:
             "prompt_tokens": started.num_prompt_tokens,
             "cached_tokens": first.account.num_cached_tokens,
             "completion_tokens": sum(
-                sample.account.num_completion_tokens for sample in result.samples
+                sample.account.num_completion_tokens + sample.account.num_unreturned_tokens
+                for sample in result.samples
             ),
         },
         "trace_id": started.trace_id,
@@ -100,11 +108,15 @@ def sample_to_json(sample: Sample) -> dict[str, Any]:
             "num_copies_on_write": account.num_copies_on_write,
             "num_blocks_saved": account.num_blocks_saved,
             "num_preemptions": account.num_preemptions,
+            "elapsed_ms": account.elapsed_ns / 1e6,
+            "compute_ms": account.compute_ns / 1e6,
             "stall_ms": {
                 cause.name.lower(): waited_ns / 1e6 for cause, waited_ns in account.stall_ns.items()
             },
         },
     }
+    if sample.score is not None:
+        content["score"] = sample.score
     if sample.logprobs:
         content["logprobs"] = [_logprobs_to_json(entry) for entry in sample.logprobs]
     return content
@@ -169,9 +181,24 @@ def _converted(key: str, value: Any) -> Any:
     if key == "logit_bias":
         biases = _checked(value, Mapping)
         return {int(token_id): float(bias) for token_id, bias in biases.items()}
+    if key == "beam_search":
+        return _beam_search(value)
     if key == "delivery":
         return _member(Delivery, value)
     return _checked(value, str)
+
+
+def _beam_search(value: Any) -> BeamParams:
+    """``{"num_beams": 4, "num_return": 2, "length_penalty": 1.0, "early_stopping": "never"}``."""
+    values = dict(_checked(value, Mapping))
+    if "early_stopping" in values:
+        values["early_stopping"] = _member(EarlyStopping, values["early_stopping"])
+    if "length_penalty" in values:
+        values["length_penalty"] = float(_checked(values["length_penalty"], int | float))
+    for name in ("num_beams", "num_return"):
+        if name in values:
+            values[name] = _checked(values[name], int)
+    return BeamParams(**values)
 
 
 def _checked(value: Any, kind: Any) -> Any:

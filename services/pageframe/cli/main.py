@@ -30,6 +30,7 @@ _DEFAULT_WORDS = {
     "session-ttl": "10m",
     "session-idle": "60s",
     "api-keys": "off",
+    "record": "off",
     "state-dir": "~/.pageframe or $XDG_STATE_HOME/pageframe",
     "drain-timeout": "30s",
 }
@@ -38,6 +39,9 @@ _LAZY_COMMANDS = {
     "generate": "pageframe.cli.generate",
     "pool": "pageframe.cli.pool",
     "bench": "pageframe.cli.bench",
+    "simulate": "pageframe.cli.simulate",
+    "replay": "pageframe.cli.replay",
+    "stalls": "pageframe.cli.stalls",
 }
 
 

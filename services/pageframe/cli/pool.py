@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from pageframe.cli.api_key import read_api_key
 from pageframe.cli.executor_address import find_executor
 from pageframe.cli.exit_codes import EXIT_FAILURE, EXIT_OK
 from pageframe.cli.generation_json import error_to_json
@@ -27,7 +28,7 @@ from pageframe.cli.server_address import find_server
 from pageframe.client import PageframeClient
 from pageframe.client.kv_memory import KvMemoryClient
 from pageframe.config.values import parse_duration_seconds
-from pageframe.core.errors import InvalidRequestError, PageframeError
+from pageframe.core.errors import PageframeError
 from pageframe.core.replica import TenantQuota
 
 _NO_CEILING = ("-", "none")
@@ -78,7 +79,7 @@ def pool(
     """
     if interval <= 0:
         raise typer.BadParameter("--interval must be above 0")
-    api_key = _read_key(api_key_file)
+    api_key = read_api_key(api_key_file)
 
     def tokenize(text: str) -> list[int]:
         """Token ids of a text, from the gateway of the same system."""
@@ -227,20 +228,6 @@ def _retain(
     print(f"{facts.num_tokens} of {len(token_ids)} tokens are kept now", file=sys.stderr)
     # Alone on standard output, for scripts.
     print(facts.name)
-
-
-def _read_key(path: Path | None) -> str | None:
-    if path is None:
-        return None
-    try:
-        key = path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidRequestError(
-            "API_KEY_UNREADABLE", f"cannot read the API key in {path}: {error}"
-        ) from None
-    if len(key.split()) != 1:
-        raise InvalidRequestError("API_KEY_MALFORMED", f"{path} must hold one key and nothing else")
-    return key
 
 
 def _parse_quota(tenant: str, floor_blocks: int, ceiling: str) -> TenantQuota:

@@ -28,6 +28,7 @@ def snapshot_to_json(snapshot: MemorySnapshot) -> dict[str, Any]:
             "references": snapshot.ref_counts.tolist(),
             "pins": snapshot.pin_counts.tolist(),
             "indexed": snapshot.is_indexed.tolist(),
+            "group": snapshot.kv_groups.tolist() or [0] * len(snapshot.states),
         },
         "sequences": [
             {
@@ -68,6 +69,7 @@ def explanation_to_json(block: BlockExplanation) -> dict[str, Any]:
         "references": block.num_references,
         "pins": block.num_pins,
         "indexed": block.is_indexed,
+        "group": block.kv_group,
         "tenant": block.tenant,
         "sequence_ids": block.sequence_ids,
         "retentions": [_retention_to_json(it) for it in block.retentions],

@@ -109,6 +109,8 @@ def explanation_lines(block: BlockExplanation, now_ns: int) -> Iterable[str]:
         f"block {block.block_id} is {BLOCK_STATE_NAMES[block.state]}: "
         f"{_count(block.num_references, 'reference')}{pins}; {indexed} the prefix index"
     )
+    if block.kv_group:
+        yield f"holds layers of group {block.kv_group}"
     if block.tenant:
         yield f"charged to tenant {block.tenant}"
     if block.sequence_ids:

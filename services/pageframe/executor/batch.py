@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from pageframe.core.errors import InternalError
 from pageframe.core.sampling import SamplingParams
-from pageframe.core.step import TokenLogprobs
+from pageframe.core.step import Candidates, TokenLogprobs
 
 Int32Array = NDArray[np.int32]
 Int64Array = NDArray[np.int64]
@@ -28,9 +28,46 @@ Int64Array = NDArray[np.int64]
 _NO_IDS: Int64Array = np.empty(0, dtype=np.int64)
 
 
+@dataclass(frozen=True, slots=True)
+class DraftSamples:
+    """Which samples of a step check drafts; parallel to ``StepBatch.samples``.
+
+    A sequence with d draft tokens has d + 1 samples, one behind the other: its next token, and the
+    one behind each draft. A sample counts only if all before it are what the drafts say.
+
+        computed    newest   draft 0   draft 1
+        sampled          ▼         ▼         ▼
+        num_behind       2         1         0
+        expected   draft 0   draft 1         -
+
+    Attributes:
+        num_behind: int32 [K], samples of the same sequence that follow; 0 without drafts.
+        expected: int32 [K], the token that has to be sampled for the next sample to count; -1 where
+            none follows.
+    """
+
+    num_behind: Int32Array
+    expected: Int32Array
+
+    @property
+    def is_first(self) -> NDArray[np.bool_]:
+        """Which samples are the first of their sequence: bool [K]."""
+        is_first = np.ones(len(self.num_behind), dtype=np.bool_)
+        is_first[1:] = self.num_behind[:-1] == 0
+        return is_first
+
+    def pad(self, num_samples: int) -> "DraftSamples":
+        """The same with samples without drafts at the end, ``num_samples`` in all."""
+        num_more = num_samples - len(self.num_behind)
+        return DraftSamples(
+            np.pad(self.num_behind, (0, num_more)),
+            np.pad(self.expected, (0, num_more), constant_values=-1),
+        )
+
+
 @dataclass(slots=True, kw_only=True)
 class StepBatch:
-    """The work of one step. S sequences, T new tokens, K sequences that sample.
+    """The work of one step. S sequences, T new tokens, K sequences that sample, G layer groups.
 
     Arrays may be views into persistent buffers: valid only until the next step is prepared.
 
@@ -41,14 +78,17 @@ class StepBatch:
         rows: int32 [S], row of each sequence in the sequence table; constant while it lives.
         token_ids: int32 [T].
         positions: int32 [T], position of each token in its sequence, from 0.
-        slots: int64 [T], ``block_id * block_size + offset`` of each token.
+        slots: int64 [T * G], ``block_id * block_size + offset`` of each token, in each group of
+            layers: entry ``t * G + g``.
         query_start: int32 [S + 1].
         context_lens: int32 [S], computed tokens of the sequence after this step.
-        block_tables: int32 [S, W], physical block of each logical block; entries past
-            ``ceil(context_len / block_size)`` are undefined.
+        block_tables: int32 [S, W * G], physical block of each logical block in each group:
+            entry ``logical * G + g``. Those past ``ceil(context_len / block_size)`` are undefined,
+            and those of a group with a window that no new token sees.
         samples: int32 [K], indices into S of the sequences that have caught up and sample.
         sample_rows: int32 [K], row whose sampling state picks each of the K tokens. Several
-            tokens may come from one index of ``samples``: a fork.
+            tokens may come from one index of ``samples``: a fork, or drafts.
+        drafts: Which samples check drafts; None when none does.
     """
 
     step: int
@@ -62,6 +102,19 @@ class StepBatch:
     block_tables: Int32Array
     samples: Int32Array
     sample_rows: Int32Array
+    drafts: DraftSamples | None = None
+
+    @property
+    def sample_positions(self) -> Int32Array:
+        """The position that each sampled token takes in its sequence: int32 [K]."""
+        ends = self.context_lens[self.samples]
+        return ends if self.drafts is None else ends - self.drafts.num_behind
+
+    @property
+    def sample_tokens(self) -> Int64Array:
+        """Index into T of the token from whose logits each sample is drawn: int64 [K]."""
+        last = self.query_start[1:][self.samples].astype(np.int64) - 1
+        return last if self.drafts is None else last - self.drafts.num_behind
 
 
 def _no_ids() -> Int64Array:
@@ -139,13 +192,15 @@ def _check_move(
 class StepOutput:
     """What a step yields. ``token_ids``: int32 [K], in the order of ``StepBatch.samples``.
 
-    ``logprobs`` is keyed by index into K, ``prompt_logprobs`` by row; the runner collects a
+    A sequence that asks for candidates gets -1 for a token, and an entry in ``candidates``, by
+    index into K. ``logprobs`` is keyed by index into K, ``prompt_logprobs`` by row; the runner collects a
     prompt's over its chunks and delivers them with the last one.
     """
 
     token_ids: Int32Array
     logprobs: dict[int, TokenLogprobs] = field(default_factory=dict)
     prompt_logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)
+    candidates: dict[int, Candidates] = field(default_factory=dict)
     execute_ns: int = 0
     sample_ns: int = 0
 
@@ -160,13 +215,16 @@ class ModelFacts:
         vocab_size: Number of token ids that logits have.
         max_model_len: Most positions the model was made for.
         eos_token_ids: From the generation config, else the config.
-        kv_bytes_per_token: Keys and values of one token over all layers, in the pool's dtype.
+        kv_bytes_per_token: Keys and values of one token over all layers, in the pool's dtype, and
+            what pads groups of layers to one size. A block has the layers of one group.
         device: As torch spells it, or ``sim``.
         dtype: ``float32``, ``bfloat16`` or ``float16``.
         kv_dtype: The same for the pool.
         runner: ``native``, ``transformers`` or ``sim``.
         window_tokens: Positions that a token sees, itself included, in every layer; 0 for all, also
             when some layers see more than others.
+        group_windows: The same for each group of layers, where they differ: a block then holds the
+            layers of one group. Empty for one group.
     """
 
     name: str
@@ -180,6 +238,12 @@ class ModelFacts:
     kv_dtype: str
     runner: str
     window_tokens: int = 0
+    group_windows: tuple[int, ...] = ()
+
+    @property
+    def num_kv_groups(self) -> int:
+        """Groups of layers, each with blocks of its own; 1 where all see alike."""
+        return max(1, len(self.group_windows))
 
 
 class ModelRunner(Protocol):
@@ -289,6 +353,10 @@ class ModelRunner(Protocol):
         Called at each admission, also after a preemption; then ``token_ids`` holds the output
         made so far too, which counts for penalties, ``min_tokens`` and the random key.
         """
+        ...
+
+    def extend(self, row: int, token_id: int) -> None:
+        """The sequence in ``row`` was given a token by a branch; it counts for penalties."""
         ...
 
     def release(self, row: int) -> None:

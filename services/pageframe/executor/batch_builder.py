@@ -9,8 +9,9 @@ span ``[num_computed, num_computed + n)``, and the spans are laid end to end by 
 """
 
 import numpy as np
+from numpy.typing import NDArray
 
-from pageframe.executor.batch import Int32Array, Int64Array, StepBatch
+from pageframe.executor.batch import DraftSamples, Int32Array, Int64Array, StepBatch
 from pageframe.executor.memory.apply import AppliedStep
 from pageframe.executor.memory.block_table import BlockTables
 from pageframe.executor.memory.sequence_table import SequenceTable
@@ -33,7 +34,7 @@ class BatchBuilder:
         self._index: Int32Array = np.arange(max_step_tokens, dtype=np.int32)
         self._token_ids: Int32Array = np.zeros(max_step_tokens, dtype=np.int32)
         self._positions: Int32Array = np.zeros(max_step_tokens, dtype=np.int32)
-        self._slots: Int64Array = np.zeros(max_step_tokens, dtype=np.int64)
+        self._slots: Int64Array = np.zeros(max_step_tokens * tables.num_groups, dtype=np.int64)
 
     def build(self, applied: AppliedStep) -> StepBatch:
         """The batch of ``applied``: decodes in join order, then chunks in plan order.
@@ -58,24 +59,44 @@ class BatchBuilder:
         block_tables = self._block_tables[:num_sequences]
         block_tables[:, :num_columns] = self._tables.entries[rows, :num_columns]
         num_tokens = int(query_start[-1])
-        has_caught_up = context_lens == self._sequences.num_tokens[rows]
+        has_caught_up = context_lens >= self._sequences.num_tokens[rows]
         samples: Int32Array = np.flatnonzero(has_caught_up).astype(np.int32)
+        drafts = None
+        if applied.drafts:
+            samples, drafts = self._with_drafts(rows, context_lens, samples)
         sample_rows = rows[samples]
         if applied.forks:
             samples, sample_rows = _with_forks(rows, samples, applied)
+            drafts = drafts and drafts.pad(len(samples))
         return StepBatch(
             step=applied.result.step,
             num_decodes=num_decodes,
             rows=rows,
             token_ids=self._token_ids[:num_tokens],
             positions=self._positions[:num_tokens],
-            slots=self._slots[:num_tokens],
+            slots=self._slots[: num_tokens * self._tables.num_groups],
             query_start=query_start,
             context_lens=context_lens,
             block_tables=block_tables,
             samples=samples,
             sample_rows=sample_rows,
+            drafts=drafts,
         )
+
+    def _with_drafts(
+        self, rows: Int32Array, context_lens: Int32Array, samples: Int32Array
+    ) -> tuple[Int32Array, DraftSamples]:
+        """Sample once more for each token that is computed and not known."""
+        num_drafts = context_lens[samples] - self._sequences.num_tokens[rows[samples]]
+        num_samples = num_drafts + 1
+        samples = np.repeat(samples, num_samples)
+        ends = np.repeat(np.cumsum(num_samples, dtype=np.int32), num_samples)
+        num_behind = ends - np.arange(1, len(samples) + 1, dtype=np.int32)
+        positions = context_lens[samples] - num_behind
+        expected: Int32Array = np.full(len(samples), -1, dtype=np.int32)
+        is_led = num_behind > 0
+        expected[is_led] = self._sequences.tokens[rows[samples[is_led]], positions[is_led]]
+        return samples, DraftSamples(num_behind, expected)
 
     def _lay_out(self, rows: Int32Array, num_new: Int32Array, query_start: Int32Array) -> None:
         """Fill tokens, positions and slots of all spans."""
@@ -86,9 +107,16 @@ class BatchBuilder:
         np.add(self._index[:num_tokens], np.repeat(shift, num_new), out=positions)
         token_rows = np.repeat(rows, num_new)
         self._token_ids[:num_tokens] = self._sequences.tokens[token_rows, positions]
+        columns: NDArray[np.integer] = positions // block_size
+        offsets = positions % block_size
+        if self._tables.num_groups > 1:
+            # One slot in each group of layers, token by token.
+            columns = self._tables.columns_at(columns).ravel()
+            token_rows = np.repeat(token_rows, self._tables.num_groups)
+            offsets = np.repeat(offsets, self._tables.num_groups)
         # 64 bits: a pool may have more slots than int32 can count.
-        blocks = self._tables.entries[token_rows, positions // block_size].astype(np.int64)
-        np.add(blocks * block_size, positions % block_size, out=self._slots[:num_tokens])
+        blocks = self._tables.entries[token_rows, columns].astype(np.int64)
+        np.add(blocks * block_size, offsets, out=self._slots[: len(columns)])
 
 
 def _with_forks(

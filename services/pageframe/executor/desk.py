@@ -7,6 +7,9 @@ a step boundary.
 
 from collections.abc import Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pageframe.core.clock import Clock
 from pageframe.core.errors import OutOfRangeError, ResourceExhaustedError
 from pageframe.core.replica import TenantQuota
@@ -19,7 +22,13 @@ from pageframe.executor.memory.pool_upkeep import set_size
 from pageframe.executor.memory.prefix_index import NO_BLOCK
 from pageframe.executor.memory.purpose import Purpose
 from pageframe.executor.memory.resizing import check_resize, commit_moves, plan_moves
-from pageframe.executor.memory.retaining import finish_transfers, pass_time, release_handle, retain
+from pageframe.executor.memory.retaining import (
+    finish_transfers,
+    num_kept_tokens,
+    pass_time,
+    release_handle,
+    retain,
+)
 from pageframe.executor.memory.retention import Retention as KeptPrefix
 from pageframe.executor.memory.retention import RetentionKind as KeptKind
 from pageframe.executor.memory.sequence_table import NO_ROW
@@ -81,6 +90,7 @@ class MemoryDesk:
             ref_counts=columns.ref_counts[:end].copy(),
             pin_counts=columns.pin_counts[:end].copy(),
             is_indexed=memory.pool.index.is_indexed[:end].copy(),
+            kv_groups=self._groups()[:end],
             tables=self._tables(),
             retentions=[_facts_of(kept) for kept in memory.retentions],
             quotas=[
@@ -113,6 +123,7 @@ class MemoryDesk:
             num_references=facts.num_references,
             num_pins=facts.num_pins,
             is_indexed=facts.is_indexed,
+            kv_group=int(self._groups()[block_id]) if memory.options.num_groups > 1 else 0,
             tenant=facts.tenant,
             sequence_ids=[
                 int(memory.sequences.sequence_ids[row])
@@ -161,7 +172,7 @@ class MemoryDesk:
             self._refuse_pin(tenant, len(kept.keys))
         return RetentionFacts(
             name=name,
-            num_tokens=len(kept.pinned) * memory.options.block_size,
+            num_tokens=num_kept_tokens(memory, kept),
             expire_ns=expire_ns,
         )
 
@@ -262,6 +273,20 @@ class MemoryDesk:
             num_held_blocks=num_held,
             ceiling_blocks=quota.ceiling_blocks,
         )
+
+    def _groups(self) -> NDArray[np.uint8]:
+        """Whose layers each block holds, by its key or by its place in a table; walks all tables.
+
+        Empty where there is one group of layers.
+        """
+        memory, tables = self._memory, self._memory.tables
+        if memory.options.num_groups == 1:
+            return np.empty(0, dtype=np.uint8)
+        groups = memory.pool.columns.groups.copy()
+        is_valid = tables.is_valid()
+        columns = np.nonzero(is_valid)[1]
+        groups[tables.entries[is_valid]] = columns % tables.num_groups
+        return groups
 
     def _tables(self) -> list[TableFacts]:
         memory = self._memory

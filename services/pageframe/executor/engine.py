@@ -21,9 +21,11 @@ from pageframe.core.replica import PoolAccount, ReplicaFacts
 from pageframe.core.sampling import SamplingParams
 from pageframe.core.step import FinishReason, SequenceAccount, StepResult, StepTiming
 from pageframe.core.trace import KvCause, TraceSink
-from pageframe.executor.batch import ModelRunner, StepBatch, StepOutput
+from pageframe.executor.batch import BlockMoves, ModelRunner, StepBatch, StepOutput
 from pageframe.executor.batch_builder import BatchBuilder
+from pageframe.executor.describing import describe
 from pageframe.executor.desk import MemoryDesk
+from pageframe.executor.drafting import Drafter, Drafting, without_rejected
 from pageframe.executor.finish import FinishRules
 from pageframe.executor.memory.apply import AppliedStep, apply
 from pageframe.executor.memory.eviction import EvictionPolicy
@@ -39,7 +41,12 @@ from pageframe.executor.memory.retaining import (
 )
 from pageframe.executor.memory.sequence_table import NO_ROW, Sequence
 from pageframe.executor.memory.yielding import build_memory
-from pageframe.executor.reporting import report_computed, report_error
+from pageframe.executor.reporting import (
+    report_candidates,
+    report_computed,
+    report_error,
+    without_candidates,
+)
 
 _NO_SESSIONS = SessionTimes(idle_ns=0, ttl_ns=0)
 
@@ -70,6 +77,7 @@ class StepEngine:
         has_prefix_cache: Whether sequences share what others computed.
         eviction: Which cached block goes first; least recently used when absent.
         session_times: How long the blocks of a chat are kept.
+        drafter: Guesses tokens where a plan asks for drafts; from n-grams when absent.
 
     Attributes:
         on_launch: Called in each step that runs, just before the model does.
@@ -98,6 +106,7 @@ class StepEngine:
         has_prefix_cache: bool = True,
         eviction: EvictionPolicy | None = None,
         session_times: SessionTimes = _NO_SESSIONS,
+        drafter: Drafter | None = None,
     ) -> None:
         facts = runner.facts
         self.last_failure: StepFailedError | None = None
@@ -110,6 +119,7 @@ class StepEngine:
                 num_blocks_max=num_blocks_max,
                 num_host_slots=num_host_slots,
                 window_tokens=facts.window_tokens,
+                group_windows=facts.group_windows,
                 has_prefix_cache=has_prefix_cache,
                 model=facts.name,
                 kv_dtype=facts.kv_dtype,
@@ -124,7 +134,6 @@ class StepEngine:
         self.on_launch: Callable[[], None] = _do_nothing
         self._clock = clock
         self._check_every_step = check_every_step
-        self._max_num_sequences = max_num_sequences
         self._bounds = StepBounds(
             max_step_tokens=max_step_tokens,
             max_model_len=max_model_len,
@@ -136,6 +145,7 @@ class StepEngine:
         self._finish_rules = FinishRules(
             max_num_sequences, max_model_len=max_model_len, eos_token_ids=facts.eos_token_ids
         )
+        self._drafting = Drafting(self.memory, self._finish_rules, drafter)
         runner.allocate_pool(
             num_blocks,
             block_size,
@@ -159,25 +169,7 @@ class StepEngine:
 
     def describe(self, replica_id: str) -> ReplicaFacts:
         """What this replica serves."""
-        facts = self._runner.facts
-        return ReplicaFacts(
-            replica_id=replica_id,
-            model=facts.name,
-            model_folder=facts.folder,
-            vocab_size=facts.vocab_size,
-            max_model_len=self._bounds.max_model_len,
-            eos_token_ids=facts.eos_token_ids,
-            block_size=self.memory.tables.block_size,
-            num_blocks=self.memory.pool.num_blocks,
-            kv_bytes_per_token=facts.kv_bytes_per_token,
-            max_num_sequences=self._max_num_sequences,
-            max_step_tokens=self._bounds.max_step_tokens,
-            device=facts.device,
-            dtype=facts.dtype,
-            kv_dtype=facts.kv_dtype,
-            runner=facts.runner,
-            num_host_blocks=self.memory.host.num_slots,
-        )
+        return describe(replica_id, self._runner.facts, self.memory, self._bounds)
 
     def step(self, plan: StepPlan) -> StepResult:
         """Execute one plan; returns when its tokens are known.
@@ -194,9 +186,11 @@ class StepEngine:
             result.timing.apply_ns = self._clock.now_ns() - start_ns
             return result
         self._change_rows(applied)
+        if plan.drafts.num_tokens:
+            self._drafting.add(applied, plan.drafts, plan.forks, self._bounds.max_step_tokens)
         batch = self._builder.build(applied)
         execute_start_ns = self._clock.now_ns()
-        output = self._execute(batch)
+        output = self._execute(batch, result.timing)
         execute_end_ns = self._clock.now_ns()
         if output is None:
             self._fail([int(row) for row in batch.rows], result)
@@ -226,6 +220,7 @@ class StepEngine:
         """Forget all sequences and release their blocks, for a new scheduler epoch."""
         rows = self.memory.sequences.running_rows().tolist()
         self.memory.reset()
+        self._drafting.reset()
         self._broken_ids.clear()
         for row in rows:
             self._runner.release(row)
@@ -252,6 +247,10 @@ class StepEngine:
             self._runner.release(row)
         for sequence in applied.admitted:
             self._admit(sequence, sequence.sampling, applied)
+        for child in list(applied.branched.children):
+            self._admit(child, replace(child.sampling, num_prompt_logprobs=-1), applied)
+        for row, token_id in applied.branched.extended:
+            self._runner.extend(row, token_id)
         for _, child in list(applied.forks):
             # The log-probabilities of the prompt are told once, by the parent.
             self._admit(child, replace(child.sampling, num_prompt_logprobs=-1), applied)
@@ -272,7 +271,7 @@ class StepEngine:
             )
         except Exception as error:
             self._note_failure(applied.result.step, error)
-            applied.chunks.pop(row, None)
+            applied.leave_out(row)
             orphans = [child for parent, child in applied.forks if parent is sequence]
             applied.forks = [pair for pair in applied.forks if sequence not in pair]
             self._fail([row], applied.result)
@@ -282,7 +281,7 @@ class StepEngine:
                 applied.result.accounts[child.sequence_id] = account
                 report_error(applied.result, child.sequence_id)
 
-    def _execute(self, batch: StepBatch) -> StepOutput | None:
+    def _execute(self, batch: StepBatch, timing: StepTiming) -> StepOutput | None:
         """Move blocks and run the batch; None when the runner failed."""
         memory, moves = self.memory, self.memory.transfers.take()
         if moves is None and not len(batch.rows):
@@ -291,7 +290,7 @@ class StepEngine:
         self.on_launch()
         try:
             if moves is not None:
-                self._runner.move_blocks(moves)
+                self._move(moves, timing)
             output = self._runner.execute(batch) if len(batch.rows) else _empty_output()
             num_tokens, num_samples = len(output.token_ids), len(batch.samples)
             assert num_tokens == num_samples, f"{num_tokens} tokens for {num_samples} samples"
@@ -304,6 +303,13 @@ class StepEngine:
         finish_transfers(memory)
         return output
 
+    def _move(self, moves: BlockMoves, timing: StepTiming) -> None:
+        start_ns = self._clock.now_ns()
+        self._runner.move_blocks(moves)
+        timing.num_blocks_moved = len(moves.out_slots) + len(moves.in_targets)
+        if timing.num_blocks_moved:
+            timing.copy_ns = self._clock.now_ns() - start_ns
+
     def _note_failure(self, step: int, error: Exception) -> None:
         self.last_failure = StepFailedError(
             "STEP_FAILED", f"the model runner failed in step {step}: {error}", step=step
@@ -314,18 +320,25 @@ class StepEngine:
     def _take_in(self, batch: StepBatch, output: StepOutput, applied: AppliedStep) -> None:
         """Append sampled tokens, and end the sequences that are done."""
         sequences, result = self.memory.sequences, applied.result
+        if output.candidates:
+            report_candidates(sequences, batch, output, result)
+            batch, output = without_candidates(batch, output)
+        if applied.drafts:
+            batch, output = without_rejected(batch, output, self._finish_rules)
         if applied.named_rows:
             report_computed(sequences, batch, applied.named_rows, result)
         sequences.num_computed[batch.rows] = batch.context_lens
+        if applied.drafts:
+            self._drafting.settle(applied, batch)
         for parent, child in applied.forks:
             sequences.num_computed[child.row] = sequences.num_computed[parent.row]
         publish(self.memory, batch.rows)
         for parent, child in applied.forks:
             sequences.num_published[child.row] = sequences.num_published[parent.row]
         leave_window(self.memory, batch.rows)
-        rows, token_ids = batch.sample_rows, output.token_ids
-        sequences.append_tokens(rows, token_ids)
-        reasons = self._finish_rules.reasons(rows, sequences.num_tokens[rows], token_ids)
+        rows, positions, token_ids = batch.sample_rows, batch.sample_positions, output.token_ids
+        sequences.put_tokens(rows, positions, token_ids)
+        reasons = self._finish_rules.reasons(rows, positions + 1, token_ids)
         # Failed sequences may stand there already: positions of log-probabilities move behind them.
         num_before = len(result.sampled_ids)
         result.sampled_ids += sequences.sequence_ids[rows].tolist()

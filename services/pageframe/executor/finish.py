@@ -63,6 +63,11 @@ class FinishRules:
         reasons[has_stopped] = FinishReason.STOP
         return reasons
 
+    def num_tokens_left(self, rows: Int32Array, num_tokens: Int32Array) -> Int32Array:
+        """How many more tokens each of ``rows`` can get that has ``num_tokens``: int32 [n]."""
+        num_left: Int32Array = self._num_tokens_max[rows] - num_tokens
+        return num_left
+
     def _widen(self, width: int) -> None:
         num_rows, old_width = self._ending_tokens.shape
         if width > old_width:

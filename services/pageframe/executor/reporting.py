@@ -1,9 +1,12 @@
 """What a step's result says of sequences, beside tokens."""
 
+from dataclasses import replace
+
 import numpy as np
+from numpy.typing import NDArray
 
 from pageframe.core.step import FinishReason, StepResult
-from pageframe.executor.batch import StepBatch
+from pageframe.executor.batch import DraftSamples, StepBatch, StepOutput
 from pageframe.executor.memory.sequence_table import SequenceTable
 
 NO_TOKEN = -1
@@ -26,8 +29,47 @@ def report_error(result: StepResult, sequence_id: int, reason: str = "") -> None
     if reason:
         result.errors[sequence_id] = reason
     if sequence_id in result.sampled_ids:
-        result.finish_reasons[result.sampled_ids.index(sequence_id)] = FinishReason.ERROR
+        num_behind_last = result.sampled_ids[::-1].index(sequence_id)
+        result.finish_reasons[-1 - num_behind_last] = FinishReason.ERROR
         return
     result.sampled_ids.append(sequence_id)
     result.token_ids.append(NO_TOKEN)
     result.finish_reasons.append(FinishReason.ERROR)
+
+
+def report_candidates(
+    sequences: SequenceTable, batch: StepBatch, output: StepOutput, result: StepResult
+) -> None:
+    """Say with which tokens beams could go on."""
+    for index, candidates in output.candidates.items():
+        row = batch.sample_rows[index]
+        result.candidates[int(sequences.sequence_ids[row])] = candidates
+
+
+def without_candidates(batch: StepBatch, output: StepOutput) -> tuple[StepBatch, StepOutput]:
+    """The step as if only those had sampled that got a token."""
+    got_token = np.ones(len(batch.sample_rows), dtype=np.bool_)
+    got_token[list(output.candidates)] = False
+    return only_samples(batch, replace(output, candidates={}), got_token)
+
+
+def only_samples(
+    batch: StepBatch, output: StepOutput, is_kept: NDArray[np.bool_]
+) -> tuple[StepBatch, StepOutput]:
+    """The step as if only some samples had been drawn: bool [K]. None has candidates."""
+    index = (np.cumsum(is_kept) - 1).tolist()
+    drafts = batch.drafts
+    if drafts is not None:
+        drafts = DraftSamples(drafts.num_behind[is_kept], drafts.expected[is_kept])
+    batch = replace(
+        batch,
+        samples=batch.samples[is_kept],
+        sample_rows=batch.sample_rows[is_kept],
+        drafts=drafts,
+    )
+    output = replace(
+        output,
+        token_ids=output.token_ids[is_kept],
+        logprobs={index[k]: logprob for k, logprob in output.logprobs.items() if is_kept[k]},
+    )
+    return batch, output

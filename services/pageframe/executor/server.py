@@ -58,7 +58,7 @@ def size_pool(
     Raises:
         OutOfRangeError: POOL_TOO_SMALL or MODEL_LEN_TOO_LONG, with the numbers.
     """
-    block_bytes = block_size * facts.kv_bytes_per_token
+    block_bytes = block_size * facts.kv_bytes_per_token // facts.num_kv_groups
     blocks = num_blocks or (kv_memory_bytes or KV_MEMORY_BYTES_DEFAULT) // max(block_bytes, 1)
     if blocks < 1:
         raise OutOfRangeError(
@@ -76,7 +76,8 @@ def size_pool(
             max_model_len=max_model_len,
             model_max_len=facts.max_model_len,
         )
-    wanted = max_model_len or min(facts.max_model_len, blocks * block_size)
+    num_tokens = max(1, blocks // facts.num_kv_groups) * block_size
+    wanted = max_model_len or min(facts.max_model_len, num_tokens)
     return PoolSize(num_blocks=blocks, max_model_len=wanted)
 
 
@@ -86,7 +87,7 @@ def num_host_slots(facts: ModelFacts, block_size: int, host_kv_memory_bytes: int
     Raises:
         OutOfRangeError: HOST_TIER_TOO_SMALL, when memory was asked for that holds no block.
     """
-    block_bytes = block_size * facts.kv_bytes_per_token
+    block_bytes = block_size * facts.kv_bytes_per_token // facts.num_kv_groups
     num_slots = host_kv_memory_bytes // max(block_bytes, 1)
     if host_kv_memory_bytes and not num_slots:
         raise OutOfRangeError(

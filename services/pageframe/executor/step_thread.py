@@ -265,7 +265,9 @@ class StepThread:
             return
         self._cancel(session)
         self._pass_time()
-        result = self._engine.step(plan)
+        self._end_step(session, self._engine.step(plan))
+
+    def _end_step(self, session: Session, result: StepResult) -> None:
         self._is_unchecked = True
         self._hold(session, result)
         if self._inbox.empty():

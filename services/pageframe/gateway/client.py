@@ -9,6 +9,7 @@ with the tokens they have. Only when no stream comes up for ``lost_after_s`` do 
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 
 import grpc
 import structlog
@@ -44,10 +45,19 @@ class SchedulerLink:
         address: Where the scheduler listens, ``HOST:PORT`` or ``unix:/path``.
         gateway_id: Name of this gateway process, unlike that of any other one.
         lost_after_s: How long living requests wait for a scheduler that went away.
+        open_channel: Makes the channel to an address.
     """
 
-    def __init__(self, address: str, *, gateway_id: str, lost_after_s: float = 30.0) -> None:
+    def __init__(
+        self,
+        address: str,
+        *,
+        gateway_id: str,
+        lost_after_s: float = 30.0,
+        open_channel: Callable[[str], grpc.aio.Channel] = open_inner_channel,
+    ) -> None:
         self._address = address
+        self._open_channel = open_channel
         self._gateway_id = gateway_id
         self._lost_after_s = lost_after_s
         self._facts: ReplicaFacts | None = None
@@ -110,7 +120,7 @@ class SchedulerLink:
         self._start_give_up_timer()
         while True:
             try:
-                async with open_inner_channel(self._address) as channel:
+                async with self._open_channel(self._address) as channel:
                     call = await self._open(channel)
                     delay_s = _RECONNECT_DELAY_S
                     await self._use(call)

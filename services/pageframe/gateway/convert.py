@@ -11,6 +11,7 @@ from pageframe.gateway.output import Header, Output, OutputDelta, SampleEnd
 from pageframe.gateway.request import GenerateInput
 from pageframe.v1 import gateway_service_pb2 as pb
 from pageframe.v1 import sequence_pb2
+from pageframe.wire.beams import beams_from_proto
 from pageframe.wire.request import account_to_proto
 from pageframe.wire.sampling import logprobs_list_to_proto, sampling_from_proto
 
@@ -37,7 +38,8 @@ def input_from_proto(
     """Decode a request; ranges are checked afterwards, by ``validation``.
 
     Raises:
-        InvalidRequestError: UNKNOWN_DELIVERY for a value that is not in the contract.
+        InvalidRequestError: UNKNOWN_DELIVERY or UNKNOWN_EARLY_STOPPING for a value that is not in
+            the contract.
     """
     kind = message.WhichOneof("input")
     sampling = message.sampling
@@ -50,6 +52,8 @@ def input_from_proto(
         seed=sampling.seed if sampling.HasField("seed") else None,
         max_tokens=sampling.max_tokens if sampling.HasField("max_tokens") else None,
         num_samples=message.num_samples if message.HasField("num_samples") else 1,
+        best_of=message.best_of if message.HasField("best_of") else None,
+        beams=beams_from_proto(message.beam_search) if message.HasField("beam_search") else None,
         stop=tuple(message.stop),
         include_stop=message.include_stop,
         delivery=_delivery_from_proto(message),
@@ -96,7 +100,9 @@ def model_to_proto(facts: ReplicaFacts) -> pb.Model:
 
 def _delivery_from_proto(message: pb.GenerateRequest) -> Delivery:
     if not message.HasField("delivery"):
-        return Delivery.EVERY_TOKEN
+        num_samples = message.num_samples if message.HasField("num_samples") else 1
+        is_ranked = message.HasField("beam_search") or message.best_of > num_samples
+        return Delivery.FINAL if is_ranked else Delivery.EVERY_TOKEN
     value = message.delivery
     if value == sequence_pb2.DELIVERY_UNSPECIFIED:
         raise InvalidRequestError(
@@ -136,4 +142,5 @@ def _end_to_proto(end: SampleEnd) -> pb.Completion:
         finish_reason=sequence_pb2.FinishReason.ValueType(end.finish_reason),
         stop=end.stop,
         account=account_to_proto(end.completion),
+        score=end.completion.score,
     )

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import uuid
 from collections.abc import AsyncGenerator, Iterator, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from pageframe.core.clock import Clock
@@ -223,13 +224,14 @@ class GenerationService:
             for output in outputs:
                 yield output
             return
+        running.submitted(self._clock.now_ns())
         handle = self._link.submit(submission, running.mailbox)
         try:
             while not running.assembler.is_done:
                 await running.mailbox.wait()
                 async with self._turns.turn():
                     outputs, stopped = running.assembler.accept(
-                        running.mailbox.take(), running.mailbox.prompt_logprobs
+                        running.take(self._clock.now_ns()), running.mailbox.prompt_logprobs
                     )
                     for sample_index in stopped:
                         self._link.cancel(handle, sample_index)
@@ -255,6 +257,9 @@ class GenerationService:
         if delivery is Delivery.FINAL and request.stop:
             # Somebody has to look for the stop strings while tokens are made.
             delivery = Delivery.COALESCED
+        if request.is_ranked and request.beams is None:
+            # That is by what outputs are ranked, whether or not the caller wants to see it.
+            sampling = replace(sampling, num_logprobs=max(0, sampling.num_logprobs))
         resumed = list(request.resume_token_ids)
         return Submission(
             handle=0,
@@ -262,7 +267,8 @@ class GenerationService:
             prompt_token_ids=prompt_token_ids,
             sampling=sampling,
             resume_token_ids=[resumed] if resumed else [],
-            num_samples=request.num_samples,
+            num_samples=request.num_sampled,
+            beams=request.beams,
             delivery=delivery,
             num_tokens_per_event_max=(
                 _NUM_TOKENS_PER_EVENT if delivery is Delivery.COALESCED else 1

@@ -9,6 +9,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from pageframe.core.beams import BeamParams
 from pageframe.core.request import Delivery
 from pageframe.core.sampling import SamplingParams
 from pageframe.gateway.chat import ChatMessage
@@ -27,7 +28,9 @@ class GenerateInput:
         sampling: How tokens are chosen; its ``seed`` and ``max_tokens`` mean nothing.
         seed: First word of the random key; None lets the gateway pick one.
         max_tokens: Output ends after this many tokens; None for as many as there is room for.
-        num_samples: How many sequences to sample.
+        num_samples: How many outputs to return.
+        best_of: How many sequences to sample, of which the best are returned; None for as many.
+        beams: A search instead of samples; None samples.
         stop: Output ends before the first of these strings.
         include_stop: Leave the stop string in the text.
         delivery: When to send tokens.
@@ -49,6 +52,8 @@ class GenerateInput:
     seed: int | None = None
     max_tokens: int | None = None
     num_samples: int = 1
+    best_of: int | None = None
+    beams: BeamParams | None = None
     stop: Sequence[str] = ()
     include_stop: bool = False
     delivery: Delivery = Delivery.EVERY_TOKEN
@@ -60,3 +65,15 @@ class GenerateInput:
     skip_special_tokens: bool = True
     deadline_ns: int = 0
     tenant: str = "default"
+
+    @property
+    def num_sampled(self) -> int:
+        """Outputs that the scheduler makes: samples, or those of a search that are returned."""
+        if self.beams is not None:
+            return self.beams.num_return
+        return self.num_samples if self.best_of is None else self.best_of
+
+    @property
+    def is_ranked(self) -> bool:
+        """Whether nothing is known to be returned before all is known."""
+        return self.beams is not None or self.num_sampled > self.num_samples

@@ -5,9 +5,11 @@ from pageframe.core.request import Completion
 from pageframe.core.sampling import SamplingParams
 from pageframe.core.step import FinishReason
 from pageframe.gateway.assembler import OutputAssembler
+from pageframe.gateway.attribution import GatewayTimes, attribute
 from pageframe.gateway.detokenizer import SilentDetokenizer
 from pageframe.gateway.mailbox import Mailbox, Pending
 from pageframe.gateway.output import Header, Output
+from pageframe.gateway.ranking import RankingAssembler
 from pageframe.gateway.request import GenerateInput
 from pageframe.gateway.sample_stream import SampleStream
 from pageframe.gateway.stop_strings import StopAutomaton
@@ -35,6 +37,7 @@ class RunningRequest:
         self._streams: list[SampleStream] = []
         self._sampling = request.sampling
         self._num_prompt_tokens = 0
+        self._times = GatewayTimes(trace.start_ns)
 
     def begin(
         self,
@@ -57,9 +60,15 @@ class RunningRequest:
                 include_stop=request.include_stop,
                 min_tokens=sampling.min_tokens,
             )
-            for _ in range(request.num_samples)
+            for _ in range(request.num_sampled)
         ]
         self.assembler = OutputAssembler(self._streams, request.delivery)
+        if request.is_ranked and request.beams is None:
+            self.assembler = RankingAssembler(
+                self._streams,
+                request.num_samples,
+                tells_logprobs=request.sampling.num_logprobs >= 0,
+            )
         self.trace.describe(request, self.request_id, sampling, model)
 
     def resume(self, facts: ReplicaFacts) -> list[Output]:
@@ -79,6 +88,22 @@ class RunningRequest:
         )
         outputs, _ = self.assembler.accept({0: Pending(completion=completion)}, [])
         return outputs
+
+    def submitted(self, now_ns: int) -> None:
+        """It is handed to the scheduler now."""
+        self._times.submit_ns = now_ns
+
+    def take(self, now_ns: int) -> dict[int, Pending]:
+        """Take all that has gathered, by sample index; accounts of those that end are complete.
+
+        Raises:
+            PageframeError: the request has failed.
+        """
+        pending = self.mailbox.take()
+        for part in pending.values():
+            if part.completion is not None:
+                part.completion = attribute(part.completion, self._times, now_ns)
+        return pending
 
     def header(self, sampling: SamplingParams, model: str) -> Header:
         """What the caller is told first."""

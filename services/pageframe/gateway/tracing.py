@@ -7,6 +7,7 @@ import structlog
 
 from pageframe.core.clock import Clock
 from pageframe.core.errors import PageframeError
+from pageframe.core.request import Completion
 from pageframe.core.sampling import SamplingParams
 from pageframe.core.trace import AttributeValue, NullTraceSink, TraceSink
 from pageframe.core.units import NANOSECONDS_PER_MILLISECOND
@@ -104,6 +105,7 @@ class GenerateTrace:
             spans.GEN_AI_USAGE_OUTPUT_TOKENS: num_output_tokens,
             spans.GEN_AI_USAGE_CACHE_READ_INPUT_TOKENS: num_cached_tokens,
             spans.GEN_AI_RESPONSE_FINISH_REASONS: [end.finish_reason.name.lower() for end in ends],
+            **_account_of(completions),
         }
         self._sink.span(
             spans.GENERATE,
@@ -115,6 +117,22 @@ class GenerateTrace:
             attributes=self._attributes,
             error=_error_text(error),
         )
+
+
+def _account_of(completions: list[Completion]) -> dict[str, AttributeValue]:
+    """Where the time went, of the sample that ended last: it is the one that was waited for."""
+    last = max(completions, key=lambda item: item.elapsed_ns, default=None)
+    if last is None or not last.elapsed_ns:
+        return {}
+    waited = {
+        spans.STALL_MS.format(cause.name.lower()): waited_ns / NANOSECONDS_PER_MILLISECOND
+        for cause, waited_ns in last.stall_ns.items()
+    }
+    return {
+        spans.ELAPSED_MS: last.elapsed_ns / NANOSECONDS_PER_MILLISECOND,
+        spans.COMPUTE_MS: last.compute_ns / NANOSECONDS_PER_MILLISECOND,
+        **waited,
+    }
 
 
 def _error_text(error: BaseException | None) -> str:

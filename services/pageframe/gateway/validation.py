@@ -18,6 +18,7 @@ from pageframe.core.limits import LIMITS
 from pageframe.core.replica import ReplicaFacts
 from pageframe.core.request import Delivery
 from pageframe.core.sampling import SamplingParams, check_token_id
+from pageframe.gateway.ranking import check_ranking
 from pageframe.gateway.request import GenerateInput
 
 
@@ -41,7 +42,9 @@ def check_input(request: GenerateInput, facts: ReplicaFacts, now_ns: int) -> Non
     if not -(2**31) <= request.priority < 2**31:
         raise _invalid("PRIORITY_OUT_OF_RANGE", "priority must fit into 32 bits", request.priority)
     max_tokens = facts.max_model_len if request.max_tokens is None else request.max_tokens
-    _sampling_with(request, request.seed or 0, max_tokens).validate(facts.vocab_size)
+    sampling = _sampling_with(request, request.seed or 0, max_tokens)
+    sampling.validate(facts.vocab_size)
+    check_ranking(request, sampling, facts)
     if request.deadline_ns and request.deadline_ns <= now_ns:
         late_ms = (now_ns - request.deadline_ns) // 1_000_000
         raise DeadlineError(
@@ -88,7 +91,8 @@ def resolve_sampling(
         OutOfRangeError: reason CONTEXT_TOO_LONG or EXCEEDS_POOL.
     """
     check_prompt_length(num_prompt_tokens, facts)
-    room = min(facts.max_model_len, pool_num_tokens(facts)) - num_prompt_tokens
+    room = min(facts.max_model_len, _num_tokens_fitting(request, num_prompt_tokens, facts))
+    room -= num_prompt_tokens
     max_tokens = max(1, room) if request.max_tokens is None else request.max_tokens
     _check_room(num_prompt_tokens, max_tokens, facts)
     seed = secrets.randbits(64) if request.seed is None else request.seed
@@ -99,7 +103,20 @@ def resolve_sampling(
 
 def pool_num_tokens(facts: ReplicaFacts) -> int:
     """How many tokens the whole block pool can hold."""
-    return facts.num_blocks * facts.block_size
+    return facts.num_blocks // facts.num_kv_groups * facts.block_size
+
+
+def _num_tokens_fitting(request: GenerateInput, num_prompt_tokens: int, facts: ReplicaFacts) -> int:
+    """Tokens of one output for which there is room, were the pool empty.
+
+    The beams of a search may come to share no more than the full blocks of their prompt.
+    """
+    if request.beams is None:
+        return pool_num_tokens(facts)
+    num_blocks = facts.num_blocks // facts.num_kv_groups
+    num_shared = num_prompt_tokens // facts.block_size
+    num_own = (num_blocks - num_shared) // request.beams.num_beams
+    return (num_shared + num_own) * facts.block_size
 
 
 def check_stops(stops: Sequence[str]) -> None:

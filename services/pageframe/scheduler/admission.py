@@ -1,12 +1,12 @@
-"""Who comes in: preempted sequences first, then new ones; and who is announced ahead of that."""
-
-from itertools import chain
+"""Who comes in, in the order of the line; and who is announced ahead of that."""
 
 from pageframe.core.request import StallCause
 from pageframe.scheduler.budget import Draft
+from pageframe.scheduler.flights import Flights
+from pageframe.scheduler.line import Walk
+from pageframe.scheduler.policies.protocols import AdmissionPolicy, RoomView
 from pageframe.scheduler.preemption import Preemption
 from pageframe.scheduler.prefix_wait import PrefixWait
-from pageframe.scheduler.queues import TenantQueues
 from pageframe.scheduler.roster import Roster
 from pageframe.scheduler.sequence import Knowledge, Sequence, SequenceState
 from pageframe.scheduler.tenants import Tenants
@@ -25,51 +25,76 @@ class Admission:
     def __init__(
         self,
         roster: Roster,
+        flights: Flights,
         preemption: Preemption,
         prefix_wait: PrefixWait,
         tenants: Tenants,
         tracer: SchedulerTracer,
+        policy: AdmissionPolicy,
     ) -> None:
         self._roster = roster
+        self._flights = flights
         self._preemption = preemption
         self._prefix_wait = prefix_wait
         self._tenants = tenants
         self._tracer = tracer
+        self._policy = policy
+        self._num_changes_announced = -1
 
     def admit(self, draft: Draft) -> None:
         """Fill the draft in order; the first that has to wait holds back all behind it.
 
-        Except when it waits for its tenant's quota, which is no reason for another tenant to wait,
-        or for a leader: then those behind it may pass.
+        Except when it waits for something of its own tenant's, its quota or the room that is left
+        for others: that is no reason for another tenant to wait. Or when it waits for a leader:
+        then those behind it may pass.
         """
-        for queue in (self._roster.preempted, self._roster.waiting):
-            if not self._admit_from(draft, queue):
+        if self._num_running >= self._roster.capacity.max_num_running:
+            # Everybody in line waits for its turn, and that is what all were told as they came.
+            return
+        walk = self._roster.line.walk()
+        self._admit_from(draft, walk)
+        walk.close()
+
+    def admit_ahead_of(self, draft: Draft, prefill: Sequence) -> None:
+        """Let those in who come before ``prefill``, which runs, and are of other tenants."""
+        line = self._roster.line
+        while (sequence := line.first) is not None and sequence.share is not prefill.share:
+            if line.rank_of(sequence) > line.rank_of(prefill):
                 return
+            is_held_back = self._obstacle_to_tenant(draft, sequence) is not None
+            if is_held_back or self._obstacle_to_all(draft) is not None:
+                return
+            if self._prefix_wait.leader_of(draft, sequence) is not None:
+                return
+            if self._obstacle(draft, sequence, needs_blocks=True) is not None:
+                return
+            self._take(draft, sequence)
 
     def announce_ahead(self, draft: Draft) -> None:
-        """Send the tokens of those that are next, while the message stays small."""
-        roster = self._roster
+        """Send the tokens of those that are next, while the message stays small.
+
+        Looks at the line only when somebody came or went since all that are next were sent.
+        """
+        roster, line = self._roster, self._roster.line
+        if self._num_changes_announced == line.num_changes:
+            return
         num_tokens_ahead = _NUM_STEPS_AHEAD * roster.capacity.token_budget
-        heads = chain(
-            roster.preempted.first_few(_NUM_SEQUENCES_AHEAD),
-            roster.waiting.first_few(_NUM_SEQUENCES_AHEAD),
-        )
-        for sequence in heads:
+        for sequence in line.first_few(_NUM_SEQUENCES_AHEAD):
             if num_tokens_ahead <= 0:
-                return
+                break
             num_tokens_ahead -= sequence.num_tokens
             if sequence.knowledge is Knowledge.UNKNOWN:
                 if not draft.can_announce(sequence):
                     return
                 draft.announce(sequence)
+        self._num_changes_announced = line.num_changes
 
-    def _admit_from(self, draft: Draft, queue: TenantQueues) -> bool:
-        """Whether all that may come in from ``queue`` did."""
-        walk = queue.walk()
+    def _admit_from(self, draft: Draft, walk: Walk) -> None:
         num_passed_over = 0
         while (sequence := walk.current) is not None:
-            if self._tenants.is_resting(sequence.submission.tenant):
-                self._explain(draft, sequence, StallCause.QUOTA)
+            obstacle = self._obstacle_to_tenant(draft, sequence)
+            if obstacle is not None:
+                self._explain(draft, sequence, obstacle)
                 walk.pass_tenant()
                 continue
             obstacle = self._obstacle_to_all(draft)
@@ -77,28 +102,39 @@ class Admission:
             obstacle = obstacle or self._obstacle(draft, sequence, needs_blocks=leader is None)
             if obstacle is not None:
                 self._explain(draft, sequence, obstacle)
-                return False
+                return
             if leader is None:
                 self._take(draft, sequence)
-                walk.go_on(is_taken=True)
                 continue
             if sequence.knowledge is Knowledge.UNKNOWN:
                 draft.announce(sequence)
             self._explain(draft, sequence, StallCause.PREFIX_WAIT, leader)
             num_passed_over += 1
             if num_passed_over < _NUM_PASSED_OVER_MAX:
-                walk.go_on(is_taken=False)
+                walk.pass_sequence()
             else:
                 walk.pass_tenant()
-        return True
+
+    def _obstacle_to_tenant(self, draft: Draft, sequence: Sequence) -> StallCause | None:
+        """Why nobody of its tenant comes in any more, though others may."""
+        roster = self._roster
+        if self._tenants.is_resting(sequence.submission.tenant):
+            return StallCause.QUOTA
+        headroom = roster.shares.headroom(sequence.share, roster.capacity)
+        if not headroom:
+            return None
+        max_num_running = roster.capacity.max_num_running
+        if self._num_running + int(headroom * max_num_running) >= max_num_running:
+            return StallCause.QUEUE
+        num_blocks = int(headroom * roster.capacity.num_blocks_total)
+        num_blocks_left = draft.num_blocks_left - num_blocks
+        return StallCause.KV_FULL if self._num_blocks(sequence) > num_blocks_left else None
 
     def _obstacle_to_all(self, draft: Draft) -> StallCause | None:
         """Why nobody comes in any more."""
-        roster = self._roster
         if draft.num_tokens_left <= 0:
             return StallCause.TOKEN_BUDGET
-        num_running = len(roster.running) + roster.num_siblings_promised
-        if num_running >= roster.capacity.max_num_running:
+        if self._num_running >= self._roster.capacity.max_num_running:
             return StallCause.QUEUE
         return StallCause.KV_FULL if draft.flight.is_short else None
 
@@ -106,25 +142,58 @@ class Admission:
         self, draft: Draft, sequence: Sequence, *, needs_blocks: bool
     ) -> StallCause | None:
         """Why ``sequence`` does not come in, and cannot even be announced if it has to wait."""
-        if needs_blocks and self._num_blocks_required(draft, sequence) > draft.num_blocks_left:
+        num_running = self._num_running + sequence.submission.num_running
+        if num_running > self._roster.capacity.max_num_running:
+            return StallCause.QUEUE
+        if needs_blocks and not self._has_room(draft, sequence):
             return StallCause.KV_FULL
         if sequence.knowledge is Knowledge.UNKNOWN and not draft.can_announce(sequence):
             return StallCause.QUEUE
         return None
 
-    def _num_blocks_required(self, draft: Draft, sequence: Sequence) -> int:
-        """Blocks for all its tokens, and some more for those who run already and still grow.
+    def _has_room(self, draft: Draft, sequence: Sequence) -> bool:
+        """Whether there are blocks for all its tokens, and the policy has enough left for others.
 
-        And one for each sibling, which is left out as long as nobody else runs: then it need not
-        fork for all of them.
+        Who would run alone is not asked for more than its own: it need not share, nor fork for all
+        of its siblings.
         """
-        capacity = self._roster.capacity
-        if not self._roster.running:
-            return capacity.num_blocks(sequence.num_tokens)
-        is_cooling = self._preemption.is_cooling(draft.flight.tick)
-        num_tokens = sequence.num_positions_max if is_cooling else sequence.num_tokens
-        num_blocks = capacity.num_blocks(num_tokens) - self._num_blocks_shared(sequence)
-        return num_blocks + self._num_siblings(sequence) + capacity.num_blocks_watermark
+        roster, capacity = self._roster, self._roster.capacity
+        if not roster.running:
+            return capacity.num_blocks(sequence.num_tokens) <= draft.num_blocks_left
+        num_blocks_left = draft.num_blocks_left - self._num_blocks(sequence)
+        if num_blocks_left < 0:
+            return False
+        num_blocks_known = capacity.num_blocks(sequence.num_tokens)
+        room = RoomView(
+            num_blocks_total=capacity.num_blocks_total,
+            num_blocks_left=num_blocks_left,
+            num_blocks_more=capacity.num_blocks(sequence.num_positions_max) - num_blocks_known,
+            num_blocks_watermark=capacity.num_blocks_watermark,
+            num_blocks_growth=self._num_blocks_growth(draft),
+            num_tokens_left=draft.num_tokens_left,
+            num_running=len(roster.running),
+            max_num_running=capacity.max_num_running,
+            is_cooling=self._preemption.is_cooling(draft.flight.tick),
+        )
+        return self._policy.admits(roster.line.view(sequence), room)
+
+    @property
+    def _num_running(self) -> int:
+        """Sequences that run, and siblings that will as soon as they can fork."""
+        return len(self._roster.running) + self._roster.num_siblings_promised
+
+    def _num_blocks(self, sequence: Sequence) -> int:
+        """Blocks that its known tokens take from those left, and one for each of its siblings."""
+        num_blocks = self._roster.capacity.num_blocks(sequence.num_tokens)
+        num_blocks -= self._num_blocks_shared(sequence)
+        return num_blocks + self._num_blocks_forked(sequence)
+
+    def _num_blocks_growth(self, draft: Draft) -> int:
+        """Blocks that those who run take if each comes to its last token."""
+        account = self._flights.account
+        num_pinned = account.pinned - account.yieldable
+        num_taken = self._roster.capacity.num_blocks_total - draft.num_blocks_left - num_pinned
+        return max(0, self._roster.num_blocks_final - num_taken)
 
     def _num_blocks_shared(self, sequence: Sequence) -> int:
         """Blocks that it is expected to find in the hands of others.
@@ -134,20 +203,20 @@ class Admission:
         """
         if not sequence.may_share:
             return 0
-        return sequence.num_cached_tokens // self._roster.capacity.block_size
+        return self._roster.capacity.num_full_blocks(sequence.num_cached_tokens)
 
-    def _num_siblings(self, sequence: Sequence) -> int:
+    def _num_blocks_forked(self, sequence: Sequence) -> int:
         if sequence.sample_index:
             return 0
-        return len(self._roster.request_of(sequence).siblings)
+        num_siblings = len(self._roster.request_of(sequence).siblings)
+        num_siblings += sequence.submission.num_running - 1
+        return num_siblings * self._roster.capacity.num_kv_groups
 
     def _take(self, draft: Draft, sequence: Sequence) -> None:
         roster = self._roster
         if sequence.knowledge is Knowledge.UNKNOWN:
             draft.announce(sequence)
-        num_blocks = roster.capacity.num_blocks(sequence.num_tokens)
-        draft.num_blocks_left -= num_blocks - self._num_blocks_shared(sequence)
-        draft.num_blocks_left -= self._num_siblings(sequence)
+        draft.num_blocks_left -= self._num_blocks(sequence)
         roster.admit(sequence, draft.flight.tick)
         draft.ask(sequence, draft.plan.may)
         roster.expect(sequence)

@@ -9,6 +9,7 @@ from pageframe.core.replica import ReplicaFacts
 from pageframe.core.units import ceil_div
 from pageframe.scheduler.flights import Chunk, Flight
 from pageframe.scheduler.sequence import Knowledge, Sequence
+from pageframe.scheduler.steering import Allowance
 
 _BYTES_PER_TOKEN_ID = 4
 _WATERMARK_DIVISOR = 100
@@ -24,14 +25,18 @@ class Capacity:
             so it is at most the token budget.
         prefill_chunk_tokens: Most tokens of one sequence's prefill in a step.
         block_size: Tokens per block.
+        num_blocks_total: Blocks of the pool.
         num_blocks_watermark: Blocks that admissions leave free for those who run already.
+        num_kv_groups: Groups of layers, each with blocks of its own.
     """
 
     token_budget: int
     max_num_running: int
     prefill_chunk_tokens: int
     block_size: int
+    num_blocks_total: int
     num_blocks_watermark: int
+    num_kv_groups: int = 1
 
     @classmethod
     def of(
@@ -51,12 +56,18 @@ class Capacity:
             max_num_running=running,
             prefill_chunk_tokens=prefill_chunk_tokens or tokens,
             block_size=facts.block_size,
+            num_blocks_total=facts.num_blocks,
             num_blocks_watermark=ceil_div(facts.num_blocks, _WATERMARK_DIVISOR),
+            num_kv_groups=facts.num_kv_groups,
         )
 
     def num_blocks(self, num_tokens: int) -> int:
-        """Blocks that hold ``num_tokens`` tokens."""
-        return ceil_div(num_tokens, self.block_size)
+        """Blocks that hold ``num_tokens`` tokens; with sliding windows, at most."""
+        return ceil_div(num_tokens, self.block_size) * self.num_kv_groups
+
+    def num_full_blocks(self, num_tokens: int) -> int:
+        """Blocks that ``num_tokens`` tokens fill."""
+        return num_tokens // self.block_size * self.num_kv_groups
 
 
 class Draft:
@@ -65,37 +76,51 @@ class Draft:
     Attributes:
         plan: What will be sent.
         flight: What will be remembered.
-        num_tokens_left: Of the token budget.
+        head: The prefill that has to go on at the expense of all others, in ``must``; usually none.
+        num_tokens_left: Of the token budget, and of the time that is left under a target.
         num_blocks_left: Blocks that are promised to nobody, neither by plans in flight nor to
             prefills that are not yet complete; may be negative.
     """
 
     __slots__ = (
+        "_allowance",
         "_capacity",
         "_num_bytes_left",
         "flight",
+        "head",
         "num_blocks_left",
         "num_tokens_left",
         "plan",
     )
 
-    def __init__(self, capacity: Capacity, flight: Flight, *, num_blocks_left: int) -> None:
+    def __init__(
+        self,
+        capacity: Capacity,
+        flight: Flight,
+        *,
+        num_blocks_left: int,
+        allowance: Allowance | None = None,
+    ) -> None:
         self._capacity = capacity
+        self._allowance = allowance
         self._num_bytes_left = LIMITS.announced_bytes_per_plan_max
         self.flight = flight
+        self.head: Sequence | None = None
         self.plan = StepPlan(step=flight.step, builds_on=flight.builds_on)
         self.num_tokens_left = capacity.token_budget - flight.num_decodes
         self.num_blocks_left = num_blocks_left
+        self._keep_in_time()
 
     @property
     def has_news(self) -> bool:
         """Whether the plan says anything at all."""
-        return bool(self.flight.chunks or self.flight.announced)
+        flight = self.flight
+        return bool(flight.chunks or flight.announced or flight.searches)
 
     @property
     def num_chunk_tokens_max(self) -> int:
         """Most tokens that one more chunk may have; at least 1."""
-        return max(1, min(self.num_tokens_left, self._capacity.prefill_chunk_tokens))
+        return self._num_chunk_tokens_from(0)
 
     def ask(self, sequence: Sequence, entries: Entries) -> None:
         """Ask for as many tokens of ``sequence`` as the budget allows; at least one is left.
@@ -106,22 +131,40 @@ class Draft:
         """
         num_planned = sequence.num_planned
         num_cached = 0 if num_planned else sequence.num_cached_tokens
+        position = num_planned + num_cached
         num_tokens = min(
-            sequence.num_uncomputed - num_cached,
-            self.num_tokens_left,
-            self._capacity.prefill_chunk_tokens,
+            sequence.num_uncomputed - num_cached, self._num_chunk_tokens_from(position)
         )
         assert num_tokens > 0, f"sequence {sequence.sequence_id}: {num_tokens} tokens to ask for"
         num_blocks = self._capacity.num_blocks
-        num_planned_after = num_planned + num_cached + num_tokens
+        num_planned_after = position + num_tokens
         self.flight.num_blocks += num_blocks(num_planned_after) - num_blocks(num_planned)
         self.num_tokens_left -= num_tokens
+        if self._allowance is not None:
+            self._allowance.take(position, num_tokens)
+            self._keep_in_time()
         entries.add(sequence.sequence_id, sequence.generation, num_tokens)
         chunk = Chunk(sequence, sequence.generation, num_tokens, num_cached)
         chunk.take_off()
         self.flight.chunks.append(chunk)
         sequence.last_chunk_tick = self.flight.tick
         sequence.last_chunk_tokens = num_tokens
+
+    def _num_chunk_tokens_from(self, position: int) -> int:
+        num_tokens = min(self.num_tokens_left, self._capacity.prefill_chunk_tokens)
+        if self._allowance is not None:
+            num_tokens = min(num_tokens, self._allowance.num_tokens_at(position))
+        return max(1, num_tokens)
+
+    def _keep_in_time(self) -> None:
+        """Once the time is used up, the token budget is too, for whoever asks."""
+        if self._allowance is not None:
+            self.num_tokens_left = min(self.num_tokens_left, self._allowance.num_tokens_at(0))
+
+    def ask_head(self, sequence: Sequence) -> None:
+        """Ask for a prefill that has to go on, whoever has to give way for it."""
+        self.head = sequence
+        self.ask(sequence, self.plan.must)
 
     def can_announce(self, sequence: Sequence) -> bool:
         """Whether the message stays small; a huge prompt goes in a plan of its own."""
@@ -152,5 +195,6 @@ class Draft:
                 prefix_handle=submission.prefix_handle,
                 trace_id=submission.trace_id,
                 span_id=sequence.span_id.to_bytes(8, "big") if sequence.span_id else b"",
+                is_steered=sequence.is_steered,
             )
         )

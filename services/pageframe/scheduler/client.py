@@ -1,6 +1,6 @@
 """The scheduler's stream to its executor: hello, plans out, results in."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 
 import grpc
 
@@ -34,14 +34,20 @@ class GrpcExecutorStream:
 
     @classmethod
     async def open(
-        cls, address: str, scheduler_id: str, epoch: int, *, quotas: Sequence[TenantQuota] = ()
+        cls,
+        address: str,
+        scheduler_id: str,
+        epoch: int,
+        *,
+        quotas: Sequence[TenantQuota] = (),
+        open_channel: Callable[[str], grpc.aio.Channel] = open_inner_channel,
     ) -> "GrpcExecutorStream":
         """Connect and introduce the scheduler, with the quotas that hold from now on.
 
         Raises:
             PageframeError: what the executor or the transport answers.
         """
-        channel = open_inner_channel(address)
+        channel = open_channel(address)
         try:
             call = executor_service_pb2_grpc.ExecutorServiceStub(channel).Run(wait_for_ready=True)
             hello = pb.SchedulerHello(

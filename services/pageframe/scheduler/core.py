@@ -9,44 +9,60 @@
     admission    who comes in                     preemption   who gives way
     prefix_wait  who waits to share               forks        samples of one prompt
     tenants      what quotas mean                 fitting      what could never be served
+    searches     beams, between results and plans beams        one beam search
     endings      the last of a sequence           delivery     tokens on their way out
     stalls       clocks of waiting                tracing      spans
+    steering     how long a step may last         policies     who decides, and who looks on
+    candidates   whom policies may choose         losses       victims until they are back
+    rates        what things cost, measured       witness      what policies are seen doing
+    line         who comes next                   shares       what tenants were served
+    intake       how requests come in             deadlines    who cannot be over in time
 
 No part awaits or asks the system for the time, so all of it runs unchanged in a simulator.
 Whoever drives it sends cancels before plans, and plans and results one at a time in order.
 """
 
-from array import array
 from dataclasses import replace
+from itertools import count
 
 from pageframe.core.clock import Clock
-from pageframe.core.errors import AlreadyExistsError, UnavailableError
+from pageframe.core.errors import PageframeError, UnavailableError
 from pageframe.core.limits import LIMITS
-from pageframe.core.plan import Recovery, StepPlan
+from pageframe.core.plan import StepPlan
 from pageframe.core.replica import PoolAccount, ReplicaFacts
 from pageframe.core.request import StallCause, Submission, TokenEvents
 from pageframe.core.step import FinishReason, StepResult
 from pageframe.core.trace import TraceSink
 from pageframe.scheduler.admission import Admission
 from pageframe.scheduler.budget import Capacity
+from pageframe.scheduler.candidates import Candidates
+from pageframe.scheduler.deadlines import Deadlines, Prospects
 from pageframe.scheduler.delivery import Outboxes
 from pageframe.scheduler.endings import Endings
 from pageframe.scheduler.fitting import Fitting
 from pageframe.scheduler.flights import Flights
 from pageframe.scheduler.forks import Forks
+from pageframe.scheduler.intake import Intake
+from pageframe.scheduler.line import NEVER_NS, Line
+from pageframe.scheduler.losses import Losses
 from pageframe.scheduler.options import SchedulerOptions
 from pageframe.scheduler.planner import Planner
 from pageframe.scheduler.preemption import Preemption
 from pageframe.scheduler.prefix_wait import PrefixWait
-from pageframe.scheduler.queues import Backlog, Deadlines
-from pageframe.scheduler.request import Request, check_submission, finished_already
+from pageframe.scheduler.queues import Backlog
+from pageframe.scheduler.rates import Rates
+from pageframe.scheduler.request import Request, finished_already
 from pageframe.scheduler.roster import Roster
-from pageframe.scheduler.sequence import Sequence, SequenceState
+from pageframe.scheduler.searches import Searches
+from pageframe.scheduler.sequence import SequenceState
 from pageframe.scheduler.settlement import Settlement
+from pageframe.scheduler.shares import Shares
 from pageframe.scheduler.snapshot import SchedulerSnapshot, take_snapshot
-from pageframe.scheduler.stalls import StallMeter
+from pageframe.scheduler.speculation import Speculation
+from pageframe.scheduler.steering import Steering
 from pageframe.scheduler.tenants import Tenants
 from pageframe.scheduler.tracing import SchedulerTracer
+from pageframe.scheduler.witness import policies_of
 
 Events = list[tuple[int, TokenEvents]]
 """Token events by gateway id."""
@@ -73,44 +89,80 @@ class Scheduler:
         self._facts = facts
         self._options = options
         self._clock = clock
-        self._next_sequence_id = options.first_sequence_id
-        self._num_submitted = 0
+        self._sequence_ids = count(options.first_sequence_id)
         self._is_ready = True
         self._is_draining = False
         self._outboxes = Outboxes()
-        self._deadlines = Deadlines()
-        self._roster = Roster(
-            self._capacity_of(facts),
-            Backlog(options.max_queued_requests, options.max_queued_tokens),
-        )
         self._flights = Flights(
             LIMITS.num_steps_in_flight_max if options.lookahead else 1, _empty_pool(facts)
         )
         self._tracer = tracer = SchedulerTracer(trace, seed=clock.now_ns())
+        self._policies = policies_of(options, tracer, self._flights, clock)
+        shares = Shares(options.tenant_weights, num_tokens_ahead=options.token_budget)
+        self._roster = Roster(
+            self._capacity_of(facts),
+            Backlog(options.max_queued_requests, options.max_queued_tokens),
+            Line(self._policies.order, shares, ageing_ns=options.priority_ageing_ns or NEVER_NS),
+            shares,
+        )
         self._tenants = Tenants(self._roster, options.quotas)
-        self._preemption = Preemption(self._roster, self._flights, self._tenants)
+        rates = Rates(facts)
+        self._prospects = Prospects(
+            self._roster,
+            num_step_tokens_max=1 + options.num_draft_tokens,
+            shares_prefixes=options.shares_prefixes,
+        )
+        self._deadlines = Deadlines(self._prospects)
+        self._losses = Losses(rates, tracer)
+        candidates = Candidates(self._roster, rates, self._policies)
+        self._preemption = Preemption(self._roster, self._flights, self._tenants, candidates)
         self._endings = Endings(self._roster, self._deadlines, tracer)
         self._fitting = Fitting(self._roster, self._tenants, self._endings)
+        self._intake = Intake(
+            self._roster, self._fitting, self._deadlines, self._outboxes, tracer, self._sequence_ids
+        )
+        self._steering = Steering(options.target_itl_ns)
+        self._speculation = Speculation(
+            options.num_draft_tokens, self._roster, self._flights, tracer
+        )
         forks = Forks(self._roster)
-        prefix_wait = PrefixWait(self._roster, is_enabled=options.shares_prefixes)
+        self._searches = Searches(
+            self._roster, self._endings, self._losses, tracer, self._sequence_ids
+        )
         self._planner = Planner(
             self._roster,
             self._flights,
             self._preemption,
-            Admission(self._roster, self._preemption, prefix_wait, self._tenants, tracer),
+            Admission(
+                self._roster,
+                self._flights,
+                self._preemption,
+                PrefixWait(self._roster, is_enabled=options.shares_prefixes),
+                self._tenants,
+                tracer,
+                self._policies.admission,
+            ),
             forks,
             self._tenants,
+            self._steering,
+            self._searches,
+            self._speculation,
         )
         self._settlement = Settlement(
             self._roster,
             self._flights,
             self._preemption,
+            self._losses,
             forks,
             self._tenants,
             self._endings,
             tracer,
+            self._steering,
+            self._searches,
+            self._speculation,
         )
-        self._preemption.forget(self._recovery_with(facts))
+        self._searches.restart(facts)
+        self._preemption.forget(facts)
 
     # Requests.
 
@@ -123,33 +175,15 @@ class Scheduler:
             UnavailableError: DRAINING.
             InvalidRequestError: malformed.
             OutOfRangeError: this replica could never serve it.
-            DeadlineError: DEADLINE_PASSED.
+            DeadlineError: DEADLINE_PASSED or DEADLINE_UNREACHABLE.
             AlreadyExistsError: DUPLICATE_REQUEST or DUPLICATE_HANDLE.
             ResourceExhaustedError: QUEUE_FULL.
         """
         now_ns = self._clock.now_ns()
-        roster = self._roster
         if self._is_draining:
             raise UnavailableError("DRAINING", "this scheduler is shutting down; try another")
-        check_submission(submission, self._facts, now_ns=now_ns)
-        self._fitting.check(submission, self._facts)
-        self._check_names(submission, gateway_id)
-        num_tokens = submission.num_samples * len(submission.prompt_token_ids)
-        roster.backlog.check_room(num_tokens + sum(map(len, submission.resume_token_ids)))
-        self._num_submitted += 1
-        outbox = self._outboxes.of(gateway_id)
-        outbox.num_requests += 1
-        request = Request(
-            serial=self._num_submitted,
-            submission=submission,
-            gateway_id=gateway_id,
-            outbox=outbox,
-        )
-        roster.requests[gateway_id, submission.handle] = request
-        roster.names[submission.request_id] = request
-        self._deadlines.add(request)
-        for sample_index in range(submission.num_samples):
-            self._add_sequence(request, sample_index, now_ns)
+        cause = StallCause.QUEUE if self._is_ready else StallCause.EXECUTOR_LOST
+        request = self._intake.take(submission, gateway_id, self._facts, cause, now_ns)
         self._end_finished(request, now_ns)
 
     def cancel(
@@ -182,8 +216,8 @@ class Scheduler:
 
     def expire(self, now_ns: int) -> Events:
         """End what is too late; also hands out events that wait for any other reason."""
-        for request in self._deadlines.pop_expired(now_ns):
-            self._cancel(request, FinishReason.DEADLINE, now_ns)
+        for request, error in self._deadlines.pop_expired(now_ns):
+            self._cancel(request, FinishReason.DEADLINE, now_ns, error)
         return self._outboxes.take(0)
 
     @property
@@ -214,6 +248,8 @@ class Scheduler:
             InternalError: RESULT_OUT_OF_ORDER or PLAN_REFUSED; treat the executor as lost.
         """
         self._settlement.settle(result, now_ns)
+        if result.step and not result.refusal:
+            self._prospects.observe(result)
         num_blocks = self._flights.account.total
         if num_blocks not in (0, self._facts.num_blocks):
             self._resize(num_blocks)
@@ -227,18 +263,24 @@ class Scheduler:
         self._is_ready = False
         roster = self._roster
         self._flights.restart(PoolAccount())
+        self._searches.forget()
         self._tenants.wake()
         for sequence in list(roster.sequences.values()):
             self._endings.unannounce(sequence, now_ns)
             if sequence.state is SequenceState.ENDED:
                 continue
             sequence.num_tokens_in_flight = 0
+            self._losses.forget(sequence, now_ns)
+            lost_ns = now_ns
             if sequence.state is SequenceState.ADMITTING:
                 roster.withdraw(sequence)
             elif sequence.state is SequenceState.RUNNING:
-                self._tracer.end_run(sequence, now_ns)
+                # It has not moved since the executor's last sign of life.
+                lost_ns = self._tracer.clock.end_ns
+                self._tracer.end_run(sequence, lost_ns)
+                sequence.stalls.lose(StallCause.EXECUTOR_LOST, sequence.num_computed)
                 roster.preempt(sequence, sequence.generation + 1)
-            self._tracer.begin_stall(sequence, StallCause.EXECUTOR_LOST, now_ns)
+            self._tracer.begin_stall(sequence, StallCause.EXECUTOR_LOST, lost_ns)
         return self._outboxes.take(0)
 
     def on_executor_ready(self, facts: ReplicaFacts, account: PoolAccount, now_ns: int) -> Events:
@@ -252,8 +294,13 @@ class Scheduler:
         self._facts = facts
         self._is_ready = True
         self._flights.restart(account)
-        self._preemption.forget(self._recovery_with(facts))
+        self._preemption.forget(facts)
+        self._losses.restart(facts)
+        self._steering.forget()
+        self._prospects.restart()
+        self._speculation.forget()
         self._roster.restart(self._capacity_of(facts))
+        self._searches.restart(facts)
         self._fitting.look_again(facts)
         self._fitting.end_misfits(now_ns)
         for sequence in self._roster.sequences.values():
@@ -282,6 +329,7 @@ class Scheduler:
         return take_snapshot(
             self._roster,
             self._flights,
+            self._policies,
             is_executor_ready=self._is_ready,
             is_draining=self._is_draining,
         )
@@ -294,54 +342,11 @@ class Scheduler:
             prefill_chunk_tokens=self._options.prefill_chunk_tokens,
         )
 
-    def _recovery_with(self, facts: ReplicaFacts) -> Recovery:
-        recovery = self._options.recovery
-        needs_host = recovery is Recovery.SWAP
-        return recovery if facts.num_host_blocks or not needs_host else Recovery.RECOMPUTE
-
     def _resize(self, num_blocks: int) -> None:
         """The pool has become larger or smaller while it serves."""
         self._facts = replace(self._facts, num_blocks=num_blocks)
         self._roster.capacity = self._capacity_of(self._facts)
         self._fitting.look_again(self._facts)
-
-    def _check_names(self, submission: Submission, gateway_id: int) -> None:
-        if submission.request_id in self._roster.names:
-            raise AlreadyExistsError(
-                "DUPLICATE_REQUEST",
-                f"request {submission.request_id!r} is alive already",
-                request_id=submission.request_id,
-            )
-        if (gateway_id, submission.handle) in self._roster.requests:
-            raise AlreadyExistsError(
-                "DUPLICATE_HANDLE",
-                f"handle {submission.handle} names a living request already",
-                handle=submission.handle,
-            )
-
-    def _add_sequence(self, request: Request, sample_index: int, now_ns: int) -> None:
-        submission = request.submission
-        resume = submission.resume_token_ids
-        is_sibling = sample_index > 0 and request.may_fork
-        sequence = Sequence(
-            state=SequenceState.SIBLING if is_sibling else SequenceState.WAITING,
-            sequence_id=self._next_sequence_id,
-            sample_index=sample_index,
-            submission=submission,
-            gateway_id=request.gateway_id,
-            outbox=request.outbox,
-            output=array("i", resume[sample_index] if resume else ()),
-            span_id=self._tracer.sequence_span_id(
-                submission.trace_id, submission.span_id, sample_index
-            ),
-            submit_ns=now_ns,
-            stalls=StallMeter(
-                StallCause.QUEUE if self._is_ready else StallCause.EXECUTOR_LOST, now_ns
-            ),
-        )
-        self._next_sequence_id += 1
-        request.sequences.append(sequence)
-        self._roster.enter(request, sequence)
 
     def _end_finished(self, request: Request, now_ns: int) -> None:
         for sequence in list(request.sequences):
@@ -350,9 +355,15 @@ class Scheduler:
             if reason:
                 self._endings.end(sequence, reason, now_ns)
 
-    def _cancel(self, request: Request, reason: FinishReason, now_ns: int) -> None:
+    def _cancel(
+        self,
+        request: Request,
+        reason: FinishReason,
+        now_ns: int,
+        error: PageframeError | None = None,
+    ) -> None:
         for sequence in request.sequences:
-            self._endings.cancel(sequence, reason, now_ns)
+            self._endings.cancel(sequence, reason, now_ns, error)
 
 
 def _empty_pool(facts: ReplicaFacts) -> PoolAccount:

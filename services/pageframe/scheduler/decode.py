@@ -23,15 +23,25 @@ _CUT = LIMITS.num_tokens_per_decode_span_max
 
 
 class DecodeSet:
-    """Sequences that decode, or will once the plans in flight are applied."""
+    """Sequences that decode, or will once the plans in flight are applied.
 
-    def __init__(self, block_size: int) -> None:
+    Attributes:
+        num_tokens_ahead: Most tokens by which one may be further than counted here, because of
+            drafts in plans in flight; see ``speculation``.
+        num_sequences_ahead: Most of them that may be.
+    """
+
+    def __init__(self, block_size: int, num_kv_groups: int = 1) -> None:
         self._block_size = block_size
+        self._num_kv_groups = num_kv_groups
         self._num_by_phase = [0] * block_size
         self._wheel: list[dict[int, Sequence]] = [{} for _ in range(_CUT)]
         self._num_ending: dict[int, int] = {}
         self._num_copies: dict[int, int] = {}
         self._num_sequences = 0
+        self._sum_origins = 0
+        self.num_tokens_ahead = 0
+        self.num_sequences_ahead = 0
 
     def __len__(self) -> int:
         return self._num_sequences
@@ -78,7 +88,12 @@ class DecodeSet:
 
     def num_blocks_at(self, tick: int) -> int:
         """How many blocks they need in ``tick``, at most."""
-        return self._num_by_phase[-tick % self._block_size] + self._num_copies.get(tick, 0)
+        num_each = self._num_by_phase[-tick % self._block_size] + self._num_copies.get(tick, 0)
+        return (num_each + self.num_sequences_ahead) * self._num_kv_groups
+
+    def num_context_at(self, tick: int) -> int:
+        """How many positions they attend to in ``tick``, at most; each sees its own as well."""
+        return self._sum_origins + self._num_sequences * (tick + 1)
 
     def tick_of(self, sequence: Sequence, position: int) -> int:
         """In which tick ``sequence`` computes ``position``; it must be in the set."""
@@ -93,6 +108,7 @@ class DecodeSet:
 
     def _count(self, sequence: Sequence, origin: int, change: int) -> None:
         self._num_sequences += change
+        self._sum_origins += change * origin
         self._num_by_phase[origin % self._block_size] += change
         _change(self._num_ending, sequence.num_positions_max - 1 - origin, change)
 

@@ -5,6 +5,7 @@ scheduler's hottest, so it appends to parallel lists and makes no object per tok
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pageframe.core.request import Completion, TokenEvents
@@ -26,9 +27,33 @@ class Outbox:
 
     def complete(self, sequence: "Sequence", completion: Completion) -> None:
         """Send what is left of a sequence's tokens, then how it ended."""
+        if sequence.submission.beams is not None:
+            self._complete_search(sequence, completion)
+            return
         if sequence.num_tokens_per_event > 1:
             self.flush(sequence)
         self.events.completions.append(completion)
+
+    def _complete_search(self, sequence: "Sequence", completion: Completion) -> None:
+        """Send what a search has found, best first; if it came to no end, how each output ended."""
+        events, search = self.events, sequence.search
+        outputs = [] if search is None else search.outputs
+        if outputs and search is not None:
+            completion.num_unreturned_tokens = search.num_unreturned_tokens
+        for index in range(sequence.submission.num_samples):
+            part = replace(completion, sample_index=index)
+            if index:
+                part.num_unreturned_tokens = 0
+            if index < len(outputs):
+                token_ids = outputs[index].token_ids
+                events.handles.append(sequence.handle)
+                events.sample_indices.append(index)
+                events.num_tokens.append(len(token_ids))
+                events.token_ids.extend(token_ids)
+                part.num_output_tokens = len(token_ids)
+                part.score = outputs[index].score
+                part.finish_reason = outputs[index].finish_reason
+            events.completions.append(part)
 
     def flush(self, sequence: "Sequence") -> None:
         """Send the tokens of a sequence that were held back."""
@@ -86,7 +111,7 @@ def take_samples(
     Tokens of sequences that are gone or muted are dropped: their last step crossed our cancel.
     """
     ended: list[tuple[Sequence, FinishReason]] = []
-    logprobs = {result.sampled_ids[index]: entry for index, entry in result.logprobs.items()}
+    logprobs = _logprobs_in_order(result) if result.logprobs else {}
     lookup = sequences.get
     outbox: Outbox | None = None
     for sequence_id, token_id, reason in zip(
@@ -103,8 +128,9 @@ def take_samples(
         if sequence.is_muted:
             continue
         sequence.output.append(token_id)
+        sequence.share.num_output_tokens += 1
         if sequence.num_tokens_per_event > 1:
-            _hold_back(sequence, logprobs.get(sequence_id))
+            _hold_back(sequence, logprobs[sequence_id].pop(0) if sequence_id in logprobs else None)
             continue
         if sequence.outbox is not outbox:
             outbox = sequence.outbox
@@ -114,12 +140,20 @@ def take_samples(
             add_count = events.num_tokens.append
             add_token = events.token_ids.append
         if logprobs and sequence_id in logprobs:
-            events.logprobs[len(events.token_ids)] = logprobs[sequence_id]
+            events.logprobs[len(events.token_ids)] = logprobs[sequence_id].pop(0)
         add_handle(sequence.handle)
         add_sample_index(sequence.sample_index)
         add_count(1)
         add_token(token_id)
     return ended
+
+
+def _logprobs_in_order(result: StepResult) -> dict[int, list[TokenLogprobs]]:
+    """Those of each sequence, one for each token that it got, first token first."""
+    in_order: dict[int, list[TokenLogprobs]] = {}
+    for index in sorted(result.logprobs):
+        in_order.setdefault(result.sampled_ids[index], []).append(result.logprobs[index])
+    return in_order
 
 
 def _hold_back(sequence: "Sequence", logprobs: TokenLogprobs | None) -> None:

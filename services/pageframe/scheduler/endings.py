@@ -1,5 +1,6 @@
 """Takes leave of sequences: last tokens, completion, spans, and every book they stand in."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from pageframe.core.errors import (
@@ -10,7 +11,7 @@ from pageframe.core.errors import (
 )
 from pageframe.core.request import Completion
 from pageframe.core.step import FinishReason, SequenceAccount
-from pageframe.scheduler.queues import Deadlines
+from pageframe.scheduler.deadlines import Deadlines
 from pageframe.scheduler.request import deadline_passed
 from pageframe.scheduler.roster import Roster
 from pageframe.scheduler.sequence import Knowledge, Sequence, SequenceState
@@ -29,6 +30,7 @@ class Endings:
         self._deadlines = deadlines
         self._tracer = tracer
         self._cancels: list[int] = []
+        self._abandoned: list[int] = []
         self._unacknowledged: set[int] = set()
 
     @property
@@ -39,14 +41,20 @@ class Endings:
     @property
     def has_cancels(self) -> bool:
         """Whether cancels wait to be sent."""
-        return bool(self._cancels)
+        return bool(self._cancels or self._abandoned)
 
     def take_cancels(self) -> list[int]:
         """Ids to send to the executor now."""
         sequences = self._roster.sequences
         cancels = [sequence_id for sequence_id in self._cancels if sequence_id in sequences]
+        cancels += self._abandoned
         self._cancels.clear()
+        self._abandoned.clear()
         return cancels
+
+    def abandon(self, sequence_ids: Iterable[int]) -> None:
+        """Have the executor end sequences that are in no book here: beams."""
+        self._abandoned += sorted(sequence_ids)
 
     def cancel(
         self,
@@ -60,11 +68,13 @@ class Endings:
             return
         sequence.cancel_reason = reason
         sequence.cancel_error = error
-        if sequence.knowledge is Knowledge.UNKNOWN:
+        sequence.cancel_ns = self._tracer.moved_until(sequence, at_ns)
+        if sequence.knowledge is Knowledge.UNKNOWN or sequence.search is not None:
             self.end(sequence, reason, at_ns)
             return
         self._tracer.end_run(sequence, at_ns)
         self._tracer.end_stall(sequence, at_ns)
+        self._tracer.end_preempt(sequence, at_ns)
         sequence.is_muted = True
         self._roster.cancel(sequence)
         if sequence.knowledge is Knowledge.KNOWN:
@@ -82,6 +92,7 @@ class Endings:
     def unannounce(self, sequence: Sequence, at_ns: int) -> None:
         """The plan that announced it or its fork was refused, or its executor is gone."""
         sequence.knowledge = Knowledge.UNKNOWN
+        self._roster.line.note_change()
         if sequence.state is SequenceState.CANCELLING:
             self.end(sequence, sequence.cancel_reason, at_ns)
 
@@ -100,11 +111,19 @@ class Endings:
         if sequence.is_living:
             tracer.end_run(sequence, at_ns)
             tracer.end_stall(sequence, at_ns)
+            tracer.end_preempt(sequence, at_ns)
         self._unacknowledged.discard(sequence.sequence_id)
+        if sequence.search is not None:
+            self.abandon(sequence.search.executor_ids)
         request = self._roster.forget(sequence)
-        account = replace(account or SequenceAccount(), num_preemptions=sequence.num_preemptions)
+        account = replace(
+            account or SequenceAccount(),
+            num_preemptions=sequence.num_preemptions,
+            num_draft_tokens=sequence.num_draft_tokens,
+            num_accepted_tokens=sequence.num_accepted_tokens,
+        )
         tracer.sequence(sequence, reason, account, at_ns)
-        if reason is FinishReason.DEADLINE:
+        if reason is FinishReason.DEADLINE and error is None:
             error = deadline_passed(sequence.submission, at_ns)
         elif reason is FinishReason.ERROR and error is None:
             error = failure_of(sequence, "SEQUENCE_FAILED")
@@ -119,12 +138,16 @@ class Endings:
                 num_output_tokens=len(sequence.output),
                 account=account,
                 stall_ns=dict(sequence.stalls.stall_ns),
+                compute_ns=sequence.stalls.compute_ns,
+                submit_ns=sequence.submit_ns,
+                end_ns=sequence.cancel_ns or at_ns,
                 error_status=error.status if error else "",
                 error_reason=error.reason if error else "",
                 error_message=error.message if error else "",
                 error_limits=dict(error.limits) if error else {},
             ),
         )
+        sequence.search = None
         if request.is_over:
             request.outbox.num_requests -= 1
             self._deadlines.forget(request)

@@ -5,7 +5,7 @@ from pageframe.core.replica import ReplicaFacts
 from pageframe.core.request import Submission
 from pageframe.core.step import FinishReason
 from pageframe.scheduler.endings import Endings
-from pageframe.scheduler.request import check_fits
+from pageframe.scheduler.request import check_fits, check_rows
 from pageframe.scheduler.roster import Roster
 from pageframe.scheduler.sequence import Sequence, SequenceState
 from pageframe.scheduler.tenants import Tenants
@@ -24,8 +24,9 @@ class Fitting:
         """Refuse a request that this replica could never serve.
 
         Raises:
-            OutOfRangeError: CONTEXT_TOO_LONG, EXCEEDS_POOL or OVER_QUOTA.
+            OutOfRangeError: CONTEXT_TOO_LONG, EXCEEDS_POOL, TOO_MANY_BEAMS or OVER_QUOTA.
         """
+        check_rows(submission, self._roster.capacity.max_num_running)
         check_fits(submission, facts)
         self._tenants.check_fits(submission, facts)
 

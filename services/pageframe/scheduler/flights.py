@@ -1,12 +1,19 @@
 """Plans that were sent and not yet answered, and what they will do to the pool."""
 
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from pageframe.core.errors import InternalError
+from pageframe.core.plan import NO_DRAFTS, DraftBounds
 from pageframe.core.replica import PoolAccount
+from pageframe.core.request import StallCause
+from pageframe.scheduler.policies.protocols import Costs
 from pageframe.scheduler.sequence import Sequence
+
+if TYPE_CHECKING:
+    from pageframe.scheduler.searches import Search
 
 
 class Chunk(NamedTuple):
@@ -45,14 +52,18 @@ class Flight:
         tick: Which step this is among those that are applied.
         planned_ns: When it was made.
         num_decodes: Tokens of the sequences that decode by themselves.
+        num_context: Positions that those attend to, at most.
         num_blocks: Blocks that it may take at most.
+        drafts: What drafts may take of it.
         chunks: Its entries.
         announced: Sequences that it announces.
+        searches: Searches whose beams go on.
         forked: Sequences that fork from one of its chunks, or of its decodes.
-        passed_over: Running prefills for which the token budget had nothing left.
+        passed_over: Running prefills that got no chunk, and why.
         is_short: Whether victims are named because the pool may have too few blocks.
         over_quota: Tenants of which some may, because of their ceilings.
         beneficiaries: For whose sake each of its victims would give way, by victim.
+        costs: Of getting each of them back, by victim.
     """
 
     step: int
@@ -60,14 +71,18 @@ class Flight:
     tick: int
     planned_ns: int
     num_decodes: int = 0
+    num_context: int = 0
     num_blocks: int = 0
+    drafts: DraftBounds = NO_DRAFTS
     chunks: list[Chunk] = field(default_factory=list)
     announced: list[Sequence] = field(default_factory=list)
+    searches: list["Search"] = field(default_factory=list)
     forked: list[Sequence] = field(default_factory=list)
-    passed_over: list[Sequence] = field(default_factory=list)
+    passed_over: list[tuple[Sequence, StallCause]] = field(default_factory=list)
     is_short: bool = False
     over_quota: set[str] = field(default_factory=set)
     beneficiaries: dict[int, Sequence] = field(default_factory=dict)
+    costs: dict[int, Costs] = field(default_factory=dict)
 
 
 class Flights:
@@ -90,6 +105,9 @@ class Flights:
 
     def __len__(self) -> int:
         return len(self._flights)
+
+    def __iter__(self) -> Iterator[Flight]:
+        return iter(self._flights)
 
     @property
     def can_send(self) -> bool:

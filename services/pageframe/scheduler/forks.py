@@ -46,10 +46,12 @@ class Forks:
     def _num_places(self, draft: Draft, request: Request) -> int:
         """For how many siblings there is a place to run and a block to write to."""
         roster = self._roster
-        num_running_left = roster.capacity.max_num_running - len(roster.running)
+        num_running = len(roster.running) + roster.num_beams_promised
+        num_running_left = roster.capacity.max_num_running - num_running
         # Its siblings' blocks are among those that the draft has set aside.
-        num_blocks_left = draft.num_blocks_left + len(request.siblings)
-        return max(0, min(num_running_left, num_blocks_left))
+        num_copies_left = draft.num_blocks_left // roster.capacity.num_kv_groups
+        num_copies_left += len(request.siblings)
+        return max(0, min(num_running_left, num_copies_left))
 
     def _fork(self, draft: Draft, parent: Sequence, children: list[Sequence]) -> None:
         for child in children:

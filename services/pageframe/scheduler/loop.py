@@ -197,6 +197,8 @@ class SchedulerLoop:
             except PageframeError as error:
                 if error.reason.startswith(_FINAL_REASONS) and self._scheduler is None:
                     raise
+                # Wall time may have been set back since the scheduler before this one.
+                self._epoch = max(self._epoch, int(error.limits.get("epoch_seen", 0)))
                 is_starting = error.reason == "STARTING"
                 log = _log.info if is_starting else _log.warning
                 log("executor_refused", reason=error.reason, message=error.message)

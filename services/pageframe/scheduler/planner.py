@@ -8,6 +8,9 @@ from pageframe.scheduler.forks import Forks
 from pageframe.scheduler.preemption import Preemption
 from pageframe.scheduler.prefill import grow_prefills, num_blocks_owed
 from pageframe.scheduler.roster import Roster
+from pageframe.scheduler.searches import Searches
+from pageframe.scheduler.speculation import Speculation
+from pageframe.scheduler.steering import Steering
 from pageframe.scheduler.tenants import Tenants
 
 
@@ -28,6 +31,9 @@ class Planner:
         admission: Admission,
         forks: Forks,
         tenants: Tenants,
+        steering: Steering,
+        searches: Searches,
+        speculation: Speculation,
     ) -> None:
         self._roster = roster
         self._flights = flights
@@ -35,40 +41,55 @@ class Planner:
         self._admission = admission
         self._forks = forks
         self._tenants = tenants
+        self._steering = steering
+        self._searches = searches
+        self._speculation = speculation
 
     def plan(self, now_ns: int) -> StepPlan | None:
         """The next plan, remembered as sent; ``None`` when a step would do nothing."""
         roster, flights = self._roster, self._flights
+        if len(roster.steered) and len(flights):
+            return None  # What they go on with follows from the result that is still to come.
         tick = flights.next_tick
         num_decodes = roster.decodes.num_at(tick, len(flights))
-        if not (num_decodes or roster.prefills or roster.preempted or roster.waiting):
+        others = (roster.steered, roster.prefills, roster.line)
+        if not (num_decodes or any(len(place) for place in others)):
             return None
         self._tenants.prepare(tick, flights.account)
+        roster.shares.forget(now_ns)
+        self._speculation.look_ahead()
         num_blocks_free = flights.num_blocks_free
         num_blocks = roster.decodes.num_blocks_at(tick)
         # While nobody runs, all that is held is pins, and the others too give way to a newcomer.
         account = flights.account
         num_pinned = 0 if roster.running else account.pinned - account.yieldable
+        flight = Flight(
+            step=flights.next_step,
+            builds_on=flights.next_builds_on,
+            tick=tick,
+            planned_ns=now_ns,
+            num_decodes=num_decodes,
+            num_context=roster.decodes.num_context_at(tick),
+            num_blocks=num_blocks,
+        )
         draft = Draft(
             roster.capacity,
-            Flight(
-                step=flights.next_step,
-                builds_on=flights.next_builds_on,
-                tick=tick,
-                planned_ns=now_ns,
-                num_decodes=num_decodes,
-                num_blocks=num_blocks,
-            ),
-            num_blocks_left=(
-                num_blocks_free - num_blocks - num_blocks_owed(roster) + num_pinned
-            ),
+            flight,
+            num_blocks_left=(num_blocks_free - num_blocks - num_blocks_owed(roster) + num_pinned),
+            allowance=self._steering.allowance(flight),
         )
+        self._searches.add_to(draft)
+        roster.steered.ask(draft)
         self._preemption.protect(draft, num_blocks_free)
-        grow_prefills(draft, roster, is_cooling=self._preemption.is_cooling(tick))
-        self._admission.admit(draft)
+        self._searches.name_beams(draft)
+        admission = self._admission
+        is_cooling = self._preemption.is_cooling(tick)
+        grow_prefills(draft, roster, admission.admit_ahead_of, is_cooling=is_cooling)
+        admission.admit(draft)
         self._forks.add_to(draft)
-        self._admission.announce_ahead(draft)
+        admission.announce_ahead(draft)
         if not (num_decodes or draft.has_news):
             return None
+        self._speculation.add_to(draft)
         flights.send(draft.flight)
         return draft.plan

@@ -8,8 +8,10 @@ from collections.abc import Iterable
 
 from pageframe.core.errors import InternalError
 from pageframe.core.plan import Recovery
+from pageframe.core.replica import ReplicaFacts
 from pageframe.core.step import RefusedBecause, StepResult
 from pageframe.scheduler.budget import Draft
+from pageframe.scheduler.candidates import Candidates, Shortage
 from pageframe.scheduler.flights import Flight, Flights
 from pageframe.scheduler.roster import Roster
 from pageframe.scheduler.sequence import Sequence
@@ -20,21 +22,23 @@ _NUM_REFUSALS_MAX = 8
 
 
 class Preemption:
-    """Chooses victims, last joined first.
+    """Names victims, in the order of the policies behind ``candidates``.
 
-    A victim's recovery is the one that is configured, as far as it goes: a swap needs a host tier,
-    and a tail is what is short, at least a block, and less than the whole.
+    They are looked at youngest first, a few at a time, and each is younger than the one for whose
+    sake it goes: whatever a policy says, the oldest goes on, and nobody makes room for a newcomer.
 
     Which victim frees how much of a shared prefix is the executor's knowledge. It takes victims
     only until the step fits, so naming too many costs a longer message and nothing else; naming
     too few costs a refused plan, after which all are named.
     """
 
-    def __init__(self, roster: Roster, flights: Flights, tenants: Tenants) -> None:
+    def __init__(
+        self, roster: Roster, flights: Flights, tenants: Tenants, candidates: Candidates
+    ) -> None:
         self._roster = roster
         self._flights = flights
         self._tenants = tenants
-        self._recovery = Recovery.RECOMPUTE
+        self._candidates = candidates
         self._num_refusals = 0
         self._is_stuck = False
         self._stuck_heads: list[int] = []
@@ -58,17 +62,20 @@ class Preemption:
         roster, flight = self._roster, draft.flight
         num_blocks_short = flight.num_blocks - num_blocks_free
         # Prefills hold all blocks, none can grow and nobody decodes: the head has to go on.
-        is_stuck = self._is_stuck and roster.prefills and not flight.num_decodes
+        is_stuck = self._is_stuck and roster.prefills and not (flight.num_decodes or roster.steered)
         if self._num_refusals or is_stuck:
             self._name_all(draft)
         elif num_blocks_short > 0:
-            self._name(draft, roster.youngest_first(), roster.oldest, num_blocks_short)
+            num_later = sum(map(roster.decodes.num_blocks_at, _next_ticks(flight.tick)))
+            shortage = _shortage(flight, num_blocks_short, num_later)
+            self._name(draft, roster.youngest_first(), roster.oldest, shortage)
         flight.is_short = bool(flight.beneficiaries)
         for sequences, num_blocks_over in self._tenants.excess(flight.tick):
             flight.over_quota.add(sequences[0].submission.tenant)
-            self._name(draft, reversed(sequences[1:]), sequences[0], num_blocks_over)
+            shortage = _shortage(flight, num_blocks_over)
+            self._name(draft, reversed(sequences[1:]), sequences[0], shortage)
         if is_stuck:
-            draft.ask(roster.prefills.first, draft.plan.must)
+            draft.ask_head(roster.prefills.first)
         elif not self._num_refusals:
             self._free_stuck_tenant(draft)
 
@@ -76,10 +83,14 @@ class Preemption:
         """Learn from an applied step, after the sequences have been put where they belong."""
         if result.preempted_ids and flight.is_short:
             self._last_preempt_tick = flight.tick
-        has_moved = bool(result.sampled_ids or result.computed_ids)
+        has_moved = bool(result.sampled_ids or result.computed_ids or result.candidates)
         if has_moved or result.preempted_ids:
             self._num_refusals = 0
-        self._is_stuck = not has_moved and RefusedBecause.POOL_FULL in result.refused_because
+        if has_moved or result.preempted_ids:
+            self._is_stuck = False
+        if not has_moved and RefusedBecause.POOL_FULL in result.refused_because:
+            # Until somebody moves: an empty step behind this one tells nothing else.
+            self._is_stuck = True
         self._stuck_heads = [
             sequence_id
             for sequence_id, because in zip(result.refused_ids, result.refused_because, strict=True)
@@ -100,9 +111,9 @@ class Preemption:
                 num_refusals=self._num_refusals,
             )
 
-    def forget(self, recovery: Recovery) -> None:
-        """Another executor, another pool; victims recover by ``recovery`` from now on."""
-        self._recovery = recovery
+    def forget(self, facts: ReplicaFacts) -> None:
+        """Another executor, another pool."""
+        self._candidates.restart(facts)
         self._num_refusals = 0
         self._is_stuck = False
         self._stuck_heads = []
@@ -132,7 +143,7 @@ class Preemption:
             for victim in reversed(others):
                 if victim is not head:
                     self._add(draft, victim, head)
-            draft.ask(head, draft.plan.must)
+            draft.ask_head(head)
             return
 
     def _name(
@@ -140,17 +151,16 @@ class Preemption:
         draft: Draft,
         victims: Iterable[Sequence],
         beneficiary: Sequence | None,
-        num_blocks_short: int,
+        shortage: Shortage,
     ) -> None:
-        """Name as many of ``victims`` as give up ``num_blocks_short`` for ``beneficiary``."""
+        """Name as many of ``victims`` as give up what ``beneficiary`` lacks."""
         in_flight = self._flights.victim_ids
-        for victim in victims:
-            num_blocks = self._num_own_blocks(victim)
-            self._add(draft, victim, beneficiary, num_blocks, num_blocks_short)
+        for victim in self._candidates.ranked(victims, shortage):
+            self._add(draft, victim, beneficiary, shortage)
             if victim.sequence_id not in in_flight:
                 # Else it may have gone already for the sake of the step before.
-                num_blocks_short -= num_blocks
-            if num_blocks_short <= 0:
+                shortage = shortage.less(self._candidates.num_own_blocks(victim))
+            if shortage.num_blocks <= 0:
                 return
 
     def _name_all(self, draft: Draft) -> None:
@@ -161,37 +171,40 @@ class Preemption:
             # Even alone it did not fit: somebody unknown holds blocks. Start from nothing.
             self._add(draft, oldest, oldest)
 
-    def _num_own_blocks(self, sequence: Sequence) -> int:
-        """Blocks that come free with it, as far as it shares none of the others."""
-        num_tokens = max(sequence.num_computed, sequence.num_shared_tokens)
-        block_size = self._roster.capacity.block_size
-        return (
-            self._roster.capacity.num_blocks(num_tokens) - sequence.num_shared_tokens // block_size
-        )
-
     def _add(
         self,
         draft: Draft,
         victim: Sequence,
         beneficiary: Sequence | None,
-        num_blocks: int = 0,
-        num_blocks_short: int = 0,
+        shortage: Shortage | None = None,
     ) -> None:
-        """Name a victim; it may keep what is left of its ``num_blocks`` if fewer are short."""
+        """Name a victim; it may keep what is not short, unless nobody said: then all has to go."""
         assert beneficiary is not None, f"victim {victim.sequence_id}, but nobody runs"
-        if victim.sequence_id in draft.flight.beneficiaries:
+        flight = draft.flight
+        if victim.sequence_id in flight.beneficiaries:
             return
-        recovery, num_tail_blocks = self._recovery, 0
-        if recovery is Recovery.TAIL:
-            if 0 < num_blocks_short < num_blocks:
-                num_tail_blocks = num_blocks_short
-            else:
-                recovery = Recovery.RECOMPUTE
-        draft.flight.beneficiaries[victim.sequence_id] = beneficiary
+        shortage = shortage or _shortage(flight, 0)
+        recovery, costs = self._candidates.recovery_of(victim, shortage)
+        flight.beneficiaries[victim.sequence_id] = beneficiary
+        flight.costs[victim.sequence_id] = costs
         draft.plan.victims.add(
             victim.sequence_id,
             victim.generation,
             recovery,
             beneficiary.sequence_id,
-            num_tail_blocks,
+            shortage.num_blocks if recovery is Recovery.TAIL else 0,
         )
+
+
+def _shortage(flight: Flight, num_blocks: int, num_blocks_later: int = 0) -> Shortage:
+    return Shortage(
+        tick=flight.tick,
+        now_ns=flight.planned_ns,
+        num_blocks=num_blocks,
+        num_blocks_soon=num_blocks + num_blocks_later,
+    )
+
+
+def _next_ticks(tick: int) -> range:
+    """The steps in which somebody who gave way now would not yet be back."""
+    return range(tick + 1, tick + _NUM_COOLING_STEPS)

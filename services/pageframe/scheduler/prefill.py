@@ -1,5 +1,8 @@
 """Growth of prefills that run already: first joined first, as much as the budget leaves."""
 
+from collections.abc import Callable
+
+from pageframe.core.request import StallCause
 from pageframe.scheduler.budget import Draft
 from pageframe.scheduler.forks import is_certain
 from pageframe.scheduler.roster import Roster
@@ -17,36 +20,62 @@ def num_blocks_owed(roster: Roster) -> int:
         num_blocks(sequence.num_tokens) - num_blocks(sequence.num_planned)
         for sequence in roster.prefills
     )
-    return num_owed + roster.num_siblings_promised
+    return num_owed + roster.num_siblings_promised * roster.capacity.num_kv_groups
 
 
-def grow_prefills(draft: Draft, roster: Roster, *, is_cooling: bool) -> None:
+def grow_prefills(
+    draft: Draft,
+    roster: Roster,
+    admit_ahead_of: Callable[[Draft, Sequence], None],
+    *,
+    is_cooling: bool,
+) -> None:
     """Give each prefill its next chunk, in order, until the token budget is used up.
+
+    The order is that of joining; between tenants it is that of the line, and who waits there and is
+    ahead of a prefill comes in first. So a long prompt of a tenant that was served much keeps
+    nobody waiting who was served little.
 
     Chunks go into ``may``: one that the pool has no room for waits without disturbing the decodes.
     A head that went into ``must`` has the rest as its victims, so they get nothing. ``is_cooling``
     says that somebody lost blocks not long ago.
     """
-    if draft.plan.must.sequence_ids:
-        (head_id,) = draft.plan.must.sequence_ids
-        roster.expect(roster.running[head_id])
+    if draft.head is not None:
+        roster.expect(draft.head)
         return
     prefills, tick = list(roster.prefills), draft.flight.tick
     # One that found more than expected has caught up by then, and takes a token unasked.
     uncertain = {s.sequence_id for s in prefills if not is_certain(s, tick)}
     draft.num_tokens_left -= len(uncertain)
+    has_tenants = len(roster.shares) > 1
+    if has_tenants:
+        prefills.sort(key=roster.line.rank_of)
     for sequence in prefills:
+        if has_tenants:
+            admit_ahead_of(draft, sequence)
         num_set_aside = sequence.sequence_id in uncertain
         draft.num_tokens_left += num_set_aside
-        if draft.num_tokens_left <= 0:
-            draft.flight.passed_over.append(sequence)
-        elif _may_not_grow(draft, roster, sequence, is_cooling=is_cooling) or _may_not_end(
-            draft, roster, sequence
-        ):
-            draft.num_tokens_left -= num_set_aside
-        else:
+        cause = _wait_cause(draft, roster, sequence, is_cooling=is_cooling)
+        if cause is None:
             draft.ask(sequence, draft.plan.may)
             roster.expect(sequence)
+            continue
+        draft.flight.passed_over.append((sequence, cause))
+        if draft.num_tokens_left > 0:
+            draft.num_tokens_left -= num_set_aside
+
+
+def _wait_cause(
+    draft: Draft, roster: Roster, sequence: Sequence, *, is_cooling: bool
+) -> StallCause | None:
+    """What the prefill has to wait for; None when it gets its next chunk."""
+    if draft.num_tokens_left <= 0:
+        return StallCause.TOKEN_BUDGET
+    if _may_not_grow(draft, roster, sequence, is_cooling=is_cooling):
+        return StallCause.KV_FULL
+    if _may_not_end(draft, roster, sequence):
+        return StallCause.EXECUTOR
+    return None
 
 
 def _may_not_grow(draft: Draft, roster: Roster, sequence: Sequence, *, is_cooling: bool) -> bool:

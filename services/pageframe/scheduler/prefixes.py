@@ -9,15 +9,26 @@ block, and some whole block in common that is neither computed yet nor usually f
                [─ usually found ─)      [─ worth ─)
 """
 
+import hashlib
 from array import array
 from collections import OrderedDict
 
+from pageframe.core.request import Submission
 from pageframe.scheduler.sequence import Prefix, Sequence
 
 # Of those that begin alike so many are looked at.
 _NUM_COMPARED_MAX = 8
+# Prompts that have so many first tokens in common are of one group.
+_NUM_GROUP_TOKENS = 64
 # Prefixes of which it is remembered how much is usually found.
 _NUM_USUAL_MAX = 1024
+
+
+def prefix_group(submission: Submission) -> int:
+    """A number for how the prompt begins, the same in every process; below 2**64."""
+    digest = hashlib.blake2b(submission.cache_salt, digest_size=8)
+    digest.update(array("i", submission.prompt_token_ids[:_NUM_GROUP_TOKENS]).tobytes())
+    return int.from_bytes(digest.digest(), "big")
 
 
 class Prefixes:

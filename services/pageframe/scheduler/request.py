@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass, field
 
+from pageframe.core.beams import BeamParams
 from pageframe.core.errors import DeadlineError, InvalidRequestError, OutOfRangeError
 from pageframe.core.limits import LIMITS
 from pageframe.core.replica import ReplicaFacts
-from pageframe.core.request import Submission
+from pageframe.core.request import Delivery, Submission
 from pageframe.core.sampling import check_token_id
 from pageframe.core.step import FinishReason
 from pageframe.core.units import ceil_div
@@ -70,6 +71,8 @@ def check_submission(submission: Submission, facts: ReplicaFacts, *, now_ns: int
     """
     submission.sampling.validate(facts.vocab_size)
     _check_samples(submission)
+    if submission.beams is not None:
+        _check_search(submission, submission.beams, facts)
     _check_name("session_id", submission.session_id, LIMITS.session_id_bytes_max)
     _check_name("prefix_handle", submission.prefix_handle, LIMITS.prefix_handle_bytes_max)
     if not submission.prompt_token_ids:
@@ -115,10 +118,32 @@ def check_fits(submission: Submission, facts: ReplicaFacts) -> None:
 def num_blocks_needed(submission: Submission, facts: ReplicaFacts) -> int:
     """Blocks that one sample comes to hold if it goes on to its last token.
 
-    That token is sampled but never computed, so it needs no slot.
+    That token is sampled but never computed, so it needs no slot. The beams of a search may come to
+    share no more than the full blocks of their prompt.
     """
-    num_tokens = len(submission.prompt_token_ids) + submission.sampling.max_tokens - 1
-    return ceil_div(num_tokens, facts.block_size)
+    num_prompt_tokens = len(submission.prompt_token_ids)
+    num_tokens = num_prompt_tokens + submission.sampling.max_tokens - 1
+    num_blocks = ceil_div(num_tokens, facts.block_size)
+    if submission.beams is not None:
+        num_shared = num_prompt_tokens // facts.block_size
+        num_blocks = num_shared + submission.beams.num_beams * (num_blocks - num_shared)
+    return num_blocks * facts.num_kv_groups
+
+
+def check_rows(submission: Submission, max_num_running: int) -> None:
+    """Refuse a search with more beams than there are places to run.
+
+    Raises:
+        OutOfRangeError: TOO_MANY_BEAMS.
+    """
+    num_beams = submission.num_running
+    if num_beams > max_num_running:
+        raise OutOfRangeError(
+            "TOO_MANY_BEAMS",
+            f"{num_beams} beams run at once; this replica runs {max_num_running} sequences",
+            num_beams=num_beams,
+            max_num_running=max_num_running,
+        )
 
 
 def deadline_passed(submission: Submission, now_ns: int) -> DeadlineError:
@@ -167,6 +192,29 @@ def _check_samples(submission: Submission) -> None:
             f"output of {num_resumed} samples is given; the request has {num_samples}",
             num_resumed=num_resumed,
             num_samples=num_samples,
+        )
+
+
+def _check_search(submission: Submission, beams: BeamParams, facts: ReplicaFacts) -> None:
+    beams.validate(submission.sampling)
+    beams.check_vocabulary(submission.sampling, facts.vocab_size, facts.eos_token_ids)
+    num_samples, num_resumed = (
+        submission.num_samples,
+        max(map(len, submission.resume_token_ids), default=0),
+    )
+    if num_samples != beams.num_return or submission.delivery is not Delivery.FINAL:
+        raise InvalidRequestError(
+            "BEAMS_MISMATCH",
+            f"a search that returns {beams.num_return} outputs is asked for {num_samples} samples, "
+            f"delivered {submission.delivery.name}",
+            num_return=beams.num_return,
+            num_samples=num_samples,
+        )
+    if num_resumed:
+        raise InvalidRequestError(
+            "RESUME_WITH_BEAMS",
+            f"a beam search cannot go on from {num_resumed} tokens; it starts over by itself",
+            num_resumed_tokens=num_resumed,
         )
 
 

@@ -1,11 +1,11 @@
 """Who is where: every living sequence stands in exactly one place, and moves only through here.
 
 state         places
-WAITING       waiting, backlog
+WAITING       line, backlog
 SIBLING       its request's siblings, backlog
-ADMITTING     running, and prefills or decodes (as if the plans in flight were applied)
-RUNNING       running, and prefills or decodes (likewise)
-PREEMPTED     preempted
+ADMITTING     running, and prefills, decodes or steered (as if the plans in flight were applied)
+RUNNING       running, and prefills, decodes or steered (likewise)
+PREEMPTED     line
 CANCELLING    nowhere; known until the executor has released it
 """
 
@@ -13,16 +13,13 @@ from collections.abc import Iterator
 
 from pageframe.scheduler.budget import Capacity
 from pageframe.scheduler.decode import DecodeSet
+from pageframe.scheduler.line import Line
 from pageframe.scheduler.prefixes import Prefixes
-from pageframe.scheduler.queues import (
-    Backlog,
-    SequenceQueue,
-    TenantQueues,
-    by_arrival,
-    by_join,
-)
+from pageframe.scheduler.queues import Backlog, SequenceQueue, by_join
 from pageframe.scheduler.request import Request
 from pageframe.scheduler.sequence import Sequence, SequenceState
+from pageframe.scheduler.shares import Shares
+from pageframe.scheduler.steered import Steered
 
 _WAITING_STATES = (SequenceState.WAITING, SequenceState.SIBLING, SequenceState.PREEMPTED)
 
@@ -35,31 +32,37 @@ class Roster:
         requests: Living requests by gateway and handle.
         names: Requests by name, as long as a sample is neither ended nor being cancelled.
         sequences: By id, all that have not ended.
-        waiting: Never yet run; by priority, then arrival.
-        preempted: Lost all their blocks; the same order.
+        line: Never yet run, or lost all their blocks; in the order in which they come in.
+        shares: What tenants were served, and hold.
         running: Admitted or being admitted, by id; a dict, so in the order of joining.
         prefills: Running, with tokens that no plan has asked for, in the order of joining.
         decodes: Running, one token in every step.
+        steered: Running, a token whenever a plan asks for it; they are never in ``decodes``.
         prefixes: Running, with tokens that others may want to share.
         parents: Requests with siblings whose sample 0 is running, by its id.
-        backlog: Bounds of ``waiting`` and of siblings.
+        backlog: Bounds of those in line that never ran, and of siblings.
+        num_beams_promised: Beams of searches that run, but one of each.
+        num_blocks_final: Blocks of all that run once each is at its last token, if none is shared.
         departed: Tenants of sequences that ran and are over, since somebody cleared it.
     """
 
-    def __init__(self, capacity: Capacity, backlog: Backlog) -> None:
+    def __init__(self, capacity: Capacity, backlog: Backlog, line: Line, shares: Shares) -> None:
         self.capacity = capacity
         self.requests: dict[tuple[int, int], Request] = {}
         self.names: dict[str, Request] = {}
         self.sequences: dict[int, Sequence] = {}
-        self.waiting = TenantQueues(by_arrival)
-        self.preempted = TenantQueues(by_arrival)
+        self.line = line
+        self.shares = shares
         self.running: dict[int, Sequence] = {}
         self.prefills = SequenceQueue(by_join)
-        self.decodes = DecodeSet(capacity.block_size)
+        self.decodes = DecodeSet(capacity.block_size, capacity.num_kv_groups)
+        self.steered = Steered()
         self.prefixes = Prefixes(capacity.block_size)
         self.parents: dict[int, Request] = {}
         self.backlog = backlog
         self.departed: set[str] = set()
+        self.num_blocks_final = 0
+        self.num_beams_promised = 0
         self._num_joined = 0
 
     @property
@@ -79,18 +82,21 @@ class Roster:
     @property
     def num_siblings_promised(self) -> int:
         """Siblings that will run as soon as running sequences have computed their prompts."""
-        return sum(len(request.siblings) for request in self.parents.values())
+        num_siblings = sum(len(request.siblings) for request in self.parents.values())
+        return num_siblings + self.num_beams_promised
 
     def restart(self, capacity: Capacity) -> None:
         """Serve on with another executor; nothing may run."""
         assert not self.running, f"{len(self.running)} sequences are running"
         self.capacity = capacity
-        self.decodes = DecodeSet(capacity.block_size)
+        self.decodes = DecodeSet(capacity.block_size, capacity.num_kv_groups)
+        self.steered = Steered()
         self.prefixes = Prefixes(capacity.block_size)
 
     def enter(self, request: Request, sequence: Sequence) -> None:
         """A new sequence begins to wait, in the queue or as a sibling."""
         request.num_living += 1
+        sequence.share = self.shares.enter(sequence.submission.tenant)
         self.sequences[sequence.sequence_id] = sequence
         self._wait(request, sequence)
 
@@ -98,6 +104,8 @@ class Roster:
         """Its first entry since it began to wait is being sent, for ``tick``."""
         self._leave_queue(sequence)
         self._join(sequence, tick)
+        if not sequence.has_run:
+            self._charge(sequence, sequence.num_tokens - sequence.num_cached_tokens)
         self.prefills.add(sequence)
         self.prefixes.begin(sequence)
         request = self.request_of(sequence)
@@ -113,9 +121,13 @@ class Roster:
         copies_block = num_tokens % self.capacity.block_size != 0
         self.decodes.join(child, position=num_tokens, tick=tick + 1, copies_block=copies_block)
 
-    def confirm(self, sequence: Sequence) -> None:
-        """The executor has run it."""
+    def confirm(self, sequence: Sequence, num_found: int) -> None:
+        """The executor has run it, and found its first ``num_found`` tokens in memory."""
         sequence.move_to(SequenceState.RUNNING)
+        if sequence.num_tokens_charged:
+            num_tokens = sequence.num_tokens - num_found
+            self._charge(sequence, num_tokens)
+            sequence.num_tokens_charged = 0
         sequence.has_run = True
 
     def withdraw(self, sequence: Sequence) -> None:
@@ -123,7 +135,7 @@ class Roster:
         self._leave_running(sequence)
         if sequence.has_run:
             sequence.move_to(SequenceState.PREEMPTED)
-            self.preempted.add(sequence)
+            self.line.add(sequence)
             return
         request = self.request_of(sequence)
         is_sibling = sequence.sample_index and request.may_fork
@@ -136,14 +148,14 @@ class Roster:
         self.parents.pop(request.sequences[0].sequence_id, None)
         for sibling in siblings:
             sibling.move_to(SequenceState.WAITING)
-            self.waiting.add(sibling)
+            self.line.add(sibling)
 
     def preempt(self, sequence: Sequence, generation: int, *, num_swapped: int = 0) -> None:
         """It has lost its blocks; the host tier keeps ``num_swapped`` tokens for it."""
         self._leave_running(sequence)
         sequence.lose_blocks(generation, num_swapped=num_swapped)
         sequence.move_to(SequenceState.PREEMPTED)
-        self.preempted.add(sequence)
+        self.line.add(sequence)
 
     def cut(self, sequence: Sequence, generation: int, num_computed: int, next_tick: int) -> None:
         """It has lost its last blocks, and catches up from ``num_computed`` on."""
@@ -154,8 +166,8 @@ class Roster:
         """Decide between prefill and decode, as if the plans in flight were applied as asked."""
         if sequence.num_uncomputed <= 1:
             self._decode(sequence, sequence.num_planned, sequence.last_chunk_tick + 1)
-        elif sequence in self.decodes:
-            self.decodes.leave(sequence)
+        elif sequence not in self.prefills:
+            self._leave_caught_up(sequence)
             self.prefills.add(sequence)
 
     def correct(self, sequence: Sequence, next_tick: int) -> None:
@@ -182,6 +194,7 @@ class Roster:
         self._leave_place(sequence)
         sequence.move_to(SequenceState.ENDED)
         del self.sequences[sequence.sequence_id]
+        self.shares.exit(sequence.share)
         request = self.request_of(sequence)
         request.num_living -= 1
         if not request.may_fork:
@@ -198,9 +211,18 @@ class Roster:
             del self.names[name]
 
     def _decode(self, sequence: Sequence, position: int, tick: int) -> None:
-        if sequence not in self.decodes:
+        if sequence in self.prefills:
             self.prefills.remove(sequence)
-        self.decodes.join(sequence, position=position, tick=tick)
+        if sequence.is_steered:
+            self.steered.join(sequence)
+        else:
+            self.decodes.join(sequence, position=position, tick=tick)
+
+    def _leave_caught_up(self, sequence: Sequence) -> None:
+        if sequence.is_steered:
+            self.steered.leave(sequence)
+        else:
+            self.decodes.leave(sequence)
 
     def _join(self, sequence: Sequence, tick: int) -> None:
         sequence.move_to(SequenceState.ADMITTING)
@@ -208,6 +230,16 @@ class Roster:
         self._num_joined += 1
         sequence.join_number = self._num_joined
         self.running[sequence.sequence_id] = sequence
+        self.num_beams_promised += sequence.submission.num_running - 1
+        self.shares.join(sequence.share, sequence.num_tokens)
+        self.num_blocks_final += self.capacity.num_blocks(sequence.num_positions_max)
+
+    def _charge(self, sequence: Sequence, num_tokens: int) -> None:
+        """Charge its tenant for its first tokens, in place of what was charged for them before."""
+        sequence.share.num_prompt_tokens += num_tokens - sequence.num_tokens_charged
+        if num_tokens < sequence.num_tokens_charged:
+            self.line.refresh(sequence.share)
+        sequence.num_tokens_charged = num_tokens
 
     def _wait(self, request: Request, sequence: Sequence) -> None:
         if sequence.state is SequenceState.SIBLING:
@@ -217,7 +249,7 @@ class Roster:
             if parent.sequence_id in self.running:
                 self.parents[parent.sequence_id] = request
         else:
-            self.waiting.add(sequence)
+            self.line.add(sequence)
         self.backlog.enter(request, sequence)
 
     def _leave_place(self, sequence: Sequence) -> None:
@@ -229,7 +261,7 @@ class Roster:
 
     def _leave_queue(self, sequence: Sequence) -> None:
         if sequence.state is SequenceState.PREEMPTED:
-            self.preempted.remove(sequence)
+            self.line.remove(sequence)
             return
         request = self.request_of(sequence)
         if sequence.state is SequenceState.SIBLING:
@@ -237,14 +269,20 @@ class Roster:
             if not request.siblings:
                 self.parents.pop(request.sequences[0].sequence_id, None)
         else:
-            self.waiting.remove(sequence)
+            self.line.remove(sequence)
         self.backlog.leave(request, sequence)
 
     def _leave_running(self, sequence: Sequence) -> None:
         del self.running[sequence.sequence_id]
+        self.num_beams_promised -= sequence.submission.num_running - 1
+        self.shares.leave(sequence.share, sequence.num_tokens)
+        self.num_blocks_final -= self.capacity.num_blocks(sequence.num_positions_max)
+        if not sequence.has_run:
+            # It was never confirmed, so nothing was computed.
+            self._charge(sequence, 0)
         self.parents.pop(sequence.sequence_id, None)
         self.prefixes.end(sequence)
-        if sequence in self.decodes:
-            self.decodes.leave(sequence)
-        else:
+        if sequence in self.prefills:
             self.prefills.remove(sequence)
+        else:
+            self._leave_caught_up(sequence)

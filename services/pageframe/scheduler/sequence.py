@@ -21,12 +21,18 @@ import enum
 from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from pageframe.core.errors import PageframeError
+from pageframe.core.plan import Recovery
 from pageframe.core.request import Delivery, Submission
 from pageframe.core.step import FinishReason, TokenLogprobs
 from pageframe.scheduler.delivery import Outbox
+from pageframe.scheduler.shares import Share
 from pageframe.scheduler.stalls import StallMeter
+
+if TYPE_CHECKING:
+    from pageframe.scheduler.searches import Search
 
 Prefix = tuple[bytes, bytes]
 """Salt of the cache, and the first block's tokens."""
@@ -87,6 +93,7 @@ class Sequence:
         submit_ns: When it came.
         stalls: What it waits for, and has waited for.
         num_tokens_per_event: Send when this many tokens are waiting.
+        is_steered: Whether plans ask for each of its tokens; see ``steered``.
         generation: Counts losses of its keys and values.
         knowledge: What the executor knows of it.
         num_computed_known: As last reported; ``num_computed`` is the quantity to read.
@@ -111,11 +118,22 @@ class Sequence:
         num_delivered: Output tokens that were sent, where more than one waits for the other.
         pending_logprobs: Of the output tokens not yet sent, where asked for.
         num_preemptions: How often it was a victim.
+        num_draft_tokens: Draft tokens that were computed for it.
+        num_accepted_tokens: Those of them that it kept.
+        share: Account of its tenant; one of its own until it enters a roster.
+        place: Key of its place in line, see ``line``; as of the last time that it waited.
+        prefix_group: See ``prefixes.prefix_group``; 0 before it stood in line.
+        num_tokens_charged: What its tenant was charged for it that a result has not confirmed.
+        preempt_tick: When it last was; ``None`` for never, or with another executor.
+        loss: What it lost then, until it has caught up; see ``losses``.
+        cancel_ns: Up to when its time is accounted for if it was cancelled, else 0.
+        search: Its beams, once they run for it; see ``searches``.
         is_muted: Its tokens are of no interest any more.
         cancel_reason: Why it is being cancelled.
         cancel_error: What its completion shall say of that.
         run_start: First position of the decode span that is open.
         run_start_ns: When that span began.
+        run_drafts_start: Its draft tokens, and those it had kept, by then.
     """
 
     sequence_id: int
@@ -131,6 +149,7 @@ class Sequence:
     handle: int = field(init=False)
     num_prompt_tokens: int = field(init=False)
     state: SequenceState = SequenceState.WAITING
+    is_steered: bool = False
     generation: int = 0
     knowledge: Knowledge = Knowledge.UNKNOWN
     num_computed_known: int = 0
@@ -153,11 +172,22 @@ class Sequence:
     num_delivered: int = 0
     pending_logprobs: list[TokenLogprobs] = field(default_factory=list)
     num_preemptions: int = 0
+    num_draft_tokens: int = 0
+    num_accepted_tokens: int = 0
+    share: Share = field(default_factory=Share)
+    place: tuple[int, ...] = ()
+    prefix_group: int = 0
+    num_tokens_charged: int = 0
+    preempt_tick: int | None = None
+    loss: "Loss | None" = None
+    cancel_ns: int = 0
+    search: "Search | None" = None
     is_muted: bool = False
     cancel_reason: FinishReason = FinishReason.NONE
     cancel_error: PageframeError | None = None
     run_start: int = 0
     run_start_ns: int = 0
+    run_drafts_start: tuple[int, int] = (0, 0)
 
     def __post_init__(self) -> None:
         submission = self.submission
@@ -181,7 +211,10 @@ class Sequence:
     def num_computed(self) -> int:
         """Tokens whose keys and values the executor is known to hold."""
         # Derived while it decodes, so that a sampled token costs one append and nothing else.
-        return self.num_tokens - 1 if self.is_caught_up else self.num_computed_known
+        if not self.is_caught_up:
+            return self.num_computed_known
+        # Of a search there is nothing left to compute but what its beams do.
+        return self.num_tokens - 1 if self.search is None else self.num_tokens
 
     @property
     def num_planned(self) -> int:
@@ -248,3 +281,34 @@ class Sequence:
         )
         self.generation = generation
         self.num_tokens_in_flight = 0
+
+
+@dataclass(slots=True, kw_only=True)
+class Loss:
+    """Blocks that one victim gave up in one step.
+
+    Attributes:
+        start_ns: Start of that step.
+        recovery: How it comes back.
+        num_blocks: Blocks it gave up.
+        num_kept: Tokens that stayed computed.
+        num_computed: Tokens that were computed before.
+        generation: Of the victim, before.
+        beneficiary: For whose sake; ``None`` when nobody knows.
+        estimate_ns: What getting it back was expected to cost.
+        spent_ns: What it has cost so far.
+        is_back: Whether the victim has caught up.
+        is_first: Whether it lacked nothing before.
+    """
+
+    start_ns: int
+    recovery: Recovery
+    num_blocks: int
+    num_kept: int
+    num_computed: int
+    generation: int
+    beneficiary: Sequence | None
+    estimate_ns: int
+    spent_ns: float = 0.0
+    is_back: bool = False
+    is_first: bool = True

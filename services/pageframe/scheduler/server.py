@@ -3,22 +3,30 @@
 import functools
 
 import grpc
+import structlog
 
 from pageframe.config.launch import Launch
+from pageframe.config.option_types import SpeculationName
 from pageframe.config.settings import Settings
 from pageframe.core.clock import Clock, SystemClock
-from pageframe.core.plan import Recovery
+from pageframe.core.errors import InvalidRequestError
+from pageframe.core.journal import MemorySetup
 from pageframe.core.replica import ReplicaFacts
 from pageframe.core.trace import TraceSink
+from pageframe.core.units import NANOSECONDS_PER_SECOND
 from pageframe.rpc.lifecycle import Service, serve
 from pageframe.scheduler.client import GrpcExecutorStream
 from pageframe.scheduler.core import Scheduler
+from pageframe.scheduler.journal import JournalFile, RecordingScheduler
 from pageframe.scheduler.loop import SchedulerLoop
 from pageframe.scheduler.options import SchedulerOptions
+from pageframe.scheduler.policies.guard import PolicyFault
 from pageframe.scheduler.servicer import SchedulerServicer
 from pageframe.telemetry.sink import RingTraceSink
 from pageframe.telemetry.spans import SERVICE_SCHEDULER
 from pageframe.v1 import scheduler_service_pb2_grpc
+
+_log = structlog.get_logger(__name__)
 
 SERVICE_NAMES = ("pageframe.v1.SchedulerService",)
 
@@ -30,10 +38,11 @@ async def serve_scheduler(launch: Launch) -> None:
     """Serve until told to stop."""
     settings = launch.settings
     clock = SystemClock()
+    journal = open_journal(settings)
     trace = RingTraceSink.create(launch.ring_path("scheduler"), SERVICE_SCHEDULER, settings.trace)
 
     def build(facts: ReplicaFacts) -> Scheduler:
-        return make_scheduler(facts, settings, trace, clock)
+        return make_scheduler(facts, settings, trace, clock, journal)
 
     open_stream = functools.partial(
         GrpcExecutorStream.open,
@@ -51,6 +60,8 @@ async def serve_scheduler(launch: Launch) -> None:
         await servicer.drain(settings.drain_timeout_seconds)
 
     async def close() -> None:
+        if journal is not None:
+            journal.close()
         trace.close()
 
     await serve(
@@ -69,16 +80,84 @@ async def serve_scheduler(launch: Launch) -> None:
 
 
 def make_scheduler(
-    facts: ReplicaFacts, settings: Settings, trace: TraceSink, clock: Clock
+    facts: ReplicaFacts,
+    settings: Settings,
+    trace: TraceSink,
+    clock: Clock,
+    journal: JournalFile | None = None,
 ) -> Scheduler:
-    """The pure core as the settings want it."""
-    options = SchedulerOptions(
+    """The pure core as the settings want it; with a journal, it records."""
+    options = make_options(settings)
+    if journal is None:
+        return Scheduler(facts, options, trace=trace, clock=clock)
+    memory = MemorySetup(
+        eviction_policy=settings.eviction_policy,
+        session_ttl_ns=round(settings.session_ttl_seconds * NANOSECONDS_PER_SECOND),
+        session_idle_ns=round(settings.session_idle_seconds * NANOSECONDS_PER_SECOND),
+        num_blocks_max=settings.num_blocks_max,
+    )
+    return RecordingScheduler(
+        facts,
+        options,
+        trace=trace,
+        clock=clock,
+        journal=journal,
+        memory=memory,
+        settings_json=settings.model_dump_json(by_alias=True, exclude_none=True),
+    )
+
+
+def open_journal(settings: Settings) -> JournalFile | None:
+    """The file to record in, if there is to be one.
+
+    Raises:
+        InvalidRequestError: RECORD_UNWRITABLE.
+    """
+    if settings.record is None:
+        return None
+    try:
+        return JournalFile(settings.record)
+    except OSError as error:
+        raise InvalidRequestError(
+            "RECORD_UNWRITABLE",
+            f"cannot record in {settings.record}: {error.strerror}",
+            path=str(settings.record),
+        ) from None
+
+
+def make_options(settings: Settings) -> SchedulerOptions:
+    """Options of the core as the settings want them."""
+    return SchedulerOptions(
         token_budget=settings.token_budget,
         max_num_running=settings.max_num_sequences,
         prefill_chunk_tokens=settings.prefill_chunk_tokens,
+        target_itl_ns=round(settings.target_itl_seconds * NANOSECONDS_PER_SECOND),
+        num_draft_tokens=0
+        if settings.speculation is SpeculationName.OFF
+        else settings.num_draft_tokens,
         lookahead=settings.lookahead,
-        recovery=Recovery[settings.recovery.name],
+        max_queued_requests=settings.max_queued_requests,
+        max_queued_tokens=settings.max_queued_tokens,
+        tenant_weights=dict(settings.tenant_weights),
+        priority_ageing_ns=round(settings.priority_ageing_seconds * NANOSECONDS_PER_SECOND),
+        policies={
+            "order": settings.order_policy,
+            "admission": settings.admission_policy,
+            "victim": settings.victim_policy,
+            "recovery": settings.recovery,
+        },
+        shadow_policies=dict(settings.shadow_policy),
+        on_policy_fault=_log_policy_fault,
         shares_prefixes=settings.prefix_cache,
         quotas=settings.tenant_quotas,
     )
-    return Scheduler(facts, options, trace=trace, clock=clock)
+
+
+def _log_policy_fault(fault: PolicyFault) -> None:
+    _log.error(
+        "policy_broken",
+        group=fault.group,
+        policy=fault.name,
+        is_shadow=fault.is_shadow,
+        reason=fault.why,
+    )

@@ -8,9 +8,13 @@ from pageframe.scheduler.delivery import take_samples
 from pageframe.scheduler.endings import Endings, failure_of
 from pageframe.scheduler.flights import Flight, Flights
 from pageframe.scheduler.forks import Forks
+from pageframe.scheduler.losses import Losses
 from pageframe.scheduler.preemption import Preemption
 from pageframe.scheduler.roster import Roster
-from pageframe.scheduler.sequence import Sequence, SequenceState
+from pageframe.scheduler.searches import Searches
+from pageframe.scheduler.sequence import Knowledge, Sequence, SequenceState
+from pageframe.scheduler.speculation import Speculation
+from pageframe.scheduler.steering import Steering
 from pageframe.scheduler.tenants import Tenants
 from pageframe.scheduler.tracing import SchedulerTracer
 
@@ -35,18 +39,26 @@ class Settlement:
         roster: Roster,
         flights: Flights,
         preemption: Preemption,
+        losses: Losses,
         forks: Forks,
         tenants: Tenants,
         endings: Endings,
         tracer: SchedulerTracer,
+        steering: Steering,
+        searches: Searches,
+        speculation: Speculation,
     ) -> None:
         self._roster = roster
         self._flights = flights
         self._preemption = preemption
+        self._losses = losses
         self._forks = forks
         self._tenants = tenants
         self._endings = endings
         self._tracer = tracer
+        self._steering = steering
+        self._searches = searches
+        self._speculation = speculation
 
     def settle(self, result: StepResult, now_ns: int) -> None:
         """Take in a result, a refusal, or a report outside any step.
@@ -82,11 +94,16 @@ class Settlement:
         timing = result.timing
         start_ns = timing.start_ns or now_ns
         end_ns = timing.end_ns or now_ns
+        self._tracer.clock.land(start_ns, end_ns)
+        self._losses.observe(result, self._roster.sequences)
         self._acknowledge(flight, result)
         self._touch_down(flight)
         self._advance(flight, result, start_ns, end_ns)
         unforked = self._take_forks(flight, result, end_ns)
+        self._speculation.count(result)
         self._deliver(result, end_ns)
+        self._searches.settle(flight, result, start_ns, end_ns)
+        self._speculation.settle(result, end_ns)
         self._explain(flight, result, start_ns)
         self._preempt(flight, result, start_ns)
         self._correct(flight)
@@ -97,8 +114,12 @@ class Settlement:
         if self._tracer.is_enabled:
             for sequence in self._roster.decodes.cut_after(flight.tick):
                 self._tracer.end_run(sequence, end_ns)
+            for sequence in self._roster.steered.cut():
+                self._tracer.end_run(sequence, end_ns)
             self._tracer.step(flight, result)
         self._preemption.observe(flight, result)
+        self._steering.observe(flight, result)
+        self._speculation.observe(flight, result)
 
     def _acknowledge(self, flight: Flight, result: StepResult) -> None:
         for sequence in flight.announced:
@@ -136,11 +157,12 @@ class Settlement:
             sequence.advance(num_computed)
             if sequence.is_caught_up:
                 self._roster.prefixes.end(sequence)
+                self._losses.end(sequence, end_ns)
                 self._tracer.begin_run(sequence, num_computed, end_ns)
 
     def _confirm(self, flight: Flight, sequence: Sequence, first_position: int) -> None:
         """It was admitted, and what is before ``first_position`` was found."""
-        self._roster.confirm(sequence)
+        self._roster.confirm(sequence, first_position)
         sequence.num_shared_tokens = first_position
         self._roster.prefixes.confirm(sequence, first_position)
         # It was let in when the plan was made; since then it waited for the step before.
@@ -161,7 +183,7 @@ class Settlement:
                 continue
             self._endings.acknowledge(child)
             if child.state is SequenceState.ADMITTING:
-                self._roster.confirm(child)
+                self._roster.confirm(child, child.num_prompt_tokens)
                 self._tracer.end_stall(child, end_ns)
                 child.advance(child.num_prompt_tokens)
                 self._tracer.begin_run(child, child.num_prompt_tokens, end_ns)
@@ -207,22 +229,41 @@ class Settlement:
                 self._tenants.rest(sequence.submission.tenant, flight.tick, result.account)
             if because == RefusedBecause.POOL_FULL:
                 sequence.may_share = False
+            culprit = self._culprit(flight, sequence, cause)
             if sequence.state is SequenceState.RUNNING:
-                self._tracer.begin_stall(sequence, cause, start_ns)
+                self._tracer.begin_stall(sequence, cause, start_ns, culprit)
             elif not sequence.has_run or cause is StallCause.SWAP_IN:
-                self._tracer.begin_stall(sequence, cause, flight.planned_ns)
-        for sequence in flight.passed_over:
-            if sequence.state is SequenceState.RUNNING and sequence.stalls.cause is None:
-                self._tracer.begin_stall(sequence, StallCause.TOKEN_BUDGET, start_ns)
+                self._tracer.begin_stall(sequence, cause, flight.planned_ns, culprit)
+        for sequence, cause in flight.passed_over:
+            is_running = sequence.state is SequenceState.RUNNING
+            # It may have found more than expected, and then it decoded unasked.
+            if is_running and not sequence.is_caught_up and sequence.stalls.cause is None:
+                culprit = self._culprit(flight, sequence, cause)
+                self._tracer.begin_stall(sequence, cause, start_ns, culprit)
+
+    def _culprit(self, flight: Flight, sequence: Sequence, cause: StallCause) -> Sequence | None:
+        """For whose sake the step left ``sequence`` out, as far as the plan tells.
+
+        The tokens of a step go first to the largest chunk; blocks come back first from who runs
+        longest.
+        """
+        culprit = None
+        if cause is StallCause.TOKEN_BUDGET:
+            largest = max(flight.chunks, key=lambda chunk: chunk.num_tokens, default=None)
+            culprit = largest.sequence if largest else None
+        elif cause is StallCause.KV_FULL:
+            culprit = self._roster.oldest
+        return culprit if culprit is not sequence else None
 
     def _preempt(self, flight: Flight, result: StepResult, start_ns: int) -> None:
-        for sequence_id, generation, num_blocks, recovery, num_kept in zip(
-            result.preempted_ids,
-            result.preempted_generations,
-            result.preempted_num_blocks,
-            result.preempted_recoveries,
-            result.preempted_num_computed,
-            strict=True,
+        for index, (sequence_id, generation, recovery, num_kept) in enumerate(
+            zip(
+                result.preempted_ids,
+                result.preempted_generations,
+                result.preempted_recoveries,
+                result.preempted_num_computed,
+                strict=True,
+            )
         ):
             sequence = self._roster.sequences.get(sequence_id)
             if sequence is None or not sequence.is_living:
@@ -230,8 +271,9 @@ class Settlement:
             tracer = self._tracer
             beneficiary = flight.beneficiaries.get(sequence_id)
             tracer.end_run(sequence, start_ns)
-            tracer.preempt(sequence, beneficiary, recovery, num_blocks, num_kept, result.timing)
+            self._losses.begin(sequence, flight, result, index, start_ns)
             sequence.num_preemptions += 1
+            sequence.preempt_tick = flight.tick
             if num_kept:
                 next_tick = self._flights.num_applied + 1
                 self._roster.cut(sequence, generation, num_kept, next_tick)
@@ -259,7 +301,8 @@ class Settlement:
     def _release(self, result: StepResult, at_ns: int) -> None:
         for sequence_id in result.released:
             sequence = self._roster.sequences.get(sequence_id)
-            if sequence is not None:
+            # One whose beams run for it has been released long before its end.
+            if sequence is not None and sequence.knowledge is not Knowledge.UNKNOWN:
                 self._endings.end(
                     sequence,
                     sequence.cancel_reason or FinishReason.ERROR,

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pageframe.core.replica import PoolAccount
 from pageframe.core.request import StallCause
 from pageframe.scheduler.flights import Flights
+from pageframe.scheduler.policies.chosen import Policies, PolicyCount
 from pageframe.scheduler.roster import Roster
 from pageframe.scheduler.sequence import Sequence, SequenceState
 
@@ -51,11 +52,17 @@ class SchedulerSnapshot:
     is_executor_ready: bool
     is_draining: bool
     account: PoolAccount
+    policies: tuple[PolicyCount, ...]
     sequences: tuple[SequenceSnapshot, ...]
 
 
 def take_snapshot(
-    roster: Roster, flights: Flights, *, is_executor_ready: bool, is_draining: bool
+    roster: Roster,
+    flights: Flights,
+    policies: Policies,
+    *,
+    is_executor_ready: bool,
+    is_draining: bool,
 ) -> SchedulerSnapshot:
     """Copy the books; changes nothing."""
     num_blocks = roster.capacity.num_blocks
@@ -64,14 +71,15 @@ def take_snapshot(
         step=flights.last_applied_step,
         num_plans_in_flight=len(flights),
         num_requests=len(roster.requests),
-        num_waiting=len(roster.waiting) + num_siblings,
-        num_preempted=len(roster.preempted),
+        num_waiting=len(roster.line) - roster.line.num_preempted + num_siblings,
+        num_preempted=roster.line.num_preempted,
         num_running=len(roster.running),
         num_queued_requests=roster.backlog.num_requests,
         num_queued_tokens=roster.backlog.num_tokens,
         is_executor_ready=is_executor_ready,
         is_draining=is_draining,
         account=flights.account,
+        policies=policies.counts(),
         sequences=tuple(
             _sequence_snapshot(sequence, num_blocks(sequence.num_computed))
             for sequence in roster.sequences.values()

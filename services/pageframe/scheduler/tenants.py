@@ -113,7 +113,10 @@ class Tenants:
 
     def _num_blocks(self, sequence: RunningSequence, tick: int) -> int:
         """Blocks that ``sequence`` may hold after ``tick``; no ``may`` entry passes a ceiling."""
+        if sequence.search is not None:
+            return sequence.search.num_blocks(self._roster.capacity)
         num_tokens = sequence.num_planned
         if sequence.decode_origin is not None:
-            num_tokens = min(sequence.decode_origin + tick + 1, sequence.num_positions_max)
+            num_tokens = sequence.decode_origin + tick + 1 + self._roster.decodes.num_tokens_ahead
+            num_tokens = min(num_tokens, sequence.num_positions_max)
         return self._roster.capacity.num_blocks(num_tokens)

@@ -4,16 +4,17 @@ sequence                 submission to end
 ├─ stall                 one measured wait, with its cause and, where known, its culprit
 ├─ prefill               one chunk
 ├─ decode                an uninterrupted run, cut every 128 positions
-└─ preempt               with a link to the sequence for whose sake it happened
+└─ preempt               from a loss of blocks until they are back, with a link to whom it served
 
 step                     in traces of their own, one per 1,000 steps
+policy.disagreement      beside them: a shadow would have decided otherwise
+policy.fault             likewise: a policy that is asked no more
 """
 
 from itertools import count
 
-from pageframe.core.plan import Recovery
 from pageframe.core.request import StallCause
-from pageframe.core.step import FinishReason, SequenceAccount, StepResult, StepTiming
+from pageframe.core.step import FinishReason, SequenceAccount, StepResult
 from pageframe.core.trace import (
     AttributeValue,
     NullTraceSink,
@@ -22,9 +23,12 @@ from pageframe.core.trace import (
     child_span_id,
     decode_segment,
 )
+from pageframe.core.units import NANOSECONDS_PER_MILLISECOND
 from pageframe.scheduler.flights import Flight
-from pageframe.scheduler.sequence import Sequence
-from pageframe.scheduler.stalls import Link, Stall
+from pageframe.scheduler.policies.guard import PolicyFault
+from pageframe.scheduler.policies.shadow import Disagreement
+from pageframe.scheduler.sequence import Loss, Sequence
+from pageframe.scheduler.stalls import Link, Stall, StepClock
 from pageframe.telemetry import spans
 
 _NUM_STEPS_PER_TRACE = 1000
@@ -36,12 +40,17 @@ class SchedulerTracer:
     Args:
         sink: Where spans go.
         seed: Makes span ids and the traces of steps differ from those of other schedulers.
+
+    Attributes:
+        is_enabled: Whether anybody traces.
+        clock: Totals over all steps; whoever takes in a result lets it land here first.
     """
 
     def __init__(self, sink: TraceSink, seed: int) -> None:
         self._sink = sink
         self._seed = seed
         self._serials = count(1)
+        self.clock = StepClock()
         self.is_enabled = not isinstance(sink, NullTraceSink)
 
     def sequence_span_id(self, trace_id: bytes, span_id: bytes, sample_index: int) -> int:
@@ -55,15 +64,22 @@ class SchedulerTracer:
         self, sequence: Sequence, cause: StallCause, at_ns: int, culprit: Sequence | None = None
     ) -> None:
         """The sequence waits for ``cause`` from now on, and no longer for what it did."""
+        if sequence.stalls.cause is None and sequence.has_run:
+            self._explain_steps_without(sequence, at_ns)
+            sequence.stalls.count_gaps(self.clock)
         link = _link(culprit)
         self._stall(sequence, sequence.stalls.switch(cause, at_ns, link))
 
     def end_stall(self, sequence: Sequence, at_ns: int) -> None:
         """The sequence moves."""
-        self._stall(sequence, sequence.stalls.switch(None, at_ns))
+        if sequence.stalls.cause is not None:
+            self._stall(sequence, sequence.stalls.switch(None, at_ns))
+            sequence.stalls.mark(self.clock, at_ns)
 
     def prefill(self, sequence: Sequence, start: int, end: int, result: StepResult) -> None:
         """A chunk ``[start, end)`` was computed."""
+        self._explain_steps_without(sequence, result.timing.start_ns)
+        lost_cause = sequence.stalls.count_chunk(self.clock, start)
         if not sequence.span_id:
             return
         self._child(
@@ -76,6 +92,7 @@ class SchedulerTracer:
                 **_tokens(start, end),
                 spans.STEP_NUMBER: result.step,
                 spans.GENERATION: sequence.generation,
+                **({spans.STALL_CAUSE: lost_cause.name.lower()} if lost_cause else {}),
             },
         )
 
@@ -83,11 +100,15 @@ class SchedulerTracer:
         """The sequence has caught up and decodes from ``position`` on."""
         sequence.run_start = position
         sequence.run_start_ns = at_ns
+        sequence.stalls.mark(self.clock, at_ns)
 
     def end_run(self, sequence: Sequence, at_ns: int) -> None:
         """Write the open decode span, if there is one, up to the last computed position."""
         start, end = sequence.run_start, sequence.num_computed
-        if not sequence.span_id or not sequence.is_caught_up or start >= end:
+        if not sequence.is_caught_up:
+            return
+        gaps_ns = sequence.stalls.count_run(self.clock, at_ns)
+        if not sequence.span_id or start >= end:
             return
         segment = decode_segment(start)
         self._child(
@@ -96,38 +117,94 @@ class SchedulerTracer:
             child_span_id(sequence.span_id, SpanKind.DECODE, sequence.generation, segment),
             sequence.run_start_ns,
             at_ns,
-            {**_tokens(start, end), spans.GENERATION: sequence.generation},
+            {
+                **_tokens(start, end),
+                spans.GENERATION: sequence.generation,
+                spans.DECODE_GAPS_MS: gaps_ns / NANOSECONDS_PER_MILLISECOND,
+                **_drafts(sequence),
+            },
         )
-        self.begin_run(sequence, end, at_ns)
+        sequence.run_start = end
+        sequence.run_start_ns = at_ns
+        sequence.run_drafts_start = (sequence.num_draft_tokens, sequence.num_accepted_tokens)
 
-    def preempt(
-        self,
-        sequence: Sequence,
-        beneficiary: Sequence | None,
-        recovery: Recovery,
-        num_blocks: int,
-        num_kept: int,
-        timing: StepTiming,
-    ) -> None:
-        """The sequence lost blocks; it keeps ``num_kept`` computed tokens."""
-        if not sequence.span_id:
+    def cut_run(self, sequence: Sequence, at_ns: int) -> None:
+        """End the open decode span if drafts have taken the sequence past its longest."""
+        has_passed = decode_segment(sequence.num_computed) > decode_segment(sequence.run_start)
+        if self.is_enabled and has_passed:
+            self.end_run(sequence, at_ns)
+
+    def preempt(self, sequence: Sequence, loss: Loss) -> None:
+        """The sequence lost blocks; its span is written when it is back, see ``end_preempt``."""
+        self.end_preempt(sequence, loss.start_ns)
+        sequence.stalls.lose(StallCause.PREEMPTED, sequence.num_computed)
+        sequence.loss = loss
+
+    def end_preempt(self, sequence: Sequence, at_ns: int) -> None:
+        """The sequence is back, has ended or loses blocks again; nothing if it lost none."""
+        loss, sequence.loss = sequence.loss, None
+        if loss is None or not sequence.span_id:
             return
-        link = _link(beneficiary)
+        beneficiary = loss.beneficiary
         self._child(
             spans.PREEMPT,
             sequence,
             self._next_id(),
-            timing.start_ns,
-            timing.start_ns + timing.apply_ns,
+            loss.start_ns,
+            at_ns,
             {
-                spans.PREEMPT_MODE: recovery.name.lower(),
+                spans.PREEMPT_MODE: loss.recovery.name.lower(),
                 spans.PREEMPT_VICTIM: sequence.sequence_id,
                 spans.PREEMPT_BENEFICIARY: beneficiary.sequence_id if beneficiary else 0,
-                spans.PREEMPT_NUM_BLOCKS: num_blocks,
-                **_tokens(num_kept, sequence.num_computed),
-                spans.GENERATION: sequence.generation,
+                spans.PREEMPT_NUM_BLOCKS: loss.num_blocks,
+                spans.PREEMPT_ESTIMATE_MS: loss.estimate_ns / NANOSECONDS_PER_MILLISECOND,
+                spans.PREEMPT_ACTUAL_MS: loss.spent_ns / NANOSECONDS_PER_MILLISECOND,
+                spans.PREEMPT_IS_BACK: loss.is_back,
+                **_tokens(loss.num_kept, loss.num_computed),
+                spans.GENERATION: loss.generation,
             },
-            link,
+            _link(beneficiary),
+        )
+
+    def disagreement(self, disagreement: Disagreement, step: int, at_ns: int) -> None:
+        """A shadow would have decided otherwise in the plan for ``step``."""
+        if not self.is_enabled:
+            return
+        self._sink.span(
+            spans.POLICY_DISAGREEMENT,
+            trace_id=self._steps_trace_id(step),
+            span_id=self._next_id(),
+            parent_span_id=0,
+            start_ns=at_ns,
+            end_ns=at_ns,
+            attributes={
+                spans.STEP_NUMBER: step,
+                spans.POLICY_GROUP: disagreement.group,
+                spans.POLICY_NAME: disagreement.name,
+                spans.POLICY_SHADOW_NAME: disagreement.shadow_name,
+                spans.POLICY_CHOICE: disagreement.choice,
+                spans.POLICY_SHADOW_CHOICE: disagreement.shadow_choice,
+            },
+        )
+
+    def policy_fault(self, fault: PolicyFault, step: int, at_ns: int) -> None:
+        """A policy is asked no more from the plan for ``step`` on."""
+        if not self.is_enabled:
+            return
+        self._sink.span(
+            spans.POLICY_FAULT,
+            trace_id=self._steps_trace_id(step),
+            span_id=self._next_id(),
+            parent_span_id=0,
+            start_ns=at_ns,
+            end_ns=at_ns,
+            attributes={
+                spans.STEP_NUMBER: step,
+                spans.POLICY_GROUP: fault.group,
+                spans.POLICY_NAME: fault.name,
+                spans.POLICY_IS_SHADOW: fault.is_shadow,
+            },
+            error=fault.why,
         )
 
     def sequence(
@@ -154,6 +231,8 @@ class SchedulerTracer:
                 spans.GEN_AI_USAGE_OUTPUT_TOKENS: len(sequence.output),
                 spans.NUM_CACHED_TOKENS: account.num_cached_tokens,
                 spans.NUM_PREEMPTIONS: account.num_preemptions,
+                spans.NUM_DRAFT_TOKENS: account.num_draft_tokens,
+                spans.NUM_ACCEPTED_TOKENS: account.num_accepted_tokens,
                 spans.NUM_BLOCKS_PEAK: account.num_blocks_peak,
             },
             error=reason.name if reason in (FinishReason.ERROR, FinishReason.DEADLINE) else "",
@@ -164,12 +243,9 @@ class SchedulerTracer:
         if not self.is_enabled:
             return
         timing = result.timing
-        serial = result.step // _NUM_STEPS_PER_TRACE
-        high = child_span_id(self._seed, SpanKind.SEQUENCE, 1, serial)
-        low = child_span_id(self._seed, SpanKind.SEQUENCE, 2, serial)
         self._sink.span(
             spans.STEP,
-            trace_id=high.to_bytes(8, "big") + low.to_bytes(8, "big"),
+            trace_id=self._steps_trace_id(result.step),
             span_id=self._next_id(),
             parent_span_id=0,
             start_ns=timing.start_ns,
@@ -185,6 +261,19 @@ class SchedulerTracer:
                 spans.STEP_SAMPLE_MS: timing.sample_ns / 1e6,
             },
         )
+
+    def moved_until(self, sequence: Sequence, at_ns: int) -> int:
+        """Up to when it is known at ``at_ns`` what the sequence did.
+
+        That is now while it waits, and the end of the newest step while it moves.
+        """
+        return at_ns if sequence.stalls.cause is not None else self.clock.end_ns
+
+    def _explain_steps_without(self, sequence: Sequence, at_ns: int) -> None:
+        stalls = sequence.stalls
+        if not sequence.is_caught_up and stalls.is_left_out(self.clock, at_ns):
+            stalls.switch(StallCause.EXECUTOR, stalls.since_ns)
+            self.end_stall(sequence, at_ns)
 
     def _stall(self, sequence: Sequence, stall: Stall | None) -> None:
         if stall is None or not sequence.span_id:
@@ -221,6 +310,13 @@ class SchedulerTracer:
             links=(link,) if link else (),
         )
 
+    def _steps_trace_id(self, step: int) -> bytes:
+        """The trace of ``step`` and of what belongs to no request in it."""
+        serial = step // _NUM_STEPS_PER_TRACE
+        high = child_span_id(self._seed, SpanKind.SEQUENCE, 1, serial)
+        low = child_span_id(self._seed, SpanKind.SEQUENCE, 2, serial)
+        return high.to_bytes(8, "big") + low.to_bytes(8, "big")
+
     def _next_id(self) -> int:
         return child_span_id(self._seed, SpanKind.SEQUENCE, 0, next(self._serials))
 
@@ -229,6 +325,17 @@ def _link(sequence: Sequence | None) -> Link | None:
     if sequence is None or not sequence.span_id:
         return None
     return (sequence.submission.trace_id, sequence.span_id)
+
+
+def _drafts(sequence: Sequence) -> dict[str, AttributeValue]:
+    """Drafts of the open decode span, if there are any."""
+    num_drafted, num_accepted = sequence.run_drafts_start
+    if sequence.num_draft_tokens == num_drafted:
+        return {}
+    return {
+        spans.NUM_DRAFT_TOKENS: sequence.num_draft_tokens - num_drafted,
+        spans.NUM_ACCEPTED_TOKENS: sequence.num_accepted_tokens - num_accepted,
+    }
 
 
 def _tokens(start: int, end: int) -> dict[str, AttributeValue]:

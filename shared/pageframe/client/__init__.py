@@ -21,11 +21,14 @@ from pageframe.client.types import (
     Started,
     collect,
 )
+from pageframe.core.beams import BeamParams, EarlyStopping
 
 __all__ = [
     "DEFAULT_SERVER",
     "AsyncPageframeClient",
+    "BeamParams",
     "Delta",
+    "EarlyStopping",
     "Event",
     "Finished",
     "GenerationRequest",

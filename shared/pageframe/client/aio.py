@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import time
 from collections.abc import AsyncGenerator, Sequence
 from types import TracebackType
 from typing import Self, TypeVar
@@ -42,6 +41,7 @@ class AsyncPageframeClient:
         server: ``HOST:PORT`` or ``unix:/path``.
         api_key: Sent as ``authorization: Bearer``, where the server asks for one.
         retry_for_s: How long to try again without progress while the server is unavailable.
+        channel: Used, and closed, instead of a channel to ``server``: for TLS, or in tests.
     """
 
     def __init__(
@@ -50,10 +50,13 @@ class AsyncPageframeClient:
         *,
         api_key: str | None = None,
         retry_for_s: float = 10.0,
+        channel: grpc.aio.Channel | None = None,
     ) -> None:
         self._retry_for_s = retry_for_s
         self._metadata = () if api_key is None else (("authorization", f"Bearer {api_key}"),)
-        self._channel = grpc.aio.insecure_channel(server, options=channel_options(server))
+        self._channel = channel or grpc.aio.insecure_channel(
+            server, options=channel_options(server)
+        )
         self._stub = gateway_service_pb2_grpc.GatewayServiceStub(self._channel)
 
     async def generate(
@@ -67,8 +70,9 @@ class AsyncPageframeClient:
         Raises:
             PageframeError: as the server says.
         """
-        attempts = Attempts(request, retry_for_s=self._retry_for_s, now_s=time.monotonic)
-        deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
+        now_s = asyncio.get_running_loop().time
+        attempts = Attempts(request, retry_for_s=self._retry_for_s, now_s=now_s)
+        deadline_s = None if timeout_s is None else now_s() + timeout_s
         while True:
             try:
                 stream = self._stream(attempts.request(), deadline_s)
@@ -149,7 +153,7 @@ class AsyncPageframeClient:
         """One attempt."""
         call = self._stub.Generate(
             request_to_proto(request),
-            timeout=remaining_s(deadline_s, time.monotonic()),
+            timeout=remaining_s(deadline_s, asyncio.get_running_loop().time()),
             metadata=self._metadata,
         )
         try:

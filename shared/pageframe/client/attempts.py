@@ -40,7 +40,7 @@ class Attempts:
     @property
     def is_done(self) -> bool:
         """Whether every sample has ended."""
-        return self._num_finished >= max(1, self._request.num_samples)
+        return self._num_finished >= max(1, self._request.num_outputs)
 
     def request(self) -> GenerationRequest:
         """What to ask next."""
@@ -89,5 +89,7 @@ class Attempts:
 
     def _may_retry(self, error: PageframeError) -> bool:
         has_progress = len(self._token_ids) > len(self._request.resume_token_ids)
-        can_resume = self._request.num_samples == 1 or not (has_progress or self._num_finished)
+        request = self._request
+        is_single = request.num_samples == 1 and not request.is_ranked
+        can_resume = is_single or not (has_progress or self._num_finished)
         return isinstance(error, UnavailableError) and can_resume

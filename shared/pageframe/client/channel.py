@@ -7,6 +7,14 @@ from pageframe.rpc.channel import MESSAGE_OPTIONS
 
 DEFAULT_SERVER: Final = "127.0.0.1:50051"
 
+# A gateway that comes back is wanted soon: by default gRPC waits up to two minutes before it looks
+# again, longer than a caller tries.
+_RECONNECT_OPTIONS: Final[list[tuple[str, int]]] = [
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2000),
+]
+
 
 def channel_options(server: str) -> list[tuple[str, int]]:
     """Options for a channel to ``HOST:PORT`` or ``unix:/path``.
@@ -14,7 +22,7 @@ def channel_options(server: str) -> list[tuple[str, int]]:
     A proxy for the outside world (``http_proxy``) is not asked for this machine's own addresses,
     which it could not reach.
     """
-    options = list(MESSAGE_OPTIONS)
+    options = [*MESSAGE_OPTIONS, *_RECONNECT_OPTIONS]
     if _is_local(server):
         options.append(("grpc.enable_http_proxy", 0))
     return options

@@ -17,6 +17,7 @@ from pageframe.core.request import StallCause
 from pageframe.core.step import FinishReason
 from pageframe.v1 import gateway_service_pb2 as pb
 from pageframe.v1 import sequence_pb2
+from pageframe.wire.beams import beams_to_proto
 from pageframe.wire.sampling import logprobs_list_from_proto
 
 
@@ -32,9 +33,17 @@ def request_to_proto(request: GenerationRequest) -> pb.GenerateRequest:
             model=request.model,
             sampling=_sampling_to_proto(request),
             num_samples=request.num_samples,
+            best_of=request.best_of,
+            beam_search=(
+                None if request.beam_search is None else beams_to_proto(request.beam_search)
+            ),
             stop=request.stop,
             include_stop=request.include_stop,
-            delivery=sequence_pb2.Delivery.ValueType(request.delivery),
+            delivery=(
+                None
+                if request.delivery is None
+                else sequence_pb2.Delivery.ValueType(request.delivery)
+            ),
             request_id=request.request_id,
             resume_token_ids=request.resume_token_ids,
             session_id=request.session_id,
@@ -94,6 +103,7 @@ def event_from_proto(message: pb.GenerateResponse) -> Event:
             finish_reason=FinishReason(completion.finish_reason),
             stop=completion.stop,
             account=_account_from_proto(completion.account),
+            score=completion.score if completion.HasField("score") else None,
         )
     raise InternalError("UNKNOWN_MESSAGE", "the server sent a message of no known kind")
 
@@ -143,7 +153,10 @@ def _account_from_proto(message: sequence_pb2.MemoryAccount) -> MemoryAccount:
         num_copies_on_write=message.num_copies_on_write,
         num_preemptions=message.num_preemptions,
         num_blocks_saved=message.num_blocks_saved,
+        num_unreturned_tokens=message.num_unreturned_tokens,
         stall_ns={
             StallCause(entry.cause): entry.duration.ToNanoseconds() for entry in message.stalls
         },
+        compute_ns=message.compute.ToNanoseconds(),
+        elapsed_ns=message.elapsed.ToNanoseconds(),
     )

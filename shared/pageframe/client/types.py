@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from pageframe.core.beams import BeamParams
 from pageframe.core.request import Delivery, StallCause
 from pageframe.core.step import FinishReason, TokenLogprobs
 
@@ -44,10 +45,15 @@ class GenerationRequest:
         ignore_eos: Go on after the model's own end.
         min_tokens: No end before this many tokens.
         max_tokens: Output ends after this many; None for as many as there is room for.
-        num_samples: Sequences to sample, in ``[1, 64]``.
+        num_samples: Outputs to return, in ``[1, 64]``.
+        best_of: Sequences to sample, of which the most probable are returned, best first; at least
+            ``num_samples``, at most 64; None for as many.
+        beam_search: Search for the most probable outputs instead of sampling; goes without
+            ``num_samples``.
         stop: Output ends before the first of these strings.
         include_stop: Leave the stop string in the text.
-        delivery: When tokens are sent.
+        delivery: When tokens are sent; None for each as soon as it is known, or at the end where
+            outputs are ranked.
         request_id: Name of the request; empty to have one made.
         resume_token_ids: Output of a broken stream; needs ``seed`` unless greedy.
         session_id: Names a chat whose blocks are kept for its next turn, at most 256 bytes.
@@ -76,15 +82,27 @@ class GenerationRequest:
     min_tokens: int = 0
     max_tokens: int | None = None
     num_samples: int = 1
+    best_of: int | None = None
+    beam_search: BeamParams | None = None
     stop: Sequence[str] = ()
     include_stop: bool = False
-    delivery: Delivery = Delivery.EVERY_TOKEN
+    delivery: Delivery | None = None
     request_id: str = ""
     resume_token_ids: Sequence[int] = ()
     session_id: str = ""
     prefix_handle: str = ""
     priority: int = 0
     keep_special_tokens: bool = False
+
+    @property
+    def num_outputs(self) -> int:
+        """Samples of the result."""
+        return self.num_samples if self.beam_search is None else self.beam_search.num_return
+
+    @property
+    def is_ranked(self) -> bool:
+        """Whether outputs are ranked, so that none is known before all are."""
+        return self.beam_search is not None or (self.best_of or 0) > self.num_samples
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,7 +156,11 @@ class MemoryAccount:
         num_copies_on_write: Blocks copied because of a write into a shared one.
         num_preemptions: How often it lost its blocks.
         num_blocks_saved: Blocks that did not have to be allocated thanks to sharing.
+        num_unreturned_tokens: Tokens computed for samples or beams that are not returned; told with
+            sample 0.
         stall_ns: Nanoseconds waited, by cause.
+        compute_ns: Nanoseconds in which its own work was done.
+        elapsed_ns: Nanoseconds from its arrival to its last output: the sum of both.
     """
 
     num_prompt_tokens: int = 0
@@ -149,7 +171,10 @@ class MemoryAccount:
     num_copies_on_write: int = 0
     num_preemptions: int = 0
     num_blocks_saved: int = 0
+    num_unreturned_tokens: int = 0
     stall_ns: Mapping[StallCause, int] = field(default_factory=dict)
+    compute_ns: int = 0
+    elapsed_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,12 +186,14 @@ class Finished:
         finish_reason: Why it ended.
         stop: The stop string that ended it, or empty.
         account: What it cost.
+        score: By what outputs were ranked; None where they were not.
     """
 
     sample_index: int
     finish_reason: FinishReason
     stop: str
     account: MemoryAccount
+    score: float | None = None
 
 
 Event = Started | Delta | Finished
@@ -183,6 +210,7 @@ class Sample:
         stop: The stop string that ended it, or empty.
         account: What it cost.
         logprobs: One for each token, where asked for.
+        score: By what outputs were ranked; None where they were not.
     """
 
     text: str
@@ -191,6 +219,7 @@ class Sample:
     stop: str
     account: MemoryAccount
     logprobs: list[TokenLogprobs] = field(default_factory=list)
+    score: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -252,6 +281,7 @@ def collect(events: Sequence[Event]) -> GenerationResult:
                 stop=end.stop,
                 account=end.account,
                 logprobs=[entry for delta in own for entry in delta.logprobs],
+                score=end.score,
             )
         )
     return GenerationResult(

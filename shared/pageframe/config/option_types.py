@@ -8,11 +8,15 @@ from typing import Annotated, cast
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer
 
 from pageframe.config.values import (
+    format_policy_names,
     format_tenant_quotas,
+    format_tenant_weights,
     parse_duration_seconds,
     parse_host_port,
+    parse_policy_names,
     parse_size_bytes,
     parse_tenant_quotas,
+    parse_tenant_weights,
 )
 from pageframe.core.limits import LIMITS
 from pageframe.core.replica import TenantQuota
@@ -52,6 +56,14 @@ class KvDtypeName(enum.StrEnum):
 
 
 @enum.unique
+class SpeculationName(enum.StrEnum):
+    """Who guesses tokens that a step then checks."""
+
+    OFF = "off"
+    NGRAM = "ngram"
+
+
+@enum.unique
 class LogLevel(enum.StrEnum):
     """Least severe log line that is written."""
 
@@ -80,6 +92,14 @@ def _duration(value: object) -> object:
 
 def _tenant_quotas(value: object) -> object:
     return parse_tenant_quotas(value) if isinstance(value, str) else value
+
+
+def _tenant_weights(value: object) -> object:
+    return parse_tenant_weights(value) if isinstance(value, str) else value
+
+
+def _policy_names(value: object) -> object:
+    return parse_policy_names(value) if isinstance(value, str) else value
 
 
 def _grpc(value: object) -> object:
@@ -131,10 +151,21 @@ TenantQuotas = Annotated[
     BeforeValidator(_tenant_quotas),
     PlainSerializer(format_tenant_quotas, when_used="json"),
 ]
+TenantWeights = Annotated[
+    tuple[tuple[str, float], ...],
+    BeforeValidator(_tenant_weights),
+    PlainSerializer(format_tenant_weights, when_used="json"),
+]
+PolicyNames = Annotated[
+    tuple[tuple[str, str], ...],
+    BeforeValidator(_policy_names),
+    PlainSerializer(format_policy_names, when_used="json"),
+]
 GrpcAddress = Annotated[str, BeforeValidator(_grpc)]
 HttpAddress = Annotated[str | None, BeforeValidator(_http)]
 Folder = Annotated[Path, BeforeValidator(_path)]
 ApiKeysFile = Annotated[Path | None, BeforeValidator(_api_keys)]
+OptionalFile = ApiKeysFile
 
 
 def option_name(field_name: str) -> str:

@@ -1,6 +1,5 @@
 """Words that people write in settings, made into values: sizes, durations, addresses, quotas."""
 
-import enum
 import re
 from collections.abc import Iterable
 from decimal import Decimal
@@ -22,17 +21,11 @@ _SIZE_UNITS = {
 }
 _DURATION_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
 _QUOTA = re.compile(r"\s*([^=,:\s]+)\s*=\s*(\d+)\s*:\s*(\d*)\s*")
+_WEIGHT = re.compile(r"\s*([^=,:\s]+)\s*=\s*(-?\d+(?:\.\d+)?)\s*")
 _NUMBER_AND_UNIT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*")
 PORT_MAX = 65535
-
-
-@enum.unique
-class RecoveryName(enum.StrEnum):
-    """How a preempted sequence gets its keys and values back."""
-
-    RECOMPUTE = "recompute"
-    SWAP = "swap"
-    TAIL = "tail"
+WEIGHT_MIN = 0.001
+WEIGHT_MAX = 1000
 
 
 class HostPort(NamedTuple):
@@ -123,6 +116,64 @@ def format_tenant_quotas(quotas: Iterable[TenantQuota]) -> str:
         for quota in quotas
     ]
     return ",".join(entries) or "off"
+
+
+def parse_tenant_weights(text: str) -> tuple[tuple[str, float], ...]:
+    """Tenants and weights of ``"alice=3,bob=0.5"``.
+
+    ``""`` and ``"off"`` are none.
+
+    Raises:
+        ValueError: with what is allowed.
+    """
+    if text.strip() in ("", "off"):
+        return ()
+    weights: dict[str, float] = {}
+    for entry in text.split(","):
+        match = _WEIGHT.fullmatch(entry)
+        if match is None:
+            raise ValueError('must be TENANT=WEIGHT,... such as "alice=3,bob=0.5"')
+        tenant, weight = match[1], float(match[2])
+        if tenant in weights:
+            raise ValueError(f"names tenant {tenant!r} twice")
+        if not WEIGHT_MIN <= weight <= WEIGHT_MAX:
+            raise ValueError(
+                f"has a weight of {match[2]} for {tenant!r}; "
+                f"it must lie in [{WEIGHT_MIN}, {WEIGHT_MAX}]"
+            )
+        weights[tenant] = weight
+    return tuple(weights.items())
+
+
+def format_tenant_weights(weights: Iterable[tuple[str, float]]) -> str:
+    """The words that ``parse_tenant_weights`` reads."""
+    return ",".join(f"{tenant}={weight:g}" for tenant, weight in weights) or "off"
+
+
+def parse_policy_names(text: str) -> tuple[tuple[str, str], ...]:
+    """Groups and names of ``"victim=youngest,recovery=swap"``.
+
+    ``""`` and ``"off"`` are none.
+
+    Raises:
+        ValueError: with what is allowed.
+    """
+    if text.strip() in ("", "off"):
+        return ()
+    names: dict[str, str] = {}
+    for entry in text.split(","):
+        group, separator, name = (part.strip() for part in entry.partition("="))
+        if not (group and separator and name):
+            raise ValueError('must be GROUP=NAME,... such as "victim=youngest,recovery=swap"')
+        if group in names:
+            raise ValueError(f"names group {group!r} twice")
+        names[group] = name
+    return tuple(names.items())
+
+
+def format_policy_names(names: Iterable[tuple[str, str]]) -> str:
+    """The words that ``parse_policy_names`` reads."""
+    return ",".join(f"{group}={name}" for group, name in names) or "off"
 
 
 def format_size(num_bytes: float) -> str:

@@ -19,6 +19,8 @@ class Limits:
     num_stop_strings_max: int = 64
     stop_string_bytes_max: int = 1024
     num_samples_max: int = 64
+    num_beams_max: int = 64
+    length_penalty_max: float = 10.0
     request_id_bytes_max: int = 128
     session_id_bytes_max: int = 256
     prefix_handle_bytes_max: int = 256
@@ -35,6 +37,8 @@ class Limits:
     # Steps that may be sent and not yet answered: the running one and its successor.
     num_steps_in_flight_max: int = 2
     block_size_max: int = 256
+    # Drafts of one sequence in a step; a guess so far ahead is hardly ever right.
+    num_draft_tokens_max: int = 16
     # Output tokens in one decode span; keeps traces of long requests readable.
     num_tokens_per_decode_span_max: int = 128
 

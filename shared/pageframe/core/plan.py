@@ -53,6 +53,8 @@ class Announcement:
         prefix_handle: A retained prefix with which the prompt begins; empty for none.
         trace_id: W3C trace id, 16 bytes; empty when not traced.
         span_id: Span id of the sequence span, 8 bytes; parent of prefill and decode spans.
+        is_steered: Whether it never takes a token by itself: each of its tokens is computed because
+            an entry names it, the newest one too.
     """
 
     sequence_id: int
@@ -68,6 +70,7 @@ class Announcement:
     prefix_handle: str = ""
     trace_id: bytes = b""
     span_id: bytes = b""
+    is_steered: bool = False
 
 
 @dataclass(slots=True)
@@ -144,6 +147,61 @@ class Fork:
     span_ids: list[int]
 
 
+@dataclass(slots=True)
+class Branches:
+    """How sequences that asked for candidates go on; every branch computes its token in this step.
+
+    A child shares all blocks of its parent and gets ``token_ids[i]`` behind the parent's tokens.
+    A parent that is a child of itself goes on; one that is not ends as if it stood in ``finish``,
+    which is where those stand that have no child at all.
+
+    Attributes:
+        parent_ids: Running, all of whose tokens are computed.
+        generations: Of the parents.
+        child_ids: New sequences, or the parent itself.
+        token_ids: The token that each child goes on with.
+    """
+
+    parent_ids: list[int] = field(default_factory=list)
+    generations: list[int] = field(default_factory=list)
+    child_ids: list[int] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+
+    def add(self, parent_id: int, generation: int, child_id: int, token_id: int) -> None:
+        """Append one branch."""
+        self.parent_ids.append(parent_id)
+        self.generations.append(generation)
+        self.child_ids.append(child_id)
+        self.token_ids.append(token_id)
+
+    def __len__(self) -> int:
+        return len(self.parent_ids)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DraftBounds:
+    """What drafts may take of a step; drafts are guesses at tokens to come, checked in one go.
+
+    They take what nobody else wants, so they are bounded and not asked for: a caught-up sequence
+    may compute some tokens behind its newest one, and keeps those that it would have sampled.
+
+    Attributes:
+        num_tokens: Most draft tokens of the step; 0 for no drafts.
+        num_tokens_each: Most of one sequence.
+        num_blocks: Most blocks that they may add to what the step takes without them.
+        acceptance_min: A draft token is worth its computation only if the chance that it is kept
+            is at least this; in [0, 1].
+    """
+
+    num_tokens: int = 0
+    num_tokens_each: int = 0
+    num_blocks: int = 0
+    acceptance_min: float = 0.0
+
+
+NO_DRAFTS = DraftBounds()
+
+
 @dataclass(slots=True, kw_only=True)
 class StepPlan:
     """What to do in one step. See the module text for how an executor reads it.
@@ -159,6 +217,8 @@ class StepPlan:
         may: Admissions, resumptions and growth of prefill, each whole or not at all, in order.
             Once one is refused because the pool is full, those behind it are refused too.
         forks: See ``Fork``.
+        branches: See ``Branches``; they have to run, as what is in ``must``.
+        drafts: What drafts may take of what is left of the step.
     """
 
     step: int
@@ -169,3 +229,5 @@ class StepPlan:
     victims: Victims = field(default_factory=Victims)
     may: Entries = field(default_factory=Entries)
     forks: list[Fork] = field(default_factory=list)
+    branches: Branches = field(default_factory=Branches)
+    drafts: DraftBounds = NO_DRAFTS

@@ -65,6 +65,8 @@ class ReplicaFacts:
         kv_dtype: Type of keys and values in the pool.
         runner: ``native``, ``transformers`` or ``sim``.
         num_host_blocks: Blocks that the host tier holds; 0 when there is none.
+        num_kv_groups: Groups of layers with different sliding windows, G. A block holds the layers
+            of one group, so ``block_size`` tokens take G blocks; fewer behind a window.
     """
 
     replica_id: str
@@ -83,3 +85,4 @@ class ReplicaFacts:
     kv_dtype: str
     runner: str
     num_host_blocks: int = 0
+    num_kv_groups: int = 1

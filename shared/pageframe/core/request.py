@@ -3,6 +3,7 @@
 import enum
 from dataclasses import dataclass, field
 
+from pageframe.core.beams import BeamParams
 from pageframe.core.sampling import SamplingParams
 from pageframe.core.step import FinishReason, SequenceAccount, TokenLogprobs
 
@@ -42,7 +43,8 @@ class Submission:
         request_id: Name of the request in spans, logs and ``Cancel``; unique among the living.
         prompt_token_ids: At least one token.
         resume_token_ids: Output the caller already has, per sample (empty for a fresh request).
-        num_samples: How many sequences to sample, each with its own sample index from 0.
+        num_samples: How many sequences to sample, each with its own sample index from 0; of a beam
+            search, how many outputs to return.
         sampling: Sampling parameters, shared by all samples.
         delivery: When to send tokens.
         num_tokens_per_event_max: Under ``COALESCED``: flush when this many are waiting.
@@ -50,6 +52,7 @@ class Submission:
         priority: Higher runs earlier; 0 is normal.
         tenant: From authentication.
         cache_salt: From the tenant.
+        beams: A search instead of samples; None samples.
         session_id: Turns of one chat carry one id; empty for none.
         prefix_handle: A retained prefix with which the prompt begins; empty for none.
         trace_id: W3C trace id, 16 bytes; empty when not traced.
@@ -69,19 +72,41 @@ class Submission:
     priority: int = 0
     tenant: str = ""
     cache_salt: bytes = b""
+    beams: BeamParams | None = None
     session_id: str = ""
     prefix_handle: str = ""
     trace_id: bytes = b""
     span_id: bytes = b""
     arrival_ns: int = 0
 
+    @property
+    def num_running(self) -> int:
+        """Sequences that run at once for each that waits for it."""
+        return 1 if self.beams is None else self.beams.num_beams
+
+    @property
+    def num_sequences(self) -> int:
+        """Sequences that wait for it: one for each sample; a search is one, whatever its beams."""
+        return 1 if self.beams is not None else self.num_samples
+
 
 @dataclass(slots=True, kw_only=True)
 class Completion:
     """How one sample of a request ended, with its memory account.
 
-    ``stall_ns`` sums waiting time by cause; ``error_reason`` and ``error_message`` are set when
-    ``finish_reason`` is ERROR or DEADLINE.
+    ``error_reason`` and ``error_message`` are set when ``finish_reason`` is ERROR or DEADLINE.
+
+    Attributes:
+        stall_ns: Waiting time by cause.
+        compute_ns: Time in which its own work was done: steps that computed its tokens, and, once
+            a gateway has seen it, reading and tokenising the request.
+        elapsed_ns: From the request's arrival to its last output, filled in by the gateway; then
+            it is the sum of the two above.
+        submit_ns: When the scheduler took it, nanoseconds since the Unix epoch.
+        end_ns: When its last token was known, or when it was ended otherwise.
+        score: Of an output of a beam search, or of the best of several samples; None else.
+        num_unreturned_tokens: Tokens that were computed for samples or beams that are not returned;
+            told with sample 0.
     """
 
     handle: int
@@ -92,6 +117,12 @@ class Completion:
     num_output_tokens: int = 0
     account: SequenceAccount = field(default_factory=SequenceAccount)
     stall_ns: dict[StallCause, int] = field(default_factory=dict)
+    compute_ns: int = 0
+    elapsed_ns: int = 0
+    submit_ns: int = 0
+    end_ns: int = 0
+    score: float | None = None
+    num_unreturned_tokens: int = 0
     error_status: str = ""
     error_reason: str = ""
     error_message: str = ""

@@ -33,6 +33,8 @@ class SamplingParams:
         ignore_eos: Do not end at the model's own end-of-sequence tokens.
         min_tokens: End-of-sequence and stop tokens are impossible before this many.
         max_tokens: Output ends after this many tokens, at least 1.
+        num_candidates: Report this many best tokens instead of choosing one, for beam search; 0
+            chooses one. Inside the system only.
     """
 
     temperature: float = 1.0
@@ -50,6 +52,7 @@ class SamplingParams:
     ignore_eos: bool = False
     min_tokens: int = 0
     max_tokens: int = 16
+    num_candidates: int = 0
 
     @property
     def is_greedy(self) -> bool:
@@ -83,6 +86,7 @@ class SamplingParams:
         _check_number("num_prompt_logprobs", self.num_prompt_logprobs, -1, LIMITS.num_logprobs_max)
         _check_number("max_tokens", self.max_tokens, 1, 2**31 - 1)
         _check_number("min_tokens", self.min_tokens, 0, self.max_tokens)
+        _check_number("num_candidates", self.num_candidates, 0, vocab_size)
         _check_count("stop_token_ids", len(self.stop_token_ids), LIMITS.num_stop_token_ids_max)
         _check_count("logit_bias", len(self.logit_bias), LIMITS.num_logit_biases_max)
         for token_id in self.stop_token_ids:

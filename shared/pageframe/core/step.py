@@ -44,6 +44,18 @@ class TokenLogprobs:
 
 
 @dataclass(slots=True, kw_only=True)
+class Candidates:
+    """The best tokens that a sequence could go on with, best first, and their log-probabilities.
+
+    Those of the model's own distribution, then edited as ``SamplingParams`` says: penalties, bias,
+    tokens held back. They are not normalised again. Impossible tokens are left out.
+    """
+
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+
+
+@dataclass(slots=True, kw_only=True)
 class SequenceAccount:
     """What one finished sequence cost in KV memory.
 
@@ -53,6 +65,8 @@ class SequenceAccount:
         num_copies_on_write: Blocks copied because it wrote into a shared one.
         num_cached_tokens: Prompt tokens found in the prefix index at first admission.
         num_preemptions: How often it lost its blocks.
+        num_draft_tokens: Draft tokens that were computed for it.
+        num_accepted_tokens: Those of them that it kept.
     """
 
     num_blocks_peak: int = 0
@@ -60,6 +74,8 @@ class SequenceAccount:
     num_copies_on_write: int = 0
     num_cached_tokens: int = 0
     num_preemptions: int = 0
+    num_draft_tokens: int = 0
+    num_accepted_tokens: int = 0
 
     @property
     def num_blocks_saved(self) -> int:
@@ -69,12 +85,18 @@ class SequenceAccount:
 
 @dataclass(slots=True, kw_only=True)
 class StepTiming:
-    """Where the executor's time went in one step; nanoseconds, start since the Unix epoch."""
+    """Where the executor's time went in one step; nanoseconds, start since the Unix epoch.
+
+    ``copy_ns`` is the part of ``execute_ns`` in which the step waited for ``num_blocks_moved``
+    blocks to the host tier or from there, both ways together.
+    """
 
     start_ns: int = 0
     apply_ns: int = 0
     execute_ns: int = 0
     sample_ns: int = 0
+    copy_ns: int = 0
+    num_blocks_moved: int = 0
 
     @property
     def end_ns(self) -> int:
@@ -91,13 +113,16 @@ class StepResult:
     Attributes:
         step: The plan's number.
         refusal: Empty, or why the whole plan was refused (UPPER_SNAKE); then nothing was changed.
-        sampled_ids: Sequences that got a token, in batch order.
+        sampled_ids: Sequences that got a token, in batch order; one that kept drafts stands there
+            once for each token that it got.
         token_ids: That token; -1 where it ended with ``FinishReason.ERROR`` and got none.
         finish_reasons: ``FinishReason.NONE`` or why it ended with that token. Blocks of an
             ended sequence are released already and the executor has forgotten it.
         logprobs: By position in ``sampled_ids``, where asked for.
         prompt_logprobs: By sequence id, once its whole prompt is computed, where asked for; the
             first entry belongs to the second prompt token.
+        candidates: By sequence id, of those that have computed all their tokens in this step and
+            asked for candidates instead of a token; they go on by ``StepPlan.branches``.
         computed_ids: Sequences of ``must`` and ``may`` that ran, in batch order.
         num_computed: Their computed tokens after the step.
         first_positions: Position of the first token that each computed in the step; what lies
@@ -119,6 +144,9 @@ class StepResult:
         leader_ids: The running or announced sequence that will compute more of the same prefix; 0
             for none.
         num_leader_tokens: Tokens that they will share once the leader has computed them.
+        drafted_ids: Sequences for which drafts were checked.
+        num_drafted: How many draft tokens of each were computed.
+        num_accepted: How many of those it kept; it got them, and one token more, in this step.
         errors: UPPER_SNAKE reason by sequence id, of those that ended with ``ERROR`` for one.
         accounts: By sequence id, for each sequence that ended or was released.
         account: The pool after the step.
@@ -132,6 +160,7 @@ class StepResult:
     finish_reasons: list[int] = field(default_factory=list)
     logprobs: dict[int, TokenLogprobs] = field(default_factory=dict)
     prompt_logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)
+    candidates: dict[int, Candidates] = field(default_factory=dict)
     computed_ids: list[int] = field(default_factory=list)
     num_computed: list[int] = field(default_factory=list)
     first_positions: list[int] = field(default_factory=list)
@@ -150,6 +179,9 @@ class StepResult:
     num_cached_tokens: list[int] = field(default_factory=list)
     leader_ids: list[int] = field(default_factory=list)
     num_leader_tokens: list[int] = field(default_factory=list)
+    drafted_ids: list[int] = field(default_factory=list)
+    num_drafted: list[int] = field(default_factory=list)
+    num_accepted: list[int] = field(default_factory=list)
     errors: dict[int, str] = field(default_factory=dict)
     accounts: dict[int, SequenceAccount] = field(default_factory=dict)
     account: PoolAccount = field(default_factory=PoolAccount)

@@ -85,6 +85,7 @@ class KvCause(enum.IntEnum):
     EXPIRED = 19
     RESIZE = 20
     IMPORT = 21
+    DRAFT = 22
 
     @property
     def is_prefill(self) -> bool:

@@ -6,12 +6,13 @@ be tested without memory or model. Prefix hits are told by a function that is ha
 its first admission is refused as PROMOTING, the next one finds everything on the device.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from pageframe.core.plan import Announcement, Entries, Fork, Recovery, StepPlan
 from pageframe.core.replica import ReplicaFacts
 from pageframe.core.step import FinishReason, RefusedBecause, StepResult, StepTiming
+from pageframe.core.units import ceil_div
 from pageframe.testing.fake_books import FakeBooks
 from pageframe.testing.fake_sequence import FakeSequence, next_token
 
@@ -58,12 +59,15 @@ class FakeEngine(FakeBooks):
     """Applies plans.
 
     Attributes:
+        num_right: Of the drafts of a sequence in a step, how many the guesses have right; asked for
+            each sequence and step. None for an engine that guesses nothing.
         now_ns: Its clock; each step lasts a millisecond.
         last_received: Number of the last plan that came in order.
         last_applied: Number of the last plan that was not refused.
         steps: Tokens computed, by applied step.
     """
 
+    num_right: Callable[[], int] | None = None
     now_ns: int = 0
     last_received: int = 0
     last_applied: int = 0
@@ -90,13 +94,15 @@ class FakeEngine(FakeBooks):
             num_decodes = len(chunks)
             self._take_must(plan.must, chunks, result)
             num_found = self._take_may(plan.may, chunks, result)
+            drafts = self._draft(plan, chunks, result)
             # Tokens that a prefix hit brought were not computed.
-            self.steps.append(sum(chunks.values()) - sum(num_found.values()))
+            num_computed = sum(chunks.values()) + sum(drafts.values())
+            self.steps.append(num_computed - sum(num_found.values()))
             takers = self._compute(chunks, num_found, result)
             assert num_decodes <= len(takers), f"{num_decodes} decodes, {len(takers)} tokens"
             self._fork(plan.forks, takers, result)
             for sequence_id in takers:
-                self._sample(sequence_id, result)
+                self._sample_all(sequence_id, drafts.get(sequence_id, 0), result)
         result.account = self.account()
         result.timing = StepTiming(start_ns=self.now_ns or 1, execute_ns=_MILLISECOND_NS)
         self.now_ns += _MILLISECOND_NS
@@ -259,6 +265,29 @@ class FakeEngine(FakeBooks):
             self.join_order.append(sequence_id)
         return None, num_found
 
+    def _draft(self, plan: StepPlan, chunks: dict[int, int], result: StepResult) -> dict[int, int]:
+        """How many drafts of each sequence are computed; their blocks are taken."""
+        drafts: dict[int, int] = {}
+        busy = {*result.computed_ids, *(fork.parent_id for fork in plan.forks)}
+        num_left, num_blocks = plan.drafts.num_tokens, plan.drafts.num_blocks
+        for sequence_id in chunks if self.num_right is not None else ():
+            sequence = self.sequences[sequence_id]
+            if sequence_id in busy or not sequence.has_caught_up:
+                continue
+            num_useful = sequence.announcement.sampling.max_tokens - sequence.num_output - 1
+            for length in range(min(num_left, plan.drafts.num_tokens_each, num_useful), 0, -1):
+                trial = self.pool.copy()
+                start = len(sequence.token_ids)
+                trial.write(sequence_id, start, start + length, sequence.announcement.tenant)
+                num_taken = trial.num_held - self.pool.num_held
+                if num_taken <= min(num_blocks, self.num_free) and not self.tenants_over(trial):
+                    self.pool = trial
+                    num_blocks -= num_taken
+                    num_left -= length
+                    drafts[sequence_id] = length
+                    break
+        return drafts
+
     def _compute(
         self, chunks: dict[int, int], num_found: dict[int, int], result: StepResult
     ) -> list[int]:
@@ -301,6 +330,24 @@ class FakeEngine(FakeBooks):
     def _has_no_row(self) -> bool:
         return len(self.join_order) >= self.facts.max_num_sequences
 
+    def _sample_all(self, sequence_id: int, num_drafted: int, result: StepResult) -> None:
+        """Sample a token, and one more for each draft that is right."""
+        self._sample(sequence_id, result)
+        if not num_drafted:
+            return
+        assert self.num_right is not None, "nobody guesses"
+        num_right, num_accepted = min(self.num_right(), num_drafted), 0
+        while num_accepted < num_right and sequence_id in self.sequences:
+            self.sequences[sequence_id].num_computed += 1
+            num_accepted += 1
+            self._sample(sequence_id, result)
+        result.drafted_ids.append(sequence_id)
+        result.num_drafted.append(num_drafted)
+        result.num_accepted.append(num_accepted)
+        if sequence_id in self.sequences:
+            num_computed = self.sequences[sequence_id].num_computed
+            self.pool.cut(sequence_id, ceil_div(num_computed, self.facts.block_size))
+
     def _sample(self, sequence_id: int, result: StepResult) -> None:
         sequence = self.sequences[sequence_id]
         token_id = next_token(sequence.token_ids, self.facts.vocab_size)
@@ -314,7 +361,7 @@ class FakeEngine(FakeBooks):
 
     def _finish_reason(self, sequence: FakeSequence, token_id: int) -> FinishReason:
         sampling = sequence.announcement.sampling
-        num_output = len(sequence.token_ids) - sequence.announcement.num_prompt_tokens
+        num_output = sequence.num_output
         if token_id in sampling.stop_token_ids and num_output >= sampling.min_tokens:
             return FinishReason.STOP
         return FinishReason.LENGTH if num_output >= sampling.max_tokens else FinishReason.NONE

@@ -42,14 +42,20 @@ class FakeSequence:
     num_preemptions: int = 0
 
     @property
+    def num_output(self) -> int:
+        """Tokens behind the prompt."""
+        return len(self.token_ids) - self.announcement.num_prompt_tokens
+
+    @property
     def num_uncomputed(self) -> int:
         """Known tokens that its blocks do not hold."""
         return len(self.token_ids) - self.num_computed
 
     @property
     def has_caught_up(self) -> bool:
-        """Whether all tokens are computed but the newest."""
-        return self.is_running and self.num_uncomputed == 1
+        """Whether all tokens are computed but the newest, which is computed unasked."""
+        is_steered = self.announcement.is_steered
+        return self.is_running and self.num_uncomputed == 1 and not is_steered
 
     def num_common(self, other: "FakeSequence", num_tokens: int, block_size: int) -> int:
         """Tokens in whole blocks that ``other`` could lend out of its first ``num_tokens``."""

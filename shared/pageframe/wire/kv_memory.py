@@ -36,6 +36,7 @@ CAUSE_NAMES: Final = {cause: cause.name.lower() for cause in KvCause}
 """Each cause as it stands on the wire and in spans."""
 
 _CAUSES_BY_NAME: Final = {name: cause for cause, name in CAUSE_NAMES.items()}
+_KV_GROUP_MAX: Final = 255
 # Wire type of a packed field.
 _LENGTH_DELIMITED: Final = 2
 # From `google.protobuf.Duration`: beyond it a duration is malformed.
@@ -65,6 +66,7 @@ def snapshot_to_proto(snapshot: MemorySnapshot) -> pb.KvMemoryServiceSnapshotRes
     _set_packed(message, "reference_counts", snapshot.ref_counts)
     _set_packed(message, "pin_counts", snapshot.pin_counts)
     _set_packed(message, "indexed", snapshot.is_indexed)
+    _set_packed(message, "kv_groups", snapshot.kv_groups)
     return message
 
 
@@ -77,10 +79,15 @@ def snapshot_from_proto(message: pb.KvMemoryServiceSnapshotResponse) -> MemorySn
     states = np.array(message.block_states, dtype=np.int32)
     columns = (message.reference_counts, message.pin_counts, message.indexed)
     lengths = {len(states), message.pool.total, *(len(column) for column in columns)}
+    groups = np.array(message.kv_groups, dtype=np.int64)
+    if len(groups):
+        lengths.add(len(groups))
     if len(lengths) != 1:
         raise _malformed(f"columns of {sorted(lengths)} blocks")
     if len(states) and not (states.min() >= 1 and states.max() <= len(BLOCK_STATE_NAMES)):
         raise _malformed(f"block states from {states.min()} to {states.max()}")
+    if len(groups) and groups.max() > _KV_GROUP_MAX:
+        raise _malformed(f"a block of group {groups.max()}")
     return MemorySnapshot(
         step=message.step,
         operation=message.operation,
@@ -91,6 +98,7 @@ def snapshot_from_proto(message: pb.KvMemoryServiceSnapshotResponse) -> MemorySn
         ref_counts=np.array(message.reference_counts, dtype=np.int32),
         pin_counts=np.array(message.pin_counts, dtype=np.int32),
         is_indexed=np.array(message.indexed, dtype=np.bool_),
+        kv_groups=groups.astype(np.uint8),
         tables=[_table_from_proto(table) for table in message.block_tables],
         retentions=[_retention_from_proto(retention) for retention in message.retentions],
         quotas=[
@@ -112,6 +120,7 @@ def explanation_to_proto(explanation: BlockExplanation) -> pb.ExplainResponse:
         reference_count=explanation.num_references,
         pin_count=explanation.num_pins,
         indexed=explanation.is_indexed,
+        kv_group=explanation.kv_group,
         tenant=explanation.tenant,
         sequence_ids=explanation.sequence_ids,
         retentions=map(_retention_to_proto, explanation.retentions),
@@ -141,6 +150,7 @@ def explanation_from_proto(block_id: int, message: pb.ExplainResponse) -> BlockE
         num_references=message.reference_count,
         num_pins=message.pin_count,
         is_indexed=message.indexed,
+        kv_group=message.kv_group,
         tenant=message.tenant,
         sequence_ids=list(message.sequence_ids),
         retentions=[_retention_from_proto(retention) for retention in message.retentions],

@@ -41,8 +41,9 @@ class TableFacts:
         sequence_id: Which sequence; 0 when that is not for the reader.
         request_id: The caller's name for the request; empty when that is not for the reader.
         tenant: Whose it is; empty when that is not for the reader.
-        block_ids: Physical block of each logical block from ``first_block`` on.
-        first_block: Logical blocks before it have left a sliding window and are held no more.
+        block_ids: Physical block of each logical block from ``first_block`` on. With several groups
+            of layers, those of all groups in turns, without what has left the window of a group.
+        first_block: Logical blocks before it have left all sliding windows and are held no more.
         num_computed: Tokens whose keys and values were computed.
         state: Index into ``SEQUENCE_STATE_NAMES``.
         since_ns: When the executor came to know the sequence, nanoseconds since the Unix epoch; 0
@@ -115,6 +116,8 @@ class MemorySnapshot:
         ref_counts: int32, table entries and pins.
         pin_counts: int32, pins; part of ``ref_counts``.
         is_indexed: bool, whether the prefix index names the block.
+        kv_groups: uint8, whose layers the block holds if it is held or indexed; empty where there
+            is one group of layers.
         tables: Block tables of all sequences that hold blocks.
         retentions: What is pinned under a name.
         quotas: Tenants that have a quota or hold blocks.
@@ -130,6 +133,7 @@ class MemorySnapshot:
     ref_counts: NDArray[np.int32]
     pin_counts: NDArray[np.int32]
     is_indexed: NDArray[np.bool_]
+    kv_groups: NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, dtype=np.uint8))
     tables: list[TableFacts] = field(default_factory=list)
     retentions: list[Retention] = field(default_factory=list)
     quotas: list[TenantUsage] = field(default_factory=list)
@@ -146,6 +150,7 @@ class BlockExplanation:
         num_references: Table entries and pins that name it.
         num_pins: How many of them are pins.
         is_indexed: Whether the prefix index names it.
+        kv_group: Whose layers it holds, if it is held or indexed; 0 where there is one group.
         tenant: Who is charged for it, or was last; empty for nobody, or when that is not for the
             reader.
         sequence_ids: Sequences whose tables hold it, as far as they are for the reader.
@@ -162,6 +167,7 @@ class BlockExplanation:
     num_references: int
     num_pins: int = 0
     is_indexed: bool = False
+    kv_group: int = 0
     tenant: str = ""
     sequence_ids: list[int] = field(default_factory=list)
     retentions: list[Retention] = field(default_factory=list)

@@ -6,9 +6,20 @@ MALFORMED_STEP, for it is a peer's bug and not a caller's.
 """
 
 from collections.abc import Sequence, Sized
+from dataclasses import replace
 
 from pageframe.core.errors import PreconditionError
-from pageframe.core.plan import Announcement, Entries, Fork, Recovery, StepPlan, Victims
+from pageframe.core.plan import (
+    NO_DRAFTS,
+    Announcement,
+    Branches,
+    DraftBounds,
+    Entries,
+    Fork,
+    Recovery,
+    StepPlan,
+    Victims,
+)
 from pageframe.v1 import executor_service_pb2 as pb
 from pageframe.wire.sampling import (
     sampling_from_proto,
@@ -34,6 +45,10 @@ def plan_to_proto(plan: StepPlan) -> pb.StepPlan:
         message.victims.CopyFrom(_victims_to_proto(plan.victims))
     if plan.forks:
         message.forks.extend(map(_fork_to_proto, plan.forks))
+    if plan.branches:
+        message.branches.CopyFrom(_branches_to_proto(plan.branches))
+    if plan.drafts.num_tokens:
+        message.drafts.CopyFrom(_drafts_to_proto(plan.drafts))
     return message
 
 
@@ -54,6 +69,54 @@ def plan_from_proto(message: pb.StepPlan) -> StepPlan:
         victims=_victims_from_proto(message.victims),
         may=_entries_from_proto("may", message.may),
         forks=[_fork_from_proto(entry) for entry in message.forks],
+        branches=_branches_from_proto(message.branches),
+        drafts=_drafts_from_proto(message.drafts) if message.HasField("drafts") else NO_DRAFTS,
+    )
+
+
+def _branches_to_proto(branches: Branches) -> pb.PlanBranches:
+    return pb.PlanBranches(
+        parent_ids=branches.parent_ids,
+        generations=branches.generations,
+        child_ids=branches.child_ids,
+        token_ids=branches.token_ids,
+    )
+
+
+def _branches_from_proto(message: pb.PlanBranches) -> Branches:
+    check_parallel(
+        "branches", message.parent_ids, message.generations, message.child_ids, message.token_ids
+    )
+    for child_id in message.child_ids:
+        if not 1 <= child_id <= _SEQUENCE_ID_MAX:
+            raise malformed(f"a branch has child id {child_id}")
+    if len(set(message.child_ids)) != len(message.child_ids):
+        raise malformed("a child branches off twice")
+    return Branches(
+        list(message.parent_ids),
+        list(message.generations),
+        list(message.child_ids),
+        list(message.token_ids),
+    )
+
+
+def _drafts_to_proto(drafts: DraftBounds) -> pb.PlanDrafts:
+    return pb.PlanDrafts(
+        num_tokens=drafts.num_tokens,
+        num_tokens_each=drafts.num_tokens_each,
+        num_blocks=drafts.num_blocks,
+        acceptance_min=drafts.acceptance_min,
+    )
+
+
+def _drafts_from_proto(message: pb.PlanDrafts) -> DraftBounds:
+    if not 0 <= message.acceptance_min <= 1:
+        raise malformed(f"drafts with an acceptance of at least {message.acceptance_min}")
+    return DraftBounds(
+        num_tokens=message.num_tokens,
+        num_tokens_each=message.num_tokens_each,
+        num_blocks=message.num_blocks,
+        acceptance_min=message.acceptance_min,
     )
 
 
@@ -73,6 +136,8 @@ def announcement_to_proto(announcement: Announcement) -> pb.Announcement:
         prefix_handle=announcement.prefix_handle,
         trace_id=announcement.trace_id,
         span_id=announcement.span_id,
+        is_steered=announcement.is_steered,
+        num_candidates=announcement.sampling.num_candidates,
     )
 
 
@@ -100,7 +165,10 @@ def announcement_from_proto(message: pb.Announcement) -> Announcement:
         generation=message.generation,
         token_ids=list(message.token_ids),
         num_prompt_tokens=message.num_prompt_tokens,
-        sampling=sampling_from_proto(message.sampling, seed=0, max_tokens=1),
+        sampling=replace(
+            sampling_from_proto(message.sampling, seed=0, max_tokens=1),
+            num_candidates=message.num_candidates,
+        ),
         sample_index=message.sample_index,
         request_id=message.request_id,
         tenant=message.tenant,
@@ -109,6 +177,7 @@ def announcement_from_proto(message: pb.Announcement) -> Announcement:
         prefix_handle=message.prefix_handle,
         trace_id=message.trace_id,
         span_id=message.span_id,
+        is_steered=message.is_steered,
     )
 
 

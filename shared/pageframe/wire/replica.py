@@ -55,6 +55,7 @@ def replica_to_proto(facts: ReplicaFacts) -> executor_service_pb2.Replica:
         kv_dtype=facts.kv_dtype,
         runner=facts.runner,
         num_host_blocks=facts.num_host_blocks,
+        num_kv_groups=facts.num_kv_groups,
     )
 
 
@@ -77,6 +78,7 @@ def replica_from_proto(message: executor_service_pb2.Replica) -> ReplicaFacts:
         kv_dtype=message.kv_dtype,
         runner=message.runner,
         num_host_blocks=message.num_host_blocks,
+        num_kv_groups=max(1, message.num_kv_groups),
     )
 
 

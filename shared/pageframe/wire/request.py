@@ -1,12 +1,11 @@
 """Submissions and token events, between domain types and protobuf."""
 
-from google.protobuf.duration_pb2 import Duration
-
 from pageframe.core.errors import InvalidRequestError, PreconditionError
 from pageframe.core.request import Completion, Delivery, StallCause, Submission, TokenEvents
 from pageframe.core.step import FinishReason, SequenceAccount
 from pageframe.v1 import scheduler_service_pb2 as pb
 from pageframe.v1 import sequence_pb2
+from pageframe.wire.beams import beams_from_proto, beams_to_proto
 from pageframe.wire.sampling import (
     logprobs_from_proto,
     logprobs_list_from_proto,
@@ -33,6 +32,7 @@ def submission_to_proto(submission: Submission) -> pb.Submission:
         priority=submission.priority,
         tenant=submission.tenant,
         cache_salt=submission.cache_salt,
+        beam_search=None if submission.beams is None else beams_to_proto(submission.beams),
         session_id=submission.session_id,
         prefix_handle=submission.prefix_handle,
         trace_id=submission.trace_id,
@@ -76,6 +76,7 @@ def submission_from_proto(message: pb.Submission) -> Submission:
         priority=message.priority,
         tenant=message.tenant,
         cache_salt=message.cache_salt,
+        beams=beams_from_proto(message.beam_search) if message.HasField("beam_search") else None,
         session_id=message.session_id,
         prefix_handle=message.prefix_handle,
         trace_id=message.trace_id,
@@ -139,11 +140,16 @@ def account_to_proto(completion: Completion) -> sequence_pb2.MemoryAccount:
         num_copies_on_write=account.num_copies_on_write,
         num_preemptions=account.num_preemptions,
         num_blocks_saved=account.num_blocks_saved,
+        num_unreturned_tokens=completion.num_unreturned_tokens,
+        num_draft_tokens=account.num_draft_tokens,
+        num_accepted_tokens=account.num_accepted_tokens,
     )
     for cause, waited_ns in completion.stall_ns.items():
-        duration = Duration()
-        duration.FromNanoseconds(waited_ns)
-        message.stalls.add(cause=sequence_pb2.StallCause.ValueType(cause), duration=duration)
+        stall = message.stalls.add(cause=sequence_pb2.StallCause.ValueType(cause))
+        stall.duration.FromNanoseconds(waited_ns)
+    message.compute.FromNanoseconds(completion.compute_ns)
+    if completion.elapsed_ns:
+        message.elapsed.FromNanoseconds(completion.elapsed_ns)
     return message
 
 
@@ -157,6 +163,9 @@ def _completion_to_proto(completion: Completion) -> pb.SampleCompletion:
         error_reason=completion.error_reason,
         error_message=completion.error_message,
         error_limits=completion.error_limits,
+        score=completion.score,
+        submit_time_ns=completion.submit_ns,
+        end_time_ns=completion.end_ns,
     )
 
 
@@ -175,14 +184,21 @@ def _completion_from_proto(message: pb.SampleCompletion) -> Completion:
             num_copies_on_write=account.num_copies_on_write,
             num_cached_tokens=account.num_cached_tokens,
             num_preemptions=account.num_preemptions,
+            num_draft_tokens=account.num_draft_tokens,
+            num_accepted_tokens=account.num_accepted_tokens,
         ),
         stall_ns={
             StallCause(entry.cause): entry.duration.ToNanoseconds() for entry in account.stalls
         },
+        compute_ns=account.compute.ToNanoseconds(),
+        submit_ns=message.submit_time_ns,
+        end_ns=message.end_time_ns,
         error_status=message.error_status,
         error_reason=message.error_reason,
         error_message=message.error_message,
         error_limits=dict(message.error_limits),
+        score=message.score if message.HasField("score") else None,
+        num_unreturned_tokens=account.num_unreturned_tokens,
     )
 
 

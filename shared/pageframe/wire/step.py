@@ -5,7 +5,7 @@ Decoding checks what the other side may have got wrong, as there.
 
 from typing import cast
 
-from pageframe.core.step import SequenceAccount, StepResult, StepTiming
+from pageframe.core.step import Candidates, SequenceAccount, StepResult, StepTiming
 from pageframe.v1 import executor_service_pb2 as pb
 from pageframe.v1 import sequence_pb2
 from pageframe.wire.plan import check_parallel, recoveries_from_proto, recoveries_to_proto
@@ -48,18 +48,29 @@ def result_to_proto(result: StepResult) -> pb.StepResult:
         num_cached_tokens=result.num_cached_tokens,
         leader_ids=result.leader_ids,
         num_leader_tokens=result.num_leader_tokens,
+        drafted_ids=result.drafted_ids,
+        num_drafted=result.num_drafted,
+        num_accepted=result.num_accepted,
         pool=pool_to_proto(result.account),
         timing=pb.StepTiming(
             start_ns=timing.start_ns,
             apply_ns=timing.apply_ns,
             execute_ns=timing.execute_ns,
             sample_ns=timing.sample_ns,
+            copy_ns=timing.copy_ns,
+            num_blocks_moved=timing.num_blocks_moved,
         ),
     )
     for index, logprobs in result.logprobs.items():
         message.logprobs.add(index=index, logprobs=logprobs_to_proto(logprobs))
     for sequence_id, entries in result.prompt_logprobs.items():
         message.prompt_logprobs.add(id=sequence_id, logprobs=logprobs_list_to_proto(entries))
+    for sequence_id, candidates in result.candidates.items():
+        message.candidates.add(
+            sequence_id=sequence_id,
+            token_ids=candidates.token_ids,
+            logprobs=candidates.logprobs,
+        )
     for sequence_id, reason in result.errors.items():
         message.errors.add(sequence_id=sequence_id, reason=reason)
     for sequence_id, account in result.accounts.items():
@@ -76,6 +87,7 @@ def result_from_proto(message: pb.StepResult) -> StepResult:
     check_parallel("sampled", message.sampled_ids, message.token_ids, message.finish_reasons)
     check_parallel("computed", message.computed_ids, message.num_computed, message.first_positions)
     check_parallel("refused", message.refused_ids, message.refused_because)
+    check_parallel("drafted", message.drafted_ids, message.num_drafted, message.num_accepted)
     check_parallel(
         "preempted",
         message.preempted_ids,
@@ -101,6 +113,9 @@ def result_from_proto(message: pb.StepResult) -> StepResult:
         prompt_logprobs={
             entry.id: logprobs_list_from_proto(entry.logprobs) for entry in message.prompt_logprobs
         },
+        candidates={
+            entry.sequence_id: _candidates_from_proto(entry) for entry in message.candidates
+        },
         computed_ids=list(message.computed_ids),
         num_computed=list(message.num_computed),
         first_positions=list(message.first_positions),
@@ -119,6 +134,9 @@ def result_from_proto(message: pb.StepResult) -> StepResult:
         num_cached_tokens=list(message.num_cached_tokens),
         leader_ids=list(message.leader_ids),
         num_leader_tokens=list(message.num_leader_tokens),
+        drafted_ids=list(message.drafted_ids),
+        num_drafted=list(message.num_drafted),
+        num_accepted=list(message.num_accepted),
         errors={entry.sequence_id: entry.reason for entry in message.errors},
         accounts={entry.sequence_id: _account_from_proto(entry) for entry in message.accounts},
         account=pool_from_proto(message.pool),
@@ -127,8 +145,15 @@ def result_from_proto(message: pb.StepResult) -> StepResult:
             apply_ns=timing.apply_ns,
             execute_ns=timing.execute_ns,
             sample_ns=timing.sample_ns,
+            copy_ns=timing.copy_ns,
+            num_blocks_moved=timing.num_blocks_moved,
         ),
     )
+
+
+def _candidates_from_proto(message: pb.SequenceCandidates) -> Candidates:
+    check_parallel("candidates", message.token_ids, message.logprobs)
+    return Candidates(token_ids=list(message.token_ids), logprobs=list(message.logprobs))
 
 
 def refusal_to_proto(result: StepResult, last_applied_step: int) -> pb.PlanRefusal:
@@ -158,6 +183,8 @@ def _account_to_proto(sequence_id: int, account: SequenceAccount) -> pb.Sequence
         num_copies_on_write=account.num_copies_on_write,
         num_cached_tokens=account.num_cached_tokens,
         num_preemptions=account.num_preemptions,
+        num_draft_tokens=account.num_draft_tokens,
+        num_accepted_tokens=account.num_accepted_tokens,
     )
 
 
@@ -168,4 +195,6 @@ def _account_from_proto(message: pb.SequenceAccount) -> SequenceAccount:
         num_copies_on_write=message.num_copies_on_write,
         num_cached_tokens=message.num_cached_tokens,
         num_preemptions=message.num_preemptions,
+        num_draft_tokens=message.num_draft_tokens,
+        num_accepted_tokens=message.num_accepted_tokens,
     )

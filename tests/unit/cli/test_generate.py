@@ -9,7 +9,13 @@ import pytest
 
 from pageframe.cli.generation_json import request_from_line
 from pageframe.cli.server_address import find_server
-from pageframe.client import DEFAULT_SERVER, GenerationRequest, Message
+from pageframe.client import (
+    DEFAULT_SERVER,
+    BeamParams,
+    EarlyStopping,
+    GenerationRequest,
+    Message,
+)
 from pageframe.core.errors import InvalidRequestError
 from pageframe.core.request import Delivery
 from unit.client.played_gateway import delta, end, header, playing
@@ -74,7 +80,14 @@ def test_a_failed_request_is_exit_code_1_and_says_why():
 
 
 @pytest.mark.parametrize(
-    "arguments", [(), ("hi", "--stdin-jsonl"), ("hi", "--system", "x"), ("hi", "--top-k", "x")]
+    "arguments",
+    [
+        (),
+        ("hi", "--stdin-jsonl"),
+        ("hi", "--system", "x"),
+        ("hi", "--top-k", "x"),
+        ("hi", "--beams", "2", "--early-stopping", "soon"),
+    ],
 )
 def test_wrong_usage_is_exit_code_2(arguments):
     assert _run(*arguments).returncode == 2
@@ -165,3 +178,70 @@ def test_the_server_is_found_where_it_was_named(tmp_path):
     assert find_server(None, tmp_path / "absent", {}) == DEFAULT_SERVER
     (tmp_path / "address.json").write_text("[]")
     assert find_server(None, tmp_path, {}) == DEFAULT_SERVER
+
+
+@pytest.mark.parametrize("form", [("hi",), ("--stdin-jsonl",)])
+def test_the_key_in_a_file_is_sent_and_not_shown(form, tmp_path):
+    key_file = tmp_path / "key"
+    key_file.write_text("secret\n")
+    with playing(SCRIPT) as (gateway, address):
+        result = _run(
+            *form, "--api-key-file", str(key_file), address=address, stdin=b'{"prompt": "hi"}\n'
+        )
+    assert result.returncode == 0, result.stderr
+    assert gateway.metadata[0]["authorization"] == "Bearer secret"
+    assert b"secret" not in result.stdout + result.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(None, "cannot read the API key"), ("two keys", "must hold one key")]
+)
+def test_a_file_without_one_key_is_refused(content, message, tmp_path):
+    key_file = tmp_path / "key"
+    if content is not None:
+        key_file.write_text(content)
+    result = _run("hi", "--api-key-file", str(key_file), address="127.0.0.1:1")
+    assert result.returncode == 2
+    assert message in result.stderr.decode()
+
+
+def test_beams_and_their_number_of_outputs_are_sent_and_scores_are_printed():
+    script = [header(), delta("a", 3), end(1, score=-0.5), delta("b", 4, sample_index=1)]
+    script.append(end(1, sample_index=1, score=-0.75))
+    arguments = ("hi", "--beams", "4", "--n", "2", "--length-penalty", "0.5")
+    with playing(script, script) as (gateway, address):
+        as_json = _run(*arguments, "--early-stopping", "never", "--json", address=address)
+        as_text = _run(*arguments, address=address)
+    assert [sample["score"] for sample in json.loads(as_json.stdout)["samples"]] == [-0.5, -0.75]
+    assert as_text.stdout.decode() == "[0] a\n[1] b\n"
+    request = gateway.requests[0]
+    search = request.beam_search
+    assert (search.num_beams, search.num_return, search.length_penalty) == (4, 2, 0.5)
+    assert search.early_stopping == EarlyStopping.NEVER
+    assert request.num_samples == 1
+    assert not gateway.requests[1].HasField("delivery")
+
+
+def test_usage_counts_what_is_not_returned():
+    script = [header(), delta("a", 3), end(1, score=-0.5, num_unreturned_tokens=7)]
+    with playing(script) as (gateway, address):
+        result = _run("hi", "--best-of", "3", "--json", address=address)
+    assert json.loads(result.stdout)["usage"]["completion_tokens"] == 8
+    assert gateway.requests[0].best_of == 3
+
+
+def test_a_line_may_ask_for_a_search():
+    line = {"prompt": "x", "beam_search": {"num_beams": 3, "early_stopping": "always"}}
+    request = request_from_line(json.dumps(line).encode(), GenerationRequest())
+    assert request.beam_search == BeamParams(num_beams=3, early_stopping=EarlyStopping.ALWAYS)
+    assert request_from_line(b'{"prompt": "x", "best_of": 2}', GenerationRequest()).best_of == 2
+
+
+@pytest.mark.parametrize(
+    "search", [{}, {"num_beams": "3"}, {"num_beams": 3, "early_stopping": "soon"}, {"beams": 3}, 3]
+)
+def test_a_search_that_is_none_is_refused(search):
+    line = json.dumps({"prompt": "x", "beam_search": search}).encode()
+    with pytest.raises(InvalidRequestError) as caught:
+        request_from_line(line, GenerationRequest())
+    assert caught.value.reason == "MALFORMED_FIELD"

@@ -69,6 +69,7 @@ def test_json_has_every_block_and_every_table(run):
         assert shown["blocks"]["state"] == ["held"] * 3 + ["free"] * 9
         assert shown["blocks"]["references"] == [1] * 3 + [0] * 9
         assert shown["blocks"]["indexed"] == [True] * 2 + [False] * 10
+        assert shown["blocks"]["group"] == [0] * 12
         (sequence,) = shown["sequences"]
         assert (sequence["request_id"], sequence["block_ids"]) == ("r1", [0, 1, 2])
         assert sequence["state"] == "running"

@@ -52,11 +52,12 @@ def delta(text, *token_ids, sample_index=0):
     )
 
 
-def end(num_tokens, sample_index=0, **account):
+def end(num_tokens, sample_index=0, score=None, **account):
     return pb.GenerateResponse(
         completion=pb.Completion(
             sample_index=sample_index,
             finish_reason=sequence_pb2.FINISH_REASON_LENGTH,
+            score=score,
             account=sequence_pb2.MemoryAccount(num_completion_tokens=num_tokens, **account),
         )
     )

@@ -4,6 +4,7 @@ import pytest
 
 from pageframe.client.attempts import Attempts
 from pageframe.client.types import Delta, Finished, GenerationRequest, MemoryAccount, Started
+from pageframe.core.beams import BeamParams
 from pageframe.core.errors import InvalidRequestError, UnavailableError
 from pageframe.core.step import FinishReason
 
@@ -82,4 +83,25 @@ def test_a_generation_is_done_when_all_samples_have_ended():
     attempts.accept(_finished(1))
     assert not attempts.is_done
     attempts.accept(_finished(0))
+    assert attempts.is_done
+
+
+@pytest.mark.parametrize(
+    "fields", [{"best_of": 2}, {"beam_search": BeamParams(num_beams=2, num_return=1)}]
+)
+def test_outputs_that_are_ranked_start_over_as_long_as_none_is_known(fields):
+    attempts = _attempts(**fields)
+    attempts.accept(STARTED)
+    attempts.delay_after(GONE)
+    assert attempts.request().resume_token_ids == []
+    attempts.accept(Delta(sample_index=0, text="a", token_ids=[2]))
+    with pytest.raises(UnavailableError):
+        attempts.delay_after(GONE)
+
+
+def test_a_search_is_done_when_all_it_returns_has_come():
+    attempts = _attempts(beam_search=BeamParams(num_beams=4, num_return=2))
+    attempts.accept(_finished())
+    assert not attempts.is_done
+    attempts.accept(_finished(1))
     assert attempts.is_done

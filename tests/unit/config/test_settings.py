@@ -8,7 +8,6 @@ from pageframe.cli import server_address
 from pageframe.config.launch import ADDRESS_FILE_NAME, Launch
 from pageframe.config.option_types import DtypeName
 from pageframe.config.settings import OPTION_FIELDS, Settings, load_settings, variable_name
-from pageframe.config.values import RecoveryName
 from pageframe.core.errors import InvalidRequestError
 from pageframe.core.replica import TenantQuota
 from pageframe.core.trace import TraceMode
@@ -62,7 +61,7 @@ def test_every_setting_can_be_a_flag_a_variable_and_a_key(tmp_path: Path) -> Non
     words = dict.fromkeys(OPTION_FIELDS, "1") | {
         "model": "m", "runner": "sim", "device": "cuda:1", "dtype": "fp32", "kv-dtype": "int8",
         "trace": "audit", "grpc": "127.0.0.1:1", "http": "127.0.0.1:2", "log-level": "debug",
-        "state-dir": str(tmp_path), "recovery": "tail", "tenant-quotas": "a=1:2",
+        "state-dir": str(tmp_path), "recovery": "tail", "tenant-quotas": "a=1:2", "tenant-weights": "a=2",
     }  # fmt: skip
     by_flag = load_settings(words, {}, working_dir=tmp_path)
     by_variable = load_settings(
@@ -126,6 +125,10 @@ def test_an_unknown_key_is_named_with_its_file(tmp_path: Path) -> None:
         ("recovery", "pray", "'recompute', 'swap' or 'tail'"),
         ("tenant-quotas", "alice", "alice=100:500"),
         ("tenant-quotas", "a=5:4", "floor of 5 above the ceiling of 4"),
+        ("tenant-weights", "alice", "alice=3,bob=0.5"),
+        ("tenant-weights", "a=0", "must lie in [0.001, 1000]"),
+        ("priority-ageing", "-1s", "500ms"),
+        ("max-queued-requests", "0", "greater than or equal to 1"),
         ("session-ttl", "25h", "less than or equal to 86400"),
         ("eviction-policy", "", "at least 1 character"),
         ("model", "", "at least 1 character"),
@@ -194,7 +197,8 @@ def test_a_launch_file_round_trips_and_is_private(tmp_path: Path) -> None:
         kv_memory_bytes=1024,
         trace=TraceMode.AUDIT,
         state_dir=tmp_path,
-        recovery=RecoveryName.SWAP,
+        recovery="swap",
+        shadow_policy=(("victim", "youngest"),),
         tenant_quotas=(TenantQuota(tenant="a", floor_blocks=1),),
     )
     launch = Launch(

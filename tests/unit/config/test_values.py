@@ -4,11 +4,15 @@ import pytest
 
 from pageframe.config.values import (
     HostPort,
+    format_policy_names,
     format_size,
+    format_tenant_weights,
     parse_duration_seconds,
     parse_host_port,
+    parse_policy_names,
     parse_size_bytes,
     parse_tenant_quotas,
+    parse_tenant_weights,
 )
 from pageframe.core.replica import TenantQuota
 
@@ -99,3 +103,48 @@ def test_quotas_that_contradict_themselves_are_refused() -> None:
         parse_tenant_quotas("a=1:2,a=1:3")
     with pytest.raises(ValueError, match="floor of 3 above the ceiling of 2 for 'a'"):
         parse_tenant_quotas("a=3:2")
+
+
+def test_policies_by_group_round_trip() -> None:
+    names = (("victim", "youngest"), ("recovery", "my-own"))
+    assert parse_policy_names(" victim = youngest, recovery=my-own ") == names
+    assert parse_policy_names(format_policy_names(names)) == names
+    assert parse_policy_names("off") == parse_policy_names("") == ()
+    assert format_policy_names(()) == "off"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("victim", "GROUP=NAME"), ("=a", "GROUP=NAME"), ("a=", "GROUP=NAME"), ("a=b,a=c", "twice")],
+)
+def test_malformed_policies_are_refused_with_an_example(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_policy_names(text)
+
+
+def test_weights_are_numbers_by_tenant() -> None:
+    weights = parse_tenant_weights("alice=3, bob = 0.5,carol=1000")
+    assert weights == (("alice", 3.0), ("bob", 0.5), ("carol", 1000.0))
+    assert parse_tenant_weights("off") == parse_tenant_weights(" ") == ()
+    assert format_tenant_weights(weights) == "alice=3,bob=0.5,carol=1000"
+    assert format_tenant_weights(()) == "off"
+
+
+@pytest.mark.parametrize("text", ["alice", "alice=", "=3", "alice=x", "a=1;b=2", "a=nan", "a=1e9"])
+def test_a_malformed_weight_is_refused_with_an_example(text: str) -> None:
+    with pytest.raises(ValueError, match="alice=3,bob=0.5"):
+        parse_tenant_weights(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("a=0", r"weight of 0 for 'a'; it must lie in \[0.001, 1000\]"),
+        ("a=1,b=-2", "weight of -2 for 'b'"),
+        ("a=1001", "weight of 1001 for 'a'"),
+        ("a=1,a=2", "names tenant 'a' twice"),
+    ],
+)
+def test_a_weight_that_makes_no_sense_is_refused_with_the_numbers(text: str, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        parse_tenant_weights(text)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from pageframe.core.sampling import SamplingParams
-from pageframe.core.step import FinishReason
+from pageframe.core.step import Candidates, FinishReason
 from pageframe.executor.batch import BlockMoves, ModelFacts, StepBatch, StepOutput
 
 VOCAB_SIZE = 97
@@ -22,6 +22,14 @@ def next_token(history: np.ndarray, sample_index: int = 0) -> int:
     """The token that follows ``history``; it depends on all of it, and on who asks."""
     data = np.ascontiguousarray(history, dtype=np.int32).tobytes()
     return zlib.crc32(data, sample_index) % VOCAB_SIZE
+
+
+def make_candidates(token_id: int, count: int) -> Candidates:
+    """``token_id`` and those after it, each half as likely as the one before."""
+    return Candidates(
+        token_ids=[(token_id + rank) % VOCAB_SIZE for rank in range(count)],
+        logprobs=[-float(rank + 1) for rank in range(count)],
+    )
 
 
 def reference_output(
@@ -56,6 +64,7 @@ class FakeRunner:
     rows: dict[int, list[int]] = field(default_factory=dict)
     batches: list[list[int]] = field(default_factory=list)
     sample_indices: dict[int, int] = field(default_factory=dict)
+    num_candidates: dict[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.facts = ModelFacts(
@@ -117,8 +126,12 @@ class FakeRunner:
         assert row not in self.rows, f"row {row} is taken"
         self.rows[row] = token_ids.tolist()
         self.sample_indices[row] = sample_index
+        self.num_candidates[row] = sampling.num_candidates
         if sample_index in self.fail_admit_of:
             raise ValueError(f"sample {sample_index} is not wanted")
+
+    def extend(self, row: int, token_id: int) -> None:
+        self.rows[row].append(token_id)
 
     def release(self, row: int) -> None:
         del self.rows[row]
@@ -130,15 +143,25 @@ class FakeRunner:
         if self.fail_next:
             self.fail_next = False
             raise RuntimeError("the device is on fire")
-        sampled = zip(batch.samples.tolist(), batch.sample_rows.tolist(), strict=True)
+        sampled = zip(
+            batch.samples.tolist(),
+            batch.sample_positions.tolist(),
+            batch.sample_rows.tolist(),
+            strict=True,
+        )
         tokens = [
-            next_token(self._history(batch, index), self.sample_indices[row])
-            for index, row in sampled
+            next_token(self._history(batch, index, position), self.sample_indices[row])
+            for index, position, row in sampled
         ]
-        return StepOutput(token_ids=np.array(tokens, dtype=np.int32))
+        output = StepOutput(token_ids=np.array(tokens, dtype=np.int32))
+        for index, row in enumerate(batch.sample_rows.tolist()):
+            if count := self.num_candidates[row]:
+                output.candidates[index] = make_candidates(tokens[index], count)
+                output.token_ids[index] = -1
+        return output
 
-    def _history(self, batch: StepBatch, index: int) -> np.ndarray:
-        positions = np.arange(batch.context_lens[index])
+    def _history(self, batch: StepBatch, index: int, num_tokens: int) -> np.ndarray:
+        positions = np.arange(num_tokens)
         blocks = batch.block_tables[index, positions // self.block_size]
         return self.arena[blocks * self.block_size + positions % self.block_size]
 

@@ -130,7 +130,7 @@ class TestTakeover:
         small.cache(range(40, 45))
         retain(small, list(range(40, 44)))
         small.engine.reset()
-        assert small.engine.account() == PoolAccount(total=8, free=5, held=3, pinned=3)
+        assert small.engine.account() == PoolAccount(total=8, free=5, held=3, pinned=3, yieldable=2)
         assert small.engine.check_integrity() == []
 
     def test_leaders_of_the_last_epoch_lead_nobody(self):

@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 import pytest
 
 from pageframe.core.clock import ManualClock
-from pageframe.core.plan import Announcement, Fork, Recovery, StepPlan
+from pageframe.core.plan import Announcement, DraftBounds, Fork, Recovery, StepPlan
 from pageframe.core.replica import PoolAccount
 from pageframe.core.sampling import SamplingParams
 from pageframe.core.step import StepResult
 from pageframe.executor.engine import StepEngine
 from unit.executor.fake_runner import VOCAB_SIZE, FakeRunner, reference_output
+from unit.executor.played_drafter import PlayedDrafter, sometimes
 from unit.memory.kv_records import RecordingSink, ReplayedPool
 
 NUM_SEQUENCES = 24
@@ -42,8 +43,17 @@ class View:
 class RandomScheduler:
     """Makes plans at random; with ``has_lookahead`` it plans before it reads the last result."""
 
-    def __init__(self, seed: int, *, num_blocks: int, block_size: int, has_lookahead: bool) -> None:
+    def __init__(
+        self,
+        seed: int,
+        *,
+        num_blocks: int,
+        block_size: int,
+        has_lookahead: bool,
+        has_drafts: bool = False,
+    ) -> None:
         self.random = random.Random(seed)
+        self.has_drafts = has_drafts
         self.has_lookahead = has_lookahead
         self.views: dict[int, View] = {}
         self.next_step = 1
@@ -52,6 +62,7 @@ class RandomScheduler:
         self.num_preemptions = 0
         self.num_refused_plans = 0
         self.num_stale = 0
+        self.num_accepted: list[int] = []
         num_slots = num_blocks * block_size
         for sequence_id in range(1, NUM_SEQUENCES + 1):
             self.views[sequence_id] = View(self._request(sequence_id, num_slots))
@@ -84,8 +95,10 @@ class RandomScheduler:
     def plan(self) -> StepPlan:
         plan = StepPlan(step=self.next_step, builds_on=self.builds_on)
         self._announce(plan)
+        # Who is named is not drafted for.
+        chance = 0.3 if self.has_drafts else 0.8
         for sequence_id, view in self.living(running=True):
-            if self.random.random() < 0.8:
+            if self.random.random() < chance:
                 plan.must.add(sequence_id, view.generation, self.random.randint(1, 7))
             elif self.random.random() < 0.5:
                 plan.may.add(sequence_id, view.generation, self.random.randint(1, 7))
@@ -99,6 +112,12 @@ class RandomScheduler:
             if self.random.random() < 0.01:
                 view.is_aborted = True
                 plan.finish.append(sequence_id)
+        if self.has_drafts:
+            plan.drafts = DraftBounds(
+                num_tokens=self.random.randint(0, 12),
+                num_tokens_each=self.random.randint(1, 6),
+                num_blocks=self.random.randint(0, 5),
+            )
         self._spoil(plan)
         return plan
 
@@ -139,6 +158,7 @@ class RandomScheduler:
         self.num_refused_plans += bool(result.refusal)
         self.num_stale += len(result.stale_ids)
         self.num_preemptions += len(result.preempted_ids)
+        self.num_accepted += result.num_accepted
         preempted = zip(result.preempted_ids, result.preempted_generations, strict=True)
         for sequence_id, generation in preempted:
             self.views[sequence_id].generation = generation
@@ -174,14 +194,19 @@ def state_of(engine: StepEngine) -> tuple:
     )
 
 
+@pytest.mark.parametrize("has_drafts", [False, True], ids=["", "drafts"])
 @pytest.mark.parametrize("has_lookahead", [False, True], ids=["", "lookahead"])
 @pytest.mark.parametrize(("block_size", "num_blocks"), [(1, 23), (4, 6), (16, 2)])
 @pytest.mark.parametrize("seed", range(4))
 def test_preempted_refused_and_stale_work_never_changes_a_token(
-    seed, block_size, num_blocks, has_lookahead
+    seed, block_size, num_blocks, has_lookahead, has_drafts
 ):
     scheduler = RandomScheduler(
-        seed, num_blocks=num_blocks, block_size=block_size, has_lookahead=has_lookahead
+        seed,
+        num_blocks=num_blocks,
+        block_size=block_size,
+        has_lookahead=has_lookahead,
+        has_drafts=has_drafts,
     )
     sink, replayed = RecordingSink(), ReplayedPool(num_blocks)
     engine = StepEngine(
@@ -195,6 +220,7 @@ def test_preempted_refused_and_stale_work_never_changes_a_token(
         has_prefix_cache=False,
         clock=ManualClock(),
         check_every_step=False,
+        drafter=PlayedDrafter(sometimes(random.Random(seed), 0.7)),
     )
     for _ in range(MAX_NUM_STEPS):
         before, num_records = state_of(engine), len(sink.records)
@@ -220,6 +246,7 @@ def test_preempted_refused_and_stale_work_never_changes_a_token(
     assert scheduler.num_preemptions > 0
     assert scheduler.num_refused_plans > 0
     assert scheduler.num_stale > 0
+    assert has_drafts == any(scheduler.num_accepted)
     compare_with_reference(scheduler)
 
 

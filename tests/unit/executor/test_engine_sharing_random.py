@@ -5,6 +5,7 @@ samples tokens of its own, so a write into a block that is shared comes out as a
 The seed stands in the name of a failed test: that name alone runs it again.
 """
 
+import random
 from dataclasses import dataclass, field
 
 import pytest
@@ -17,6 +18,7 @@ from pageframe.executor.engine import StepEngine
 from pageframe.executor.memory.eviction import CostAwareEviction, LruEviction
 from pageframe.executor.memory.retaining import SessionTimes
 from unit.executor.fake_runner import FakeRunner
+from unit.executor.played_drafter import PlayedDrafter, sometimes
 from unit.executor.test_engine_random import (
     MAX_NUM_STEPS,
     RandomScheduler,
@@ -124,15 +126,20 @@ def change_size(engine: StepEngine, scheduler: SharingScheduler, num_blocks: int
         assert outcome.account.total == wanted
 
 
+@pytest.mark.parametrize("has_drafts", [False, True], ids=["", "drafts"])
 @pytest.mark.parametrize("has_lookahead", [False, True], ids=["", "lookahead"])
 @pytest.mark.parametrize("num_host_slots", [0, 3, 40])
 @pytest.mark.parametrize(("block_size", "num_blocks"), [(1, 23), (4, 7), (16, 3)])
 @pytest.mark.parametrize("seed", range(3))
 def test_shared_memory_never_changes_a_token(
-    seed, block_size, num_blocks, num_host_slots, has_lookahead
+    seed, block_size, num_blocks, num_host_slots, has_lookahead, has_drafts
 ):
     scheduler = SharingScheduler(
-        seed, num_blocks=num_blocks, block_size=block_size, has_lookahead=has_lookahead
+        seed,
+        num_blocks=num_blocks,
+        block_size=block_size,
+        has_lookahead=has_lookahead,
+        has_drafts=has_drafts,
     )
     sink, clock = RecordingSink(), ManualClock()
     replayed = ReplayedPool(num_blocks, num_blocks + 4)
@@ -149,6 +156,10 @@ def test_shared_memory_never_changes_a_token(
         num_host_slots=num_host_slots,
         eviction=CostAwareEviction() if seed % 2 else LruEviction(),
         session_times=SessionTimes(idle_ns=50, ttl_ns=200),
+        drafter=PlayedDrafter(
+            sometimes(random.Random(seed), 0.7),
+            lambda sequence_id: scheduler.parent_of.get(sequence_id, (0, 0))[1],
+        ),
     )
     seen = Seen()
     for _ in range(MAX_NUM_STEPS):
@@ -185,4 +196,5 @@ def test_shared_memory_never_changes_a_token(
     assert engine.check_integrity() == []
     assert engine.account().held == 0
     assert {"SHARE", "INDEX", "RELEASE"} <= seen.names
+    assert has_drafts == bool(scheduler.num_accepted)
     compare_with_reference(scheduler)

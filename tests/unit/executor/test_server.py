@@ -6,7 +6,12 @@ import pytest
 
 from pageframe.core.errors import OutOfRangeError
 from pageframe.executor.batch import ModelFacts
-from pageframe.executor.server import KV_MEMORY_BYTES_DEFAULT, PoolSize, size_pool
+from pageframe.executor.server import (
+    KV_MEMORY_BYTES_DEFAULT,
+    PoolSize,
+    num_host_slots,
+    size_pool,
+)
 
 FACTS = ModelFacts(
     name="tiny",
@@ -35,6 +40,15 @@ def test_memory_is_rounded_down_to_whole_blocks_of_1600_bytes():
     assert size(kv_memory_bytes=1600).num_blocks == 1
     assert size(kv_memory_bytes=4799).num_blocks == 2
     assert size(kv_memory_bytes=4800).num_blocks == 3
+
+
+def test_a_block_of_one_of_several_groups_has_a_part_of_the_layers():
+    grouped = dataclasses.replace(FACTS, group_windows=(0, 9, 9, 9))
+    assert size(grouped, kv_memory_bytes=1600).num_blocks == 4
+    # The four hold sixteen tokens together.
+    assert size(grouped, kv_memory_bytes=1600).max_model_len == 16
+    assert size(grouped, num_blocks=3).max_model_len == 16
+    assert num_host_slots(grouped, 16, 1600) == 4
 
 
 def test_nothing_chosen_is_the_default_memory():

@@ -288,9 +288,16 @@ def test_what_is_due_is_done_at_rest_without_a_command():
             house.engine.desk.next_due_ns = 1
             house.engine.num_free = 2
 
-        house.steps.watch(lambda: None)
+        passed, loop = asyncio.Event(), asyncio.get_running_loop()
+
+        def look() -> None:
+            if house.engine.desk.num_passes:
+                loop.call_soon_threadsafe(passed.set)
+
+        house.steps.watch(look)
         await house.steps.call(begin)
-        await house.settle()
+        # A command that came at once would run ahead of what is due.
+        await asyncio.wait_for(passed.wait(), PATIENCE_S)
         assert house.engine.desk.num_passes == 1
 
     run(scenario)

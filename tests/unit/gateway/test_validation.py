@@ -137,6 +137,11 @@ def test_max_tokens_left_open_is_what_remains():
     assert resolve_sampling(_request(), 60, wide).max_tokens == 40
 
 
+def test_a_pool_whose_layers_are_in_groups_holds_as_many_tokens_fewer():
+    # Of five blocks of 16 tokens each group has two.
+    assert pool_num_tokens(dataclasses.replace(FACTS, num_kv_groups=2)) == 32
+
+
 def test_an_empty_tokenisation_is_refused():
     with pytest.raises(InvalidRequestError) as caught:
         resolve_sampling(_request(), 0, FACTS)

@@ -383,11 +383,18 @@ class TestWindow:
         assert result.first_positions == [8]
         assert small.first_block(1) == 1
 
-    def test_a_swap_becomes_a_recompute_once_the_head_is_gone(self):
+    def test_a_swap_brings_back_what_the_window_still_sees(self):
         small = swapping(window_tokens=6)
         small.start(request(1, TEN))
-        assert small.preempt(1, Recovery.SWAP) == (Recovery.RECOMPUTE, 2, 0)
-        assert small.memory.host.num_held == 0
+        # Of three blocks the first has left the window.
+        assert small.preempt(1, Recovery.SWAP) == (Recovery.SWAP, 2, 0)
+        assert small.memory.host.num_held == 2
+        small.step()
+        small.memory.pool.evict(8, Purpose(KvCause.POOL_PRESSURE))
+        assert small.resume(1).refused_because == [RefusedBecause.PROMOTING]
+        result = small.resume(1)
+        assert (result.first_positions, result.num_computed) == ([10], [11])
+        assert (small.first_block(1), len(small.table(1))) == (1, 2)
 
     def test_a_tail_is_given_up_only_as_far_as_the_window_reaches_back(self):
         """What is computed again sees tokens that were behind the window already."""

@@ -21,7 +21,7 @@ def test_without_quotas_everybody_may_take_everything():
     assert quotas.is_empty
     assert list(quotas) == []
     assert quotas.allowance("a", 7, {"b": 3}) == 7
-    assert not quotas.is_at_ceiling("a", 1000, {"a": 3})
+    assert quotas.num_over_ceiling("a", 1000, {"a": 3}) == 0
     assert quotas.quota_of("a") == quota("a")
 
 
@@ -57,16 +57,16 @@ def test_nobody_may_take_less_than_nothing():
 def test_a_ceiling_of_zero_shuts_a_tenant_out():
     quotas = quotas_of(quota("a", ceiling=0))
     assert quotas.allowance("a", 10, {}) == 0
-    assert quotas.is_at_ceiling("a", 1, {})
+    assert quotas.num_over_ceiling("a", 1, {}) == 1
 
 
 def test_a_full_pool_is_told_from_a_ceiling():
     quotas = quotas_of(quota("a", ceiling=4), quota("b", floor=9))
-    assert not quotas.is_at_ceiling("a", 2, {"a": 2})
-    assert quotas.is_at_ceiling("a", 3, {"a": 2})
+    assert quotas.num_over_ceiling("a", 2, {"a": 2}) == 0
+    assert quotas.num_over_ceiling("a", 3, {"a": 2}) == 1
     assert quotas.allowance("c", 9, {}) == 0
-    assert not quotas.is_at_ceiling("c", 9, {})
-    assert not quotas.is_at_ceiling("b", 100, {})
+    assert quotas.num_over_ceiling("c", 9, {}) == 0
+    assert quotas.num_over_ceiling("b", 100, {}) == 0
 
 
 def test_a_quota_that_bounds_nothing_is_none():

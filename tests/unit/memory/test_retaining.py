@@ -36,9 +36,7 @@ class TestHandles:
         small.cache(TEN)
         facts = retain(small, TEN)
         assert (facts.num_tokens, facts.expire_ns) == (8, small.clock.now_ns() + TTL_NS)
-        assert small.engine.account() == PoolAccount(
-            total=8, free=6, held=2, pinned=2, yieldable=2
-        )
+        assert small.engine.account() == PoolAccount(total=8, free=6, held=2, pinned=2)
         assert {record.cause.name for record in small.sink.records} == {"RETAIN"}
         assert [it for name, _, ids in small.sink.brief() for it in ids if name == "PIN"] == [0, 1]
         assert small.memory.num_held_by_tenant()["t"] == 2
@@ -66,9 +64,7 @@ class TestHandles:
         small.step(must=entries((1, 0, 5)))
         assert small.engine.account().pinned == 2
         small.engine.cancel([1])
-        assert small.engine.account() == PoolAccount(
-            total=8, free=6, held=2, pinned=2, yieldable=2
-        )
+        assert small.engine.account() == PoolAccount(total=8, free=6, held=2, pinned=2)
 
     def test_what_is_in_the_host_tier_is_pinned_when_it_is_promoted(self):
         small = SmallEngine(num_blocks=4, num_host_slots=8)
@@ -168,9 +164,7 @@ class TestHandles:
         small.start(request(1, TEN))
         retain(small, TEN)
         small.engine.reset()
-        assert small.engine.account() == PoolAccount(
-            total=8, free=6, held=2, pinned=2, yieldable=2
-        )
+        assert small.engine.account() == PoolAccount(total=8, free=6, held=2, pinned=2)
         assert small.start(request(1, TEN)).num_cached_tokens == [8]
 
 
@@ -300,9 +294,7 @@ class TestSessions:
     def test_the_blocks_of_a_turn_are_pinned_when_it_ends(self):
         small = SmallEngine(session_times=IDLE)
         self.turn(small, 1, TEN)
-        assert small.engine.account() == PoolAccount(
-            total=8, free=6, held=2, pinned=2, yieldable=2
-        )
+        assert small.engine.account() == PoolAccount(total=8, free=6, held=2, pinned=2, yieldable=2)
         assert [it for it in small.sink.brief() if it[0] == "PIN"] == [
             ("PIN", "SESSION", (0, 1)),
         ]
@@ -319,7 +311,9 @@ class TestSessions:
         small = SmallEngine(session_times=IDLE)
         self.turn(small, 1, TEN)
         self.turn(small, 2, range(40, 45))
-        assert small.engine.account() == PoolAccount(total=8, free=5, held=1, cached=2, pinned=1)
+        assert small.engine.account() == PoolAccount(
+            total=8, free=5, held=1, cached=2, pinned=1, yieldable=1
+        )
 
     def test_sessions_of_two_tenants_are_two(self):
         small = SmallEngine(session_times=IDLE)

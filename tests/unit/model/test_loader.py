@@ -116,6 +116,40 @@ def test_models_without_the_attention_interface_are_refused(tmp_path):
     assert _reason(UnimplementedError, model=str(tmp_path)) == "MODEL_UNSUPPORTED"
 
 
+@pytest.mark.parametrize(("family", "num_positions"), [("Phimoe", 512), ("Doge", 512), ("Doge", 9)])
+def test_a_window_that_stands_in_a_mask_alone_is_refused(tmp_path, family, num_positions):
+    config = getattr(tiny_models.transformers, f"{family}Config")(
+        vocab_size=32,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=num_positions,
+        sliding_window=9,
+    )
+    tiny_models.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    if num_positions > 9:
+        assert _reason(UnimplementedError, model=str(tmp_path)) == "MODEL_UNSUPPORTED"
+        return
+    # Nobody can tell a window that is as long as the longest sequence.
+    loaded = load_runner(str(tmp_path), device="cpu", dtype="float32")
+    assert (loaded.facts.window_tokens, loaded.facts.num_kv_groups) == (0, 1)
+    loaded.close()
+
+
+def test_groups_of_layers_share_blocks_of_one_size_and_a_token_takes_one_in_each(tmp_path):
+    folder = tiny_models.build("qwen2", tmp_path)
+    loaded = load_runner(str(folder), device="cpu", dtype="float32")
+    assert loaded.facts.group_windows == (0, 9, 9)
+    # 3 layers, keys and values, 2 heads of 8 channels.
+    assert loaded.facts.kv_bytes_per_token == 3 * 2 * 2 * 8 * 4
+    loaded.allocate_pool(2, 16)
+    assert loaded.block_bytes == 16 * loaded.facts.kv_bytes_per_token // 3
+    loaded.warm_up()
+    loaded.close()
+
+
 @pytest.mark.parametrize("kv_dtype", ["fp8", "int8"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("runner", ["native", "transformers"])

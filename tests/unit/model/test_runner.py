@@ -49,7 +49,7 @@ class _GreedySampler:
     def release(self, row):
         self.wishes.discard(row)
 
-    def sample(self, logits, rows, positions):
+    def sample(self, logits, rows, positions, drafts=None):
         self.asked.append((rows.tolist(), positions.tolist()))
         return logits.argmax(-1).numpy().astype(np.int32), {}
 

@@ -1,4 +1,4 @@
-"""``ModelFacts.window_tokens`` is what every layer asks for, however a config puts it."""
+"""Windows in ``ModelFacts`` are what every layer asks for, however a config puts it."""
 
 import json
 
@@ -48,10 +48,41 @@ def test_families_without_a_native_form_are_seen_through_too(folder_of):
     assert _window(folder_of("gpt2"), "transformers") == 0
 
 
-@pytest.mark.parametrize("runner", ["native", "transformers"])
-def test_layers_that_differ_leave_nothing_to_give_up(folder_of, runner):
-    # The first layer sees everything, the others nine positions.
-    assert _window(folder_of("qwen2"), runner) == 0
+@pytest.mark.parametrize(
+    ("name", "runner", "windows"),
+    [
+        # The first layer sees everything, the others nine positions.
+        ("qwen2", "native", (0, 9, 9)),
+        ("qwen2", "transformers", (0, 9, 9)),
+        # Layers take turns; each third layer sees everything.
+        ("gemma2", "transformers", (0, 13)),
+        ("gemma3", "transformers", (0, 9, 9)),
+    ],
+)
+def test_layers_that_differ_are_groups(folder_of, name, runner, windows):
+    loaded = load_runner(str(folder_of(name)), runner=runner, device="cpu", dtype="float32")
+    assert (loaded.facts.window_tokens, loaded.facts.group_windows) == (0, windows)
+    loaded.close()
+
+
+def test_a_module_may_keep_its_window_to_itself(tmp_path):
+    config = tiny_models.transformers.Qwen2MoeConfig(
+        vocab_size=32,
+        hidden_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        num_experts=4,
+        moe_intermediate_size=16,
+        shared_expert_intermediate_size=16,
+        use_sliding_window=True,
+        sliding_window=9,
+        layer_types=["sliding_attention", "full_attention"] * 2,
+    )
+    tiny_models.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    loaded = load_runner(str(tmp_path), device="cpu", dtype="float32")
+    assert loaded.facts.group_windows == (0, 9)
+    loaded.close()
 
 
 @pytest.mark.parametrize("runner", ["native", "transformers"])

@@ -9,6 +9,8 @@ Every event is checked as it comes: tokens in order, each once, none after the c
 from collections import deque
 from dataclasses import dataclass, field, replace
 
+import pytest
+
 from pageframe.core.clock import ManualClock
 from pageframe.core.plan import Recovery, StepPlan
 from pageframe.core.replica import ReplicaFacts, TenantQuota
@@ -19,6 +21,7 @@ from pageframe.core.trace import NullTraceSink, TraceSink
 from pageframe.core.units import ceil_div
 from pageframe.scheduler.core import Scheduler
 from pageframe.scheduler.options import SchedulerOptions
+from pageframe.scheduler.policies.guard import PolicyFault
 from pageframe.scheduler.sequence import SequenceState
 from pageframe.testing.fake_engine import FakeEngine, make_facts
 from pageframe.testing.fake_sequence import next_token
@@ -69,28 +72,38 @@ class Driver:
     token_budget: int = 16
     max_num_running: int = 8
     prefill_chunk_tokens: int = 0
+    target_itl_ns: int = 0
+    num_draft_tokens: int = 0
     lookahead: bool = True
     trace: TraceSink = field(default_factory=NullTraceSink)
     engine: FakeEngine | None = None
     max_queued_requests: int = 1000
     max_queued_tokens: int = 100_000
-    recovery: Recovery = Recovery.RECOMPUTE
+    recovery: Recovery | str = Recovery.RECOMPUTE
+    victim_policy: str = "youngest"
+    more_policies: dict[str, str] = field(default_factory=dict)
+    shadow_policies: dict[str, str] = field(default_factory=dict)
     shares_prefixes: bool = True
     quotas: tuple[TenantQuota, ...] = ()
 
     def __post_init__(self) -> None:
         self.clock = ManualClock(1_000_000)
         self.engine = self.engine or FakeEngine(self.facts)
+        self.faults: list[PolicyFault] = []
         self.scheduler = Scheduler(
             self.facts,
             SchedulerOptions(
                 token_budget=self.token_budget,
                 max_num_running=self.max_num_running,
                 prefill_chunk_tokens=self.prefill_chunk_tokens,
+                target_itl_ns=self.target_itl_ns,
+                num_draft_tokens=self.num_draft_tokens,
                 lookahead=self.lookahead,
                 max_queued_requests=self.max_queued_requests,
                 max_queued_tokens=self.max_queued_tokens,
-                recovery=self.recovery,
+                policies=self.policies(),
+                shadow_policies=self.shadow_policies,
+                on_policy_fault=self.faults.append,
                 shares_prefixes=self.shares_prefixes,
                 quotas=self.quotas,
             ),
@@ -104,8 +117,18 @@ class Driver:
         self.completions: dict[Sample, Completion] = {}
         self.messages: list[TokenEvents] = []
 
-    def submit(self, submission: Submission, gateway_id: int = GATEWAY) -> None:
+    def policies(self) -> dict[str, str]:
+        recovery = self.recovery
+        name = recovery.name.lower() if isinstance(recovery, Recovery) else recovery
+        return {"victim": self.victim_policy, "recovery": name, **self.more_policies}
+
+    def submit(
+        self, submission: Submission, gateway_id: int = GATEWAY, *, is_steered: bool = False
+    ) -> None:
         self.scheduler.submit(submission, gateway_id)
+        request = self.scheduler._roster.requests.get((gateway_id, submission.handle))
+        for sequence in request.sequences if is_steered and request else ():
+            sequence.is_steered = True
         for sample_index in range(submission.num_samples):
             resume = submission.resume_token_ids
             key = (gateway_id, submission.handle, sample_index)
@@ -175,6 +198,7 @@ class Driver:
         self.engine = FakeEngine(
             self.facts,
             num_hit_tokens=self.engine.num_hit_tokens,
+            num_right=self.engine.num_right,
             shares_prefixes=self.engine.shares_prefixes,
             ceilings=self.engine.ceilings,
         )
@@ -200,6 +224,10 @@ class Driver:
                 assert key not in self.completions, f"{key} completed twice"
                 self.completions[key] = completion
                 assert completion.num_output_tokens == len(self.tokens[key])
+                spent_ns = completion.compute_ns + sum(completion.stall_ns.values())
+                assert spent_ns <= completion.end_ns - completion.submit_ns, "time counted twice"
+                if completion.finish_reason in (FinishReason.STOP, FinishReason.LENGTH):
+                    assert spent_ns == completion.end_ns - completion.submit_ns, "unexplained time"
 
     def output(self, handle: int, sample_index: int = 0, gateway_id: int = GATEWAY) -> list[int]:
         return self.tokens[gateway_id, handle, sample_index]
@@ -221,9 +249,9 @@ def assert_scheduler_empty(driver: Driver) -> None:
     assert scheduler.plan(driver.clock.now_ns()) is None
     assert scheduler.next_deadline_ns == 0
     roster = scheduler._roster
-    places = (roster.sequences, roster.requests, roster.names, roster.running, roster.waiting)
-    assert [len(place) for place in (*places, roster.preempted, roster.prefills)] == [0] * 7
-    assert len(roster.decodes) == 0
+    places = (roster.sequences, roster.requests, roster.names, roster.running, roster.line)
+    assert [len(place) for place in (*places, roster.prefills)] == [0] * 6
+    assert (len(roster.decodes), len(roster.steered)) == (0, 0)
     assert not any(roster.decodes._num_by_phase)
     assert not any(roster.decodes._wheel)
     assert not roster.decodes._num_ending
@@ -231,6 +259,8 @@ def assert_scheduler_empty(driver: Driver) -> None:
     assert (roster.parents, len(roster.prefixes)) == ({}, 0)
     assert (roster.backlog.num_requests, roster.backlog.num_tokens) == (0, 0)
     assert len(scheduler._deadlines) == 0
+    assert roster.num_blocks_final == 0
+    assert [s for s in roster.shares.all if s.num_living or s.num_running or s.num_waiting] == []
     assert driver.engine.sequences == {}
     assert driver.engine.num_free == driver.facts.num_blocks
 
@@ -243,8 +273,12 @@ def assert_scheduler_consistent(scheduler: Scheduler) -> None:
         state: {s.sequence_id for s in living if s.state is state} for state in SequenceState
     }
     assert by_state[SequenceState.ENDED] == set()
-    assert {s.sequence_id for s in roster.waiting} == by_state[SequenceState.WAITING]
-    assert {s.sequence_id for s in roster.preempted} == by_state[SequenceState.PREEMPTED]
+    in_line = by_state[SequenceState.WAITING] | by_state[SequenceState.PREEMPTED]
+    assert {s.sequence_id for s in roster.line} == in_line
+    assert all(s in roster.line for s in roster.line)
+    assert len(roster.line) == len(in_line)
+    assert roster.line.num_preempted == len(by_state[SequenceState.PREEMPTED])
+    assert_shares_consistent(scheduler)
     siblings = {s.sequence_id for r in roster.requests.values() for s in r.siblings}
     assert siblings == by_state[SequenceState.SIBLING]
     parents = {
@@ -258,8 +292,10 @@ def assert_scheduler_consistent(scheduler: Scheduler) -> None:
     assert set(roster.running) == running
     decodes = {s.sequence_id for s in living if s in roster.decodes}
     prefills = {s.sequence_id for s in roster.prefills}
-    assert not decodes & prefills
-    assert decodes | prefills == running
+    steered = {s.sequence_id for s in roster.steered}
+    assert not (decodes & prefills or decodes & steered or prefills & steered)
+    assert decodes | prefills | steered == running
+    assert all(roster.sequences[sequence_id].is_steered for sequence_id in steered)
     waiting = [s for s in living if s.state in (SequenceState.WAITING, SequenceState.SIBLING)]
     assert roster.backlog.num_tokens == sum(s.num_tokens for s in waiting)
     assert roster.backlog.num_requests == len({id(s.submission) for s in waiting})
@@ -276,6 +312,25 @@ def assert_scheduler_consistent(scheduler: Scheduler) -> None:
         assert sequence.num_tokens_in_flight == in_flight[sequence.sequence_id], sequence
         if sequence.sequence_id in prefills:
             assert sequence.num_uncomputed > 1
+
+
+def assert_shares_consistent(scheduler: Scheduler) -> None:
+    """Each tenant's account, recomputed over all that lives."""
+    roster = scheduler._roster
+    shares = {share.tenant: share for share in roster.shares.all}
+    assert roster.shares._weight_present == pytest.approx(sum(s.weight for s in shares.values()))
+    assert roster.num_blocks_final == sum(
+        roster.capacity.num_blocks(s.num_positions_max) for s in roster.running.values()
+    )
+    for tenant, share in shares.items():
+        living = [s for s in roster.sequences.values() if s.submission.tenant == tenant]
+        running = [s for s in living if s.sequence_id in roster.running]
+        assert all(s.share is share for s in living)
+        assert share.num_living == len(living)
+        assert share.num_running == len(running)
+        assert share.num_waiting == len([s for s in living if s in roster.line])
+        assert share.num_tokens_held == sum(s.num_tokens for s in running)
+        assert all(not s.num_tokens_charged for s in living if s.sequence_id not in roster.running)
 
 
 def num_blocks_of(num_tokens: int, facts: ReplicaFacts) -> int:

@@ -278,6 +278,20 @@ def test_an_executor_that_is_starting_is_asked_again_with_a_higher_epoch():
     run(scenario)
 
 
+def test_an_executor_that_has_seen_a_later_epoch_is_asked_with_one_above_it():
+    """Wall time was set back while the scheduler was away."""
+
+    async def scenario(house):
+        seen = house.clock.now_ns() + 3_600 * 10**9
+        house.executor.refusals.append(
+            PreconditionError("EPOCH_TOO_OLD", "too old", epoch=1, epoch_seen=seen)
+        )
+        await house.start()
+        assert house.executor.epochs[1] == seen + 1
+
+    run(scenario)
+
+
 def test_a_scheduler_that_took_our_place_is_waited_out_once_there_are_requests():
     async def scenario(house):
         stream = await house.start()

@@ -126,3 +126,16 @@ def test_pinned_blocks_do_not_keep_a_newcomer_out_while_nobody_runs():
     plan = driver.scheduler.plan(driver.clock.now_ns())
     assert plan is not None
     assert plan.may.sequence_ids == [plan.announce[0].sequence_id]
+
+
+def test_blocks_of_idle_chats_do_not_keep_a_newcomer_out_while_others_run():
+    driver = make_driver(16)
+    driver.submit(make_submission(1, 5, max_tokens=8))
+    driver.step()
+    account = replace(driver.engine.account(), free=1, held=15, pinned=10, yieldable=10)
+    driver.results.append(StepResult(step=0, account=account))
+    driver.receive()
+    driver.submit(make_submission(2, 14, max_tokens=2))
+    plan = driver.scheduler.plan(driver.clock.now_ns())
+    assert plan is not None
+    assert plan.may.sequence_ids == [plan.announce[0].sequence_id]

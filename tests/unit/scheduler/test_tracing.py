@@ -214,7 +214,7 @@ def test_a_preemption_names_both_sides_and_links_to_the_one_it_serves():
     assert stall.start_ns == preempt.start_ns
 
 
-def test_the_sum_of_stalls_is_the_sum_of_stall_spans():
+def test_the_sum_of_stalls_is_the_sum_of_their_spans_and_of_what_is_computed_again():
     driver = traced(facts=make_facts(num_blocks=7, block_size=4), token_budget=6)
     for handle in range(1, 7):
         submit(driver, handle, 5 + handle, 7)
@@ -226,8 +226,9 @@ def test_the_sum_of_stalls_is_the_sum_of_stall_spans():
     driver.run()
     for sequence in driver.trace.named("sequence"):
         spans_ns = {}
-        for span in driver.trace.named("stall"):
-            if span.parent_span_id == sequence.span_id:
+        for span in [*driver.trace.named("stall"), *driver.trace.named("prefill")]:
+            is_own = span.parent_span_id == sequence.span_id
+            if is_own and "pageframe.stall.cause" in span.attributes:
                 cause = StallCause[span.attributes["pageframe.stall.cause"].upper()]
                 spans_ns[cause] = spans_ns.get(cause, 0) + span.end_ns - span.start_ns
         handle = int(sequence.attributes["pageframe.request_id"].split("-")[1])

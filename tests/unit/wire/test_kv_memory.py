@@ -98,6 +98,9 @@ def snapshots(draw):
         ref_counts=column(st.integers(0, 2**31 - 1), np.int32),
         pin_counts=column(st.sampled_from([0, 1, 127, 128, 16383, 16384]), np.int32),
         is_indexed=column(st.booleans(), np.bool_),
+        kv_groups=column(st.integers(0, 255), np.uint8)
+        if draw(st.booleans())
+        else np.empty(0, dtype=np.uint8),
         tables=draw(st.lists(tables, max_size=3)),
         retentions=draw(st.lists(retentions, max_size=3)),
         quotas=draw(st.lists(quotas, max_size=3)),
@@ -128,12 +131,13 @@ def test_snapshots_come_back(snapshot):
 def test_packed_columns_are_what_protobuf_would_have_made_of_lists(snapshot):
     message = pb.KvMemoryServiceSnapshotResponse()
     message.CopyFrom(snapshot_to_proto(snapshot))
-    for name in ("block_states", "reference_counts", "pin_counts", "indexed"):
+    for name in ("block_states", "reference_counts", "pin_counts", "indexed", "kv_groups"):
         message.ClearField(name)
     message.block_states.extend((snapshot.states + 1).tolist())
     message.reference_counts.extend(snapshot.ref_counts.tolist())
     message.pin_counts.extend(snapshot.pin_counts.tolist())
     message.indexed.extend(snapshot.is_indexed.tolist())
+    message.kv_groups.extend(snapshot.kv_groups.tolist())
     assert message == snapshot_to_proto(snapshot)
 
 
@@ -145,6 +149,7 @@ def test_packed_columns_are_what_protobuf_would_have_made_of_lists(snapshot):
         num_references=counts,
         num_pins=counts,
         is_indexed=st.booleans(),
+        kv_group=st.integers(0, 255),
         tenant=names,
         sequence_ids=st.lists(numbers, max_size=3),
         retentions=st.lists(retentions, max_size=2),
@@ -229,6 +234,8 @@ def _snapshot(**changes):
         _snapshot(reference_counts=[0, 1, 2]),
         _snapshot(pin_counts=[]),
         _snapshot(indexed=[True]),
+        _snapshot(kv_groups=[1]),
+        _snapshot(kv_groups=[0, 256]),
         _snapshot(block_states=[0, 1]),
         _snapshot(block_states=[1, 6]),
         _snapshot(retentions=[pb.Retention(kind=3)]),

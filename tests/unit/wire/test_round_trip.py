@@ -6,12 +6,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pageframe.core.beams import BeamParams, EarlyStopping
 from pageframe.core.errors import InvalidRequestError, PreconditionError
-from pageframe.core.plan import Announcement, Entries, Fork, Recovery, StepPlan, Victims
+from pageframe.core.plan import (
+    NO_DRAFTS,
+    Announcement,
+    Branches,
+    DraftBounds,
+    Entries,
+    Fork,
+    Recovery,
+    StepPlan,
+    Victims,
+)
 from pageframe.core.replica import PoolAccount, ReplicaFacts, TenantQuota
 from pageframe.core.request import Completion, Delivery, StallCause, Submission, TokenEvents
 from pageframe.core.sampling import SamplingParams
 from pageframe.core.step import (
+    Candidates,
     FinishReason,
     RefusedBecause,
     SequenceAccount,
@@ -103,7 +115,7 @@ def announcements(draw):
         sequence_id=draw(sequence_ids),
         token_ids=token_ids,
         num_prompt_tokens=draw(st.integers(1, len(token_ids))),
-        sampling=draw(samplings),
+        sampling=dataclasses.replace(draw(samplings), num_candidates=draw(counts)),
         generation=draw(counts),
         sample_index=draw(counts),
         request_id=draw(st.text(max_size=5)),
@@ -113,9 +125,23 @@ def announcements(draw):
         prefix_handle=draw(st.text(max_size=5)),
         trace_id=draw(trace_ids),
         span_id=draw(st.binary(min_size=8, max_size=8)),
+        is_steered=draw(st.booleans()),
     )
 
 
+branches = parallel(ids, counts, sequence_ids, tokens).map(
+    lambda c: Branches(*map(list, c)) if len(set(c[2])) == len(c[2]) else Branches()
+)
+candidates = parallel(tokens, floats).map(
+    lambda c: Candidates(token_ids=list(c[0]), logprobs=list(c[1]))
+)
+searches = st.builds(
+    BeamParams,
+    num_beams=counts,
+    length_penalty=st.floats(-10, 10),
+    early_stopping=st.sampled_from(EarlyStopping),
+    num_return=counts,
+)
 forks = parallel(sequence_ids, counts, st.integers(0, 2**64 - 1)).flatmap(
     lambda c: st.builds(
         Fork,
@@ -136,6 +162,15 @@ plans = st.builds(
     victims=victims,
     may=entries,
     forks=st.lists(forks, max_size=2),
+    branches=branches,
+    drafts=st.just(NO_DRAFTS)
+    | st.builds(
+        DraftBounds,
+        num_tokens=st.integers(1, 2**31 - 1),
+        num_tokens_each=counts,
+        num_blocks=counts,
+        acceptance_min=st.floats(0, 1),
+    ),
 )
 
 
@@ -150,6 +185,7 @@ def results(draw):
         parallel(ids, counts, counts, st.sampled_from(Recovery), counts)
     )
     announced, cached, leaders, num_leader_tokens = draw(parallel(ids, counts, counts, counts))
+    drafted, num_drafted, num_accepted = draw(parallel(ids, counts, counts))
     return StepResult(
         step=draw(counts),
         sampled_ids=sampled,
@@ -157,6 +193,7 @@ def results(draw):
         finish_reasons=[int(reason) for reason in finish],
         logprobs=draw(st.dictionaries(counts, logprobs, max_size=2)),
         prompt_logprobs=draw(st.dictionaries(ids, st.lists(logprobs, max_size=2), max_size=2)),
+        candidates=draw(st.dictionaries(ids, candidates, max_size=2)),
         computed_ids=computed,
         num_computed=num_computed,
         first_positions=first_positions,
@@ -175,10 +212,19 @@ def results(draw):
         num_cached_tokens=cached,
         leader_ids=leaders,
         num_leader_tokens=num_leader_tokens,
+        drafted_ids=drafted,
+        num_drafted=num_drafted,
+        num_accepted=num_accepted,
         errors=draw(st.dictionaries(ids, st.text(max_size=5), max_size=2)),
         accounts=draw(st.dictionaries(ids, accounts, max_size=2)),
         account=draw(pools),
-        timing=StepTiming(start_ns=draw(ids), apply_ns=draw(counts), execute_ns=draw(counts)),
+        timing=StepTiming(
+            start_ns=draw(ids),
+            apply_ns=draw(counts),
+            execute_ns=draw(counts),
+            copy_ns=draw(counts),
+            num_blocks_moved=draw(counts),
+        ),
     )
 
 
@@ -214,6 +260,7 @@ def test_sampling(sampling):
         priority=st.integers(-(2**31), 2**31 - 1),
         tenant=st.text(max_size=5),
         cache_salt=st.binary(max_size=4),
+        beams=st.none() | searches,
         session_id=st.text(max_size=5),
         prefix_handle=st.text(max_size=5),
         trace_id=trace_ids,
@@ -240,6 +287,8 @@ def token_events(draw):
         num_output_tokens=counts,
         account=accounts.map(lambda a: dataclasses.replace(a, num_cached_tokens=0)),
         stall_ns=st.dictionaries(st.sampled_from(StallCause), counts, max_size=3),
+        score=st.none() | st.floats(-1e6, 0),
+        num_unreturned_tokens=counts,
         error_status=st.text(max_size=3),
         error_limits=st.dictionaries(st.text(max_size=3), st.text(max_size=3), max_size=2),
     )
@@ -331,6 +380,17 @@ def test_a_refusal_is_a_result_in_which_nothing_happened():
         ),
         pb.StepPlan(step=1, forks=[pb.PlanFork(child_ids=[2], sample_indices=[1])]),
         pb.StepPlan(step=1, forks=[pb.PlanFork(child_ids=[0], sample_indices=[1], span_ids=[0])]),
+        pb.StepPlan(step=1, branches=pb.PlanBranches(parent_ids=[1], child_ids=[2])),
+        pb.StepPlan(
+            step=1,
+            branches=pb.PlanBranches(parent_ids=[1], generations=[0], child_ids=[0], token_ids=[5]),
+        ),
+        pb.StepPlan(
+            step=1,
+            branches=pb.PlanBranches(
+                parent_ids=[1, 1], generations=[0, 0], child_ids=[2, 2], token_ids=[5, 6]
+            ),
+        ),
         pb.StepPlan(step=1, announce=[pb.Announcement(sequence_id=0, token_ids=[1])]),
         pb.StepPlan(
             step=1,
@@ -348,6 +408,9 @@ def test_a_refusal_is_a_result_in_which_nothing_happened():
         "recovery",
         "fork arrays",
         "fork child",
+        "branch arrays",
+        "branch child",
+        "branch twice",
         "id",
         "prompt",
         "sampling",
@@ -365,6 +428,7 @@ def test_a_malformed_plan_is_refused(plan):
         ("sampled", pb.StepResult(sampled_ids=[1, 2], token_ids=[3], finish_reasons=[0])),
         ("computed", pb.StepResult(computed_ids=[1], num_computed=[3])),
         ("preempted", pb.StepResult(preempted_ids=[1], preempted_generations=[1])),
+        ("candidates", pb.StepResult(candidates=[pb.SequenceCandidates(token_ids=[1])])),
         ("announced", pb.StepResult(announced_ids=[1], num_cached_tokens=[0], leader_ids=[0])),
     ],
 )

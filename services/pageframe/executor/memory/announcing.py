@@ -19,6 +19,7 @@ def know(memory: KvMemory, announcement: Announcement, result: StepResult) -> No
     num_found = num_cached // block_size
     leader_id = num_led = 0
     if memory.options.has_prefix_cache:
+        # Who computes a block computes it in all groups of layers: the first stands for them.
         keys = sequence.keys.up_to(len(token_ids), token_ids, block_size)[num_found:]
         leader_id, num_led = memory.leaders.find(keys)
         memory.leaders.lead(sequence.sequence_id, keys)

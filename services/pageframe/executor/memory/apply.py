@@ -1,7 +1,7 @@
 """A plan is applied by a pure function of the memory's state and the plan.
 
-    announce ─▶ finish ─▶ victims, only until `must` fits ─▶ decodes ─▶ `must` ─▶ `may`, each whole
-                                                                        or not at all ─▶ forks
+    announce ─▶ finish ─▶ victims, only until `must` fits ─▶ branches ─▶ decodes ─▶ `must`
+    ─▶ `may`, each whole or not at all ─▶ forks
 
 First everything that may end in a refusal is decided on numbers alone (``choice``), then memory is
 changed; so a refused plan has changed nothing. ``must`` is what is written there *and* every
@@ -21,6 +21,7 @@ from pageframe.core.units import ceil_div
 from pageframe.executor.batch import Int32Array
 from pageframe.executor.memory.announcing import know, why_never
 from pageframe.executor.memory.block_columns import BlockState
+from pageframe.executor.memory.branching import Branched, branch
 from pageframe.executor.memory.choice import Choice, choose, num_uncomputed, rows_of
 from pageframe.executor.memory.giving_up import preempt
 from pageframe.executor.memory.kv_memory import KvMemory
@@ -29,13 +30,14 @@ from pageframe.executor.memory.options import StepBounds
 from pageframe.executor.memory.sequence_table import NO_ROW, Sequence
 from pageframe.executor.memory.sharing import (
     can_fork,
+    entries_to_copy,
     fork,
     make_writable,
-    rows_to_copy,
 )
-from pageframe.executor.memory.yielding import num_yieldable, yield_own
+from pageframe.executor.memory.yielding import make_room_below_ceiling, num_yieldable, yield_own
 
 STEP_OUT_OF_ORDER = "STEP_OUT_OF_ORDER"
+BRANCH_OUT_OF_RANGE = "BRANCH_OUT_OF_RANGE"
 
 _NO_ROWS: Int32Array = np.empty(0, dtype=np.int32)
 
@@ -52,6 +54,8 @@ class AppliedStep:
         vacated_rows: Rows given up, before any was given out again.
         admitted: Sequences that got a row.
         forks: Parents and children that run from the next step on, in batch order.
+        branched: Who goes on by a branch, and who ended by one.
+        drafts: Draft tokens behind the newest one, by row; those rows are among ``chunks``.
         rejected: Announced sequences that can never run, with the reason; it may be empty.
     """
 
@@ -62,12 +66,19 @@ class AppliedStep:
     vacated_rows: list[int] = field(default_factory=list)
     admitted: list[Sequence] = field(default_factory=list)
     forks: list[tuple[Sequence, Sequence]] = field(default_factory=list)
+    branched: Branched = field(default_factory=Branched)
+    drafts: dict[int, int] = field(default_factory=dict)
     rejected: dict[int, str] = field(default_factory=dict)
 
     @property
     def num_tokens(self) -> int:
         """Tokens to compute in all."""
         return len(self.decode_rows) + sum(self.chunks.values())
+
+    def leave_out(self, row: int) -> None:
+        """``row`` computes nothing after all."""
+        self.chunks.pop(row, None)
+        self.decode_rows = self.decode_rows[self.decode_rows != row]
 
 
 def apply(memory: KvMemory, plan: StepPlan, bounds: StepBounds) -> AppliedStep:
@@ -81,6 +92,9 @@ def apply(memory: KvMemory, plan: StepPlan, bounds: StepBounds) -> AppliedStep:
         applied.result.refusal = STEP_OUT_OF_ORDER
         return applied
     memory.last_received_step = plan.step
+    if max(plan.branches.token_ids, default=0) >= bounds.vocab_size:
+        applied.result.refusal = BRANCH_OUT_OF_RANGE
+        return applied
     choice = choose(memory, plan, bounds.max_step_tokens)
     if choice.refusal:
         applied.result.refusal = choice.refusal
@@ -156,13 +170,27 @@ def _run_must(memory: KvMemory, choice: Choice, applied: AppliedStep) -> None:
     applied.named_rows = choice.named_rows
     for tenant_id, num_blocks in choice.own_yields.items():
         yield_own(memory, tenant_id, num_blocks)
+    if choice.families:
+        _branch(memory, choice, applied)
     if choice.has_writers:
-        make_writable(memory, choice.decode_rows, KvCause.DECODE)
-    memory.cover_next(choice.decode_rows)
+        make_writable(memory, applied.decode_rows, KvCause.DECODE)
+    memory.cover_next(applied.decode_rows)
     for row, num_tokens in choice.chunks.items():
         if choice.has_writers:
             make_writable(memory, np.array([row], dtype=np.int32), KvCause.PREFILL)
         memory.cover(row, int(memory.sequences.num_computed[row]) + num_tokens)
+
+
+def _branch(memory: KvMemory, choice: Choice, applied: AppliedStep) -> None:
+    """Whoever branches has one token to compute, as the decodes have."""
+    branched = branch(memory, choice.families.values())
+    rows: Int32Array = np.array(branched.rows, dtype=np.int32)
+    applied.decode_rows = np.concatenate([choice.decode_rows, rows])
+    applied.branched = branched
+    for parent_id, row, account in branched.ended:
+        applied.vacated_rows.append(row)
+        applied.result.released.append(parent_id)
+        applied.result.accounts[parent_id] = account
 
 
 def _run_may(memory: KvMemory, may: Entries, bounds: StepBounds, applied: AppliedStep) -> None:
@@ -218,11 +246,12 @@ def _try_entry(
 def _grow(memory: KvMemory, sequence: Sequence, end: int, *, is_new: bool) -> RefusedBecause | None:
     """Give a running sequence what it lacks to hold ``end`` tokens."""
     row: Int32Array = np.array([sequence.row], dtype=np.int32)
-    num_blocks = memory.tables.num_missing(sequence.row, end) + int(is_new)
+    num_copies_max = memory.options.num_groups if is_new else 0
+    num_blocks = memory.tables.num_missing(sequence.row, end) + num_copies_max
     refused = _obstacle(memory, sequence, num_blocks)
     if refused is not None and is_new:
-        # One block more than missing was asked for, should it have to copy; look closer.
-        num_blocks -= 1 - len(rows_to_copy(memory, row))
+        # More blocks than missing were asked for, should it have to copy; look closer.
+        num_blocks -= num_copies_max - len(entries_to_copy(memory, row)[0])
         refused = _obstacle(memory, sequence, num_blocks)
     if refused is None:
         make_writable(memory, row, KvCause.PREFILL)
@@ -231,19 +260,27 @@ def _grow(memory: KvMemory, sequence: Sequence, end: int, *, is_new: bool) -> Re
 
 
 def _obstacle(
-    memory: KvMemory, sequence: Sequence, num_blocks: int, shared: list[int] | None = None
+    memory: KvMemory, sequence: Sequence, num_blocks: int, shared: Iterable[int] = ()
 ) -> RefusedBecause | None:
     """Why a sequence cannot have so many more blocks; pins that may give way to it do not count."""
     if not num_blocks:
         return None
-    num_more = 0
-    if num_blocks > memory.pool.num_available:
+    refused = _obstacle_now(memory, sequence, num_blocks, shared)
+    is_over = refused is RefusedBecause.QUOTA and not shared
+    if is_over and make_room_below_ceiling(memory, sequence.tenant_id, num_blocks):
+        refused = _obstacle_now(memory, sequence, num_blocks, shared)
+    return refused
+
+
+def _obstacle_now(
+    memory: KvMemory, sequence: Sequence, num_blocks: int, shared: Iterable[int]
+) -> RefusedBecause | None:
+    refused = memory.obstacle(sequence.tenant_id, num_blocks)
+    if refused is RefusedBecause.POOL_FULL:
+        # Too few blocks are available, or floors of others keep those that are.
         nobody_runs = not len(memory.sequences.running_rows())
         needs = {sequence.tenant_id: num_blocks}
-        num_more = num_yieldable(memory, needs, shared or (), with_handles=nobody_runs)
-    refused = memory.obstacle(sequence.tenant_id, num_blocks, num_more)
-    is_over = refused is RefusedBecause.QUOTA and not shared
-    if is_over and yield_own(memory, sequence.tenant_id, num_blocks):
+        num_more = num_yieldable(memory, needs, shared, with_handles=nobody_runs)
         refused = memory.obstacle(sequence.tenant_id, num_blocks, num_more)
     return refused
 
@@ -304,7 +341,8 @@ def _num_blocks_to_hold(memory: KvMemory, match: Match, end: int) -> int:
         num_new = len(match.promotions)
     else:
         num_copies = int(match.needs_copy(block_size))
-        num_new = ceil_div(end, block_size) - len(match.block_ids) + num_copies
+        num_new = ceil_div(end, block_size) - match.num_blocks + num_copies
+        num_new *= memory.options.num_groups
     states = memory.pool.columns.states[match.block_ids]
     return num_new + int(np.count_nonzero(states == BlockState.CACHED))
 

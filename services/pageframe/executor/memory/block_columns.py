@@ -3,9 +3,12 @@
 The simple thing is an object per block; moving a thousand of them would cost a thousand attribute
 writes. Here a change of state is one array assignment for all blocks that change together, and the
 counts by state and by tenant are kept on the way, so nobody ever walks the pool to know them.
+Block ids come as int64, which is what NumPy indexes by; see ``free_list``.
 """
 
 import enum
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +16,7 @@ from numpy.typing import NDArray
 
 from pageframe.core.errors import InternalError
 from pageframe.core.trace import KvCause
-from pageframe.executor.batch import Int32Array
+from pageframe.executor.batch import Int32Array, Int64Array
 
 
 @enum.unique
@@ -100,6 +103,7 @@ class BlockColumns:
         pin_counts: int32, pins.
         idle_pin_counts: int32, pins that give way while somebody runs: those of idle sessions.
         depths: int32, logical index of an indexed block in its chain.
+        groups: uint8, whose layers an indexed block holds.
         owner_ids: int64, the sequence that had it last.
         tenant_ids: int32, who is charged while it is held.
         causes: uint8, values of ``KvCause``; 0 for none.
@@ -118,6 +122,7 @@ class BlockColumns:
         self.pin_counts: Int32Array = np.zeros(num_blocks_max, dtype=np.int32)
         self.idle_pin_counts: Int32Array = np.zeros(num_blocks_max, dtype=np.int32)
         self.depths: Int32Array = np.zeros(num_blocks_max, dtype=np.int32)
+        self.groups: NDArray[np.uint8] = np.zeros(num_blocks_max, dtype=np.uint8)
         self.owner_ids: NDArray[np.int64] = np.zeros(num_blocks_max, dtype=np.int64)
         self.tenant_ids: Int32Array = np.zeros(num_blocks_max, dtype=np.int32)
         self.causes: NDArray[np.uint8] = np.zeros(num_blocks_max, dtype=np.uint8)
@@ -130,7 +135,7 @@ class BlockColumns:
         self.recount()
 
     def move(
-        self, block_ids: Int32Array, source: BlockState, target: BlockState, step: int
+        self, block_ids: Int64Array, source: BlockState, target: BlockState, step: int
     ) -> None:
         """Bring blocks from one state to another; charges and discharges their tenants."""
         self.states[block_ids] = target
@@ -142,8 +147,8 @@ class BlockColumns:
         elif target is BlockState.HELD:
             self._charge(block_ids, 1)
 
-    def follow(self, sources: Int32Array, targets: Int32Array) -> None:
-        """What is known of each source is now true of its target; both are int32 [n].
+    def follow(self, sources: Int64Array, targets: Int64Array) -> None:
+        """What is known of each source is now true of its target; both are int64 [n].
 
         The sources are left free, of no interest to anybody, and uncounted as such.
         """
@@ -153,6 +158,7 @@ class BlockColumns:
             self.pin_counts,
             self.idle_pin_counts,
             self.depths,
+            self.groups,
             self.owner_ids,
             self.tenant_ids,
             self.causes,
@@ -161,7 +167,7 @@ class BlockColumns:
             column[targets] = column[sources]
             column[sources] = 0
 
-    def refer(self, block_ids: Int32Array, change: int | Int32Array) -> None:
+    def refer(self, block_ids: Int64Array, change: int) -> None:
         """Count so many references more, or less, of each; no block twice."""
         if not self.num_pinned:
             self.ref_counts[block_ids] += change
@@ -170,7 +176,27 @@ class BlockColumns:
         self.ref_counts[block_ids] += change
         self._count_yieldable(block_ids, 1)
 
-    def pin(self, block_ids: Int32Array, change: int, *, is_idle: bool) -> None:
+    def drop_each(self, block_ids: Sequence[int]) -> list[int]:
+        """Count one reference less for each time that a block is named; a loop, for few.
+
+        Returns:
+            Those that have none left.
+        """
+        num_dropped: dict[int, int] = {}
+        for block_id in block_ids:
+            num_dropped[block_id] = num_dropped.get(block_id, 0) + 1
+        self._count_yieldable_of(num_dropped, -1)
+        dropped = []
+        for block_id, num in num_dropped.items():
+            num_left = self.ref_counts.item(block_id) - num
+            assert num_left >= 0, f"block {block_id} has {num_left} references"
+            self.ref_counts[block_id] = num_left
+            if not num_left:
+                dropped.append(block_id)
+        self._count_yieldable_of(num_dropped, 1)
+        return dropped
+
+    def pin(self, block_ids: Int64Array, change: int, *, is_idle: bool) -> None:
         """Count one pin more, or one less, of each, which is a reference; no block twice."""
         was_pinned = np.count_nonzero(self.pin_counts[block_ids])
         self._count_yieldable(block_ids, -1)
@@ -181,7 +207,7 @@ class BlockColumns:
         self._count_yieldable(block_ids, 1)
         self.num_pinned += int(np.count_nonzero(self.pin_counts[block_ids]) - was_pinned)
 
-    def is_yieldable(self, block_ids: Int32Array) -> NDArray[np.bool_]:
+    def is_yieldable(self, block_ids: Int64Array) -> NDArray[np.bool_]:
         """Whether each is held by idle pins alone: bool, of the shape of ``block_ids``."""
         num_idle = self.idle_pin_counts[block_ids]
         is_alone: NDArray[np.bool_] = (num_idle > 0) & (num_idle == self.ref_counts[block_ids])
@@ -194,17 +220,18 @@ class BlockColumns:
         held = self.tenant_ids[self.states == BlockState.HELD]
         num_tenants = len(self.num_held_by_tenant)
         self.num_held_by_tenant = np.bincount(held, minlength=num_tenants).tolist()
-        yieldable = self.tenant_ids[self.is_yieldable(np.arange(len(self.states), dtype=np.int32))]
+        yieldable = self.tenant_ids[self.is_yieldable(np.arange(len(self.states)))]
         self.num_yieldable = len(yieldable)
         self.num_yieldable_by_tenant = np.bincount(yieldable, minlength=num_tenants).tolist()
 
-    def check_known(self, block_ids: Int32Array, num_blocks: int) -> None:
+    def check_known(self, block_ids: Int64Array, num_blocks: int) -> None:
         """Refuse ids outside the pool.
 
         Raises:
             UnknownBlockError: with the ids.
         """
-        if len(block_ids) and (block_ids.min() < 0 or block_ids.max() >= num_blocks):
+        named = block_ids.tolist()
+        if named and (min(named) < 0 or max(named) >= num_blocks):
             raise UnknownBlockError(
                 "UNKNOWN_BLOCK",
                 f"blocks {block_ids.tolist()} are not all in [0, {num_blocks})",
@@ -212,7 +239,7 @@ class BlockColumns:
                 num_total=num_blocks,
             )
 
-    def check_held(self, block_ids: Int32Array, is_spare: NDArray[np.bool_] | None = None) -> None:
+    def check_held(self, block_ids: Int64Array, is_spare: NDArray[np.bool_] | None = None) -> None:
         """Refuse ids that are named twice or, unless ``is_spare``, that nobody refers to.
 
         Raises:
@@ -232,25 +259,29 @@ class BlockColumns:
             without_reference=lacking,
         )
 
-    def _charge(self, block_ids: Int32Array, sign: int) -> None:
+    def _charge(self, block_ids: Int64Array, sign: int) -> None:
         self._count(self.num_held_by_tenant, block_ids, sign)
 
-    def _count_yieldable(self, block_ids: Int32Array, sign: int) -> None:
+    def _count_yieldable(self, block_ids: Int64Array, sign: int) -> None:
         yieldable = block_ids[self.is_yieldable(block_ids)]
         self.num_yieldable += sign * len(yieldable)
         self._count(self.num_yieldable_by_tenant, yieldable, sign)
 
-    def _count(self, counts: list[int], block_ids: Int32Array, sign: int) -> None:
+    def _count_yieldable_of(self, block_ids: Iterable[int], sign: int) -> None:
+        if self.num_pinned:
+            self._count_yieldable(np.array(list(block_ids), dtype=np.int64), sign)
+
+    def _count(self, counts: list[int], block_ids: Int64Array, sign: int) -> None:
         """Count blocks by tenant; ``counts`` is one of the two columns over tenants."""
         if not len(block_ids):
             return
-        tenant_ids = self.tenant_ids[block_ids]
-        first = int(tenant_ids[0])
+        tenant_ids = self.tenant_ids[block_ids].tolist()
+        first = tenant_ids[0]
         # Blocks that change together are nearly always one tenant's.
-        if (tenant_ids == first).all():
-            num_by_tenant = [(first, len(block_ids))]
+        if tenant_ids.count(first) == len(tenant_ids):
+            num_by_tenant = [(first, len(tenant_ids))]
         else:
-            num_by_tenant = list(enumerate(np.bincount(tenant_ids).tolist()))
+            num_by_tenant = list(Counter(tenant_ids).items())
         for tenant_id, num_blocks in num_by_tenant:
             self._know_tenant(tenant_id)
             counts[tenant_id] += sign * num_blocks

@@ -58,7 +58,14 @@ _BLOCK_PREFIX = _field(_DOMAIN, b"kv block") + _field(_BYTES, bytes(KEY_BYTES))[
 
 
 def chain_root(
-    *, model: str, block_size: int, salt: bytes, adapter: str = "", kv_dtype: str = ""
+    *,
+    model: str,
+    block_size: int,
+    salt: bytes,
+    adapter: str = "",
+    kv_dtype: str = "",
+    group: int = 0,
+    group_windows: tuple[int, ...] = (),
 ) -> BlockKey:
     """The key before block 0 of every sequence that may share blocks.
 
@@ -68,6 +75,8 @@ def chain_root(
         salt: Secret of the tenant, or of the tenants that an operator joined. May be empty.
         adapter: Name of the adapter on top of the model; empty for none.
         kv_dtype: Type that keys and values are kept in; empty for the model's own.
+        group: Which group of layers the blocks hold.
+        group_windows: Windows of all groups; empty where a block holds all layers.
     """
     assert block_size > 0, f"blocks of {block_size} tokens"
     fields = (
@@ -77,6 +86,7 @@ def chain_root(
         _field(_BYTES, salt),
         _text(adapter),
         _text(kv_dtype),
+        *(_integer(number) for number in (group, *group_windows) if group_windows),
     )
     return hashlib.sha256(b"".join(fields)).digest()
 
@@ -89,8 +99,9 @@ def child_key(parent: BlockKey, token_ids: bytes) -> BlockKey:
         token_ids: The block's tokens, little-endian int32, ``4 * block_size`` bytes.
     """
     assert len(parent) == KEY_BYTES, f"a key of {len(parent)} bytes"
-    assert len(token_ids) % TOKEN_BYTES == 0, f"tokens in {len(token_ids)} bytes"
-    header = _BYTES + len(token_ids).to_bytes(4, "little")
+    num_bytes = len(token_ids)
+    assert num_bytes % TOKEN_BYTES == 0, f"tokens in {num_bytes} bytes"
+    header = _BYTES + num_bytes.to_bytes(4, "little")
     return hashlib.sha256(_BLOCK_PREFIX + parent + header + token_ids).digest()
 
 
@@ -131,6 +142,14 @@ def private_key(epoch: int, sequence_id: int, generation: int, logical_block: in
         _integer(logical_block),
     )
     return hashlib.sha256(b"".join(fields)).digest()
+
+
+def little_endian(token_ids: Int32Array) -> memoryview:
+    """The bytes of a contiguous array of tokens, as ``token_bytes`` has them; copies nothing.
+
+    On a big-endian machine it copies them all.
+    """
+    return token_ids.astype("<i4", copy=False).data.cast("B")
 
 
 def token_bytes(token_ids: Int32Array) -> bytes:

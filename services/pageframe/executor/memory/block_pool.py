@@ -9,15 +9,14 @@ once. Every operation is recorded in the trace sink, in the order in which it ha
 the records rebuilds the pool.
 """
 
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pageframe.core.replica import PoolAccount
 from pageframe.core.trace import KvCause, KvOperation, TraceSink
-from pageframe.executor.batch import Int32Array
+from pageframe.executor.batch import Int32Array, Int64Array
 from pageframe.executor.memory.block_columns import (
     BlockColumns,
     BlockFacts,
@@ -30,6 +29,9 @@ from pageframe.executor.memory.eviction import EvictionPolicy
 from pageframe.executor.memory.prefix_index import PrefixIndex
 from pageframe.executor.memory.purpose import Purpose
 from pageframe.executor.memory.recorder import OperationRecorder
+
+# As plain numbers: to compare an array with a member of an enumeration costs 5 µs more.
+_HELD, _CACHED = int(BlockState.HELD), int(BlockState.CACHED)
 
 
 class BlockPool:
@@ -67,7 +69,6 @@ class BlockPool:
         self.tenants = Tenants()
         self.recorder = OperationRecorder(trace, self._count_free)
         self.supply = BlockSupply(num_blocks, self.columns, index, eviction, self.recorder)
-        self._trace = trace
 
     @property
     def current_step(self) -> int:
@@ -125,8 +126,8 @@ class BlockPool:
         self.supply.restart()
         self.current_step = 0
 
-    def allocate(self, num_blocks: int, purpose: Purpose) -> Int32Array:
-        """Take blocks for one sequence, each with one reference: int32 [num_blocks].
+    def allocate(self, num_blocks: int, purpose: Purpose) -> Int64Array:
+        """Take blocks for one sequence, each with one reference: int64 [num_blocks].
 
         Evicts what is lacking on the free list.
 
@@ -146,8 +147,8 @@ class BlockPool:
         positions: Int32Array,
         tenant_ids: Int32Array,
         cause: KvCause,
-    ) -> Int32Array:
-        """Take one block for each of n sequences: int32 [n]. All arrays are [n].
+    ) -> Int64Array:
+        """Take one block for each of n sequences: int64 [n]. All arrays are [n].
 
         Raises:
             BlocksExhaustedError: fewer can be had; nothing was changed.
@@ -155,46 +156,31 @@ class BlockPool:
         block_ids = self.supply.take(len(sequence_ids), tenant_ids, Purpose(cause))
         self.columns.owner_ids[block_ids] = sequence_ids
         self.columns.causes[block_ids] = cause
-        # What the loop needs is looked up once: it runs for every block of a decode step.
-        kv, step, allocated = self._trace.kv, self.current_step, KvOperation.ALLOCATE
-        num_free_after = self.num_free + len(block_ids)
-        columns = (sequence_ids, generations, positions, block_ids)
-        rows = zip(*(column.tolist() for column in columns), strict=True)
-        for sequence_id, generation, position, block_id in rows:
-            num_free_after -= 1
-            kv(
-                allocated,
-                cause,
-                sequence_id=sequence_id,
-                generation=generation,
-                position=position,
-                step=step,
-                block_ids=(block_id,),
-                num_free_after=num_free_after,
-            )
+        rows = _rows_of(sequence_ids, generations, positions)
+        self.recorder.record_allocated_each(cause, rows, block_ids.tolist())
         return block_ids
 
-    def acquire(self, block_ids: Int32Array, purpose: Purpose) -> None:
+    def acquire(self, block_ids: NDArray[np.integer], purpose: Purpose) -> None:
         """Add one reference to each of these held or cached blocks.
 
         Raises:
             BlockNotHeldError: one is neither held nor cached, or is named twice; nothing changed.
             UnknownBlockError: an id is outside the pool; nothing was changed.
         """
-        self._take_up(block_ids, purpose)
-        self.columns.refer(block_ids, 1)
-        self.recorder.record(KvOperation.SHARE, purpose, block_ids.tolist())
+        ids = self._take_up(block_ids, purpose)
+        self.columns.refer(ids, 1)
+        self.recorder.record(KvOperation.SHARE, purpose, ids.tolist())
 
     def copy_each(
         self,
-        sources: Int32Array,
+        sources: Sequence[int],
         sequence_ids: NDArray[np.int64],
         generations: Int32Array,
         positions: Int32Array,
         tenant_ids: Int32Array,
         cause: KvCause,
-    ) -> Int32Array:
-        """Replace one held block each of n sequences by a copy: int32 [n], where each copy goes.
+    ) -> Int64Array:
+        """Replace one held block each of n sequences by a copy: int64 [n], where each copy goes.
 
         One reference moves from each source to its target. A source may be named several times, if
         it has as many references. All arrays are [n].
@@ -202,47 +188,15 @@ class BlockPool:
         Raises:
             BlocksExhaustedError: too few can be had; nothing was changed.
         """
-        columns = self.columns
         targets = self.allocate_each(sequence_ids, generations, positions, tenant_ids, cause)
-        counts = Counter(sources.tolist())
-        columns.refer(
-            np.fromiter(counts, dtype=np.int32, count=len(counts)),
-            -np.fromiter(counts.values(), dtype=np.int32, count=len(counts)),
-        )
-        assert (columns.ref_counts[sources] >= 0).all(), f"copied too often: {sources}"
-        kv, step, num_free = self._trace.kv, self.current_step, self.num_free
-        copied, released = KvOperation.COPY_ON_WRITE, KvOperation.RELEASE
-        rows = (sequence_ids, generations, positions, sources, targets)
-        for sequence_id, generation, position, source, target in zip(
-            *(column.tolist() for column in rows), strict=True
-        ):
-            kv(
-                copied,
-                cause,
-                sequence_id=sequence_id,
-                generation=generation,
-                position=position,
-                step=step,
-                block_ids=(source,),
-                target_ids=(target,),
-                num_free_after=num_free,
-            )
-            kv(
-                released,
-                cause,
-                sequence_id=sequence_id,
-                generation=generation,
-                position=position,
-                step=step,
-                block_ids=(source,),
-                num_free_after=num_free,
-            )
-        dropped = [source for source in counts if not columns.ref_counts[source]]
+        dropped = self.columns.drop_each(sources)
+        rows = _rows_of(sequence_ids, generations, positions)
+        self.recorder.record_copied_each(cause, rows, sources, targets.tolist())
         if dropped:
-            self._let_go(np.array(dropped, dtype=np.int32), Purpose(cause))
+            self._let_go(np.array(dropped, dtype=np.int64), Purpose(cause))
         return targets
 
-    def release(self, block_ids: Int32Array, purpose: Purpose) -> int:
+    def release(self, block_ids: NDArray[np.integer], purpose: Purpose) -> int:
         """Drop one reference of each; they are in the order of their chain.
 
         Those with none left are cached if they are indexed, else they go to the fence, and on
@@ -257,34 +211,35 @@ class BlockPool:
         """
         if not len(block_ids):
             return 0
-        self._check_referred(block_ids)
-        self.columns.refer(block_ids, -1)
-        return self._drop(block_ids, KvOperation.RELEASE, purpose)
+        ids = self._check_referred(block_ids)
+        self.columns.refer(ids, -1)
+        return self._drop(ids, KvOperation.RELEASE, purpose)
 
-    def pin(self, block_ids: Int32Array, purpose: Purpose, *, is_idle: bool) -> None:
+    def pin(self, block_ids: NDArray[np.integer], purpose: Purpose, *, is_idle: bool) -> None:
         """Add a reference to each that no block table stands for; errors as for ``acquire``.
 
         ``is_idle`` says that it gives way while somebody runs; ``unpin`` has to say the same.
         """
-        self._take_up(block_ids, purpose)
-        self.columns.pin(block_ids, 1, is_idle=is_idle)
-        self.recorder.record(KvOperation.PIN, purpose, block_ids.tolist())
+        ids = self._take_up(block_ids, purpose)
+        self.columns.pin(ids, 1, is_idle=is_idle)
+        self.recorder.record(KvOperation.PIN, purpose, ids.tolist())
 
-    def unpin(self, block_ids: Int32Array, purpose: Purpose, *, is_idle: bool) -> int:
+    def unpin(self, block_ids: NDArray[np.integer], purpose: Purpose, *, is_idle: bool) -> int:
         """Take back one pin of each, in the order of their chain; else as ``release``."""
         columns = self.columns
         assert (columns.pin_counts[block_ids] > 0).all(), f"not all pinned: {block_ids}"
-        self._check_referred(block_ids)
-        columns.pin(block_ids, -1, is_idle=is_idle)
-        return self._drop(block_ids, KvOperation.UNPIN, purpose)
+        ids = self._check_referred(block_ids)
+        columns.pin(ids, -1, is_idle=is_idle)
+        return self._drop(ids, KvOperation.UNPIN, purpose)
 
     def publish(
         self,
-        block_ids: Int32Array,
+        block_ids: NDArray[np.integer],
         keys: Sequence[BlockKey],
         parents: Sequence[BlockKey],
         token_ids: Sequence[bytes],
         depths: NDArray[np.integer],
+        groups: int | NDArray[np.integer] | None = None,
     ) -> list[bool]:
         """Enter held blocks into the prefix index; record it with ``record_published``.
 
@@ -292,19 +247,23 @@ class BlockPool:
         passed over.
 
         Args:
-            block_ids: int32 [n].
+            block_ids: [n].
             keys: Theirs.
             parents: The key before each.
             token_ids: Tokens of each as bytes; empty under a private key.
             depths: [n], logical index of each.
+            groups: Whose layers they hold, all of them or [n]; None where there is one group.
 
         Returns:
             Which of them were entered.
         """
         columns, index = self.columns, self.index
+        block_ids = _as_index(block_ids)
         columns.depths[block_ids] = depths
+        if groups is not None:
+            columns.groups[block_ids] = groups
         # A block in quarantine may still stand in the table of a sequence that is about to end.
-        is_held = columns.states[block_ids] == BlockState.HELD
+        is_held = columns.states[block_ids] == _HELD
         is_known = (index.is_indexed[block_ids] | ~is_held).tolist()
         add = index.add
         return [
@@ -318,8 +277,9 @@ class BlockPool:
         """Record that blocks were entered into the index, one record for many."""
         self.recorder.record(KvOperation.INDEX, purpose, block_ids)
 
-    def unpublish(self, block_ids: Int32Array, purpose: Purpose) -> None:
+    def unpublish(self, block_ids: NDArray[np.integer], purpose: Purpose) -> None:
         """Take held blocks out of the prefix index; those that are not in it are passed over."""
+        block_ids = _as_index(block_ids)
         indexed = block_ids[self.index.is_indexed[block_ids]].tolist()
         for block_id in indexed:
             assert self.columns.states[block_id] == BlockState.HELD, f"{block_id} is not held"
@@ -356,7 +316,7 @@ class BlockPool:
             UnknownBlockError: the id is outside the pool.
         """
         columns = self.columns
-        columns.check_known(np.array([block_id], dtype=np.int32), self.num_blocks)
+        columns.check_known(np.array([block_id], dtype=np.int64), self.num_blocks)
         cause = int(columns.causes[block_id])
         return BlockFacts(
             block_id=block_id,
@@ -373,23 +333,26 @@ class BlockPool:
     def _count_free(self) -> int:
         return self.supply.num_free
 
-    def _take_up(self, block_ids: Int32Array, purpose: Purpose) -> None:
+    def _take_up(self, block_ids: NDArray[np.integer], purpose: Purpose) -> Int64Array:
         """Each of these held or cached blocks is held; the caller counts the reference."""
-        columns = self.columns
-        columns.check_known(block_ids, self.num_blocks)
-        is_cached = columns.states[block_ids] == BlockState.CACHED
-        columns.check_held(block_ids, is_cached)
-        cached = block_ids[is_cached]
+        columns, ids = self.columns, _as_index(block_ids)
+        columns.check_known(ids, self.num_blocks)
+        is_cached = columns.states[ids] == _CACHED
+        columns.check_held(ids, is_cached)
+        cached = ids[is_cached]
         if len(cached):
             columns.tenant_ids[cached] = purpose.tenant_id
             columns.causes[cached] = purpose.cause
             self.supply.take_up(cached)
+        return ids
 
-    def _check_referred(self, block_ids: Int32Array) -> None:
-        self.columns.check_known(block_ids, self.num_blocks)
-        self.columns.check_held(block_ids)
+    def _check_referred(self, block_ids: NDArray[np.integer]) -> Int64Array:
+        ids = _as_index(block_ids)
+        self.columns.check_known(ids, self.num_blocks)
+        self.columns.check_held(ids)
+        return ids
 
-    def _drop(self, block_ids: Int32Array, operation: KvOperation, purpose: Purpose) -> int:
+    def _drop(self, block_ids: Int64Array, operation: KvOperation, purpose: Purpose) -> int:
         """A reference of each was dropped; returns how many have none left."""
         self.recorder.record(operation, purpose, block_ids.tolist())
         dropped = block_ids[self.columns.ref_counts[block_ids] == 0]
@@ -397,9 +360,19 @@ class BlockPool:
             self._let_go(dropped, purpose)
         return len(dropped)
 
-    def _let_go(self, block_ids: Int32Array, purpose: Purpose) -> None:
+    def _let_go(self, block_ids: Int64Array, purpose: Purpose) -> None:
         """Nobody refers to these held blocks any more; they are in the order of their chain."""
         self.columns.causes[block_ids] = purpose.cause
         is_indexed = self.index.is_indexed[block_ids]
         self.supply.cache(block_ids[is_indexed])
         self.supply.fence_off(block_ids[~is_indexed], BlockState.HELD, purpose)
+
+
+def _as_index(block_ids: NDArray[np.integer]) -> Int64Array:
+    return block_ids.astype(np.int64, copy=False)
+
+
+def _rows_of(
+    sequence_ids: NDArray[np.int64], generations: Int32Array, positions: Int32Array
+) -> Iterable[tuple[int, int, int]]:
+    return zip(sequence_ids.tolist(), generations.tolist(), positions.tolist(), strict=True)

@@ -14,7 +14,7 @@ import numpy as np
 
 from pageframe.core.errors import InternalError
 from pageframe.core.trace import KvCause, KvOperation
-from pageframe.executor.batch import Int32Array
+from pageframe.executor.batch import Int32Array, Int64Array
 from pageframe.executor.memory.block_columns import ABSENT, BlockColumns, BlockState
 from pageframe.executor.memory.eviction import EvictionPolicy
 from pageframe.executor.memory.fence import Fence
@@ -92,24 +92,30 @@ class BlockSupply:
         assert self.is_quiet, f"step {self._launched} in flight, {self._completed} completed"
         self._launched = self._completed = 0
 
-    def take(self, num_blocks: int, tenant_ids: int | Int32Array, purpose: Purpose) -> Int32Array:
-        """Take blocks, each with one reference: int32 [num_blocks]; evicts what is lacking.
+    def take(self, num_blocks: int, tenant_ids: int | Int32Array, purpose: Purpose) -> Int64Array:
+        """Take blocks, each with one reference: int64 [num_blocks]; evicts what is lacking.
 
         Raises:
             BlocksExhaustedError: fewer can be had; nothing was changed.
         """
-        if num_blocks > self.num_available:
-            named = {tenant_ids} if isinstance(tenant_ids, int) else set(tenant_ids.tolist())
-            self.on_shortage(num_blocks - self.num_available, named)
-        self.check_available(num_blocks)
-        num_lacking = num_blocks - len(self._free)
-        if num_lacking > 0:
-            self.evict(num_lacking, purpose._replace(cause=KvCause.POOL_PRESSURE))
+        if num_blocks > len(self._free):
+            self._make_room(num_blocks, tenant_ids, purpose)
         block_ids = self._free.pop(num_blocks)
         self._columns.tenant_ids[block_ids] = tenant_ids
         self._move(block_ids, BlockState.FREE, BlockState.HELD)
         self._columns.ref_counts[block_ids] = 1
         return block_ids
+
+    def _make_room(self, num_blocks: int, tenant_ids: int | Int32Array, purpose: Purpose) -> None:
+        """Have so many blocks on the free list."""
+        num_short = num_blocks - self.num_available
+        if num_short > 0:
+            named = {tenant_ids} if isinstance(tenant_ids, int) else set(tenant_ids.tolist())
+            self.on_shortage(num_short, named)
+        self.check_available(num_blocks)
+        num_lacking = num_blocks - len(self._free)
+        if num_lacking > 0:
+            self.evict(num_lacking, purpose._replace(cause=KvCause.POOL_PRESSURE))
 
     def check_available(self, num_blocks: int) -> None:
         """Refuse if fewer than ``num_blocks`` can be taken.
@@ -125,7 +131,7 @@ class BlockSupply:
                 num_available=self.num_available,
             )
 
-    def cache(self, block_ids: Int32Array) -> None:
+    def cache(self, block_ids: Int64Array) -> None:
         """Keep held blocks without references until they are taken up again or evicted.
 
         They are in the order of their chain.
@@ -136,13 +142,13 @@ class BlockSupply:
             parent = self._index.block_before(named[0])
             self._eviction.insert(named, self._columns.depths[block_ids].tolist(), parent)
 
-    def take_up(self, block_ids: Int32Array) -> None:
+    def take_up(self, block_ids: Int64Array) -> None:
         """Cached blocks are held again; the caller counts the reference."""
         self._move(block_ids, BlockState.CACHED, BlockState.HELD)
         for block_id in block_ids.tolist():
             self._eviction.discard(block_id)
 
-    def fence_off(self, block_ids: Int32Array, source: BlockState, purpose: Purpose) -> None:
+    def fence_off(self, block_ids: Int64Array, source: BlockState, purpose: Purpose) -> None:
         """Blocks in state ``source`` become free once no step in flight may touch them."""
         if len(block_ids):
             self._move(block_ids, source, BlockState.FENCED)
@@ -158,20 +164,20 @@ class BlockSupply:
             for block_id in victims:
                 self._index.remove(block_id)
             self._recorder.record(KvOperation.EVICT, purpose, victims)
-            block_ids: Int32Array = np.array(victims, dtype=np.int32)
+            block_ids: Int64Array = np.array(victims, dtype=np.int64)
             self._columns.causes[block_ids] = purpose.cause
             self.fence_off(block_ids, BlockState.CACHED, purpose)
         return len(victims)
 
-    def lowest_free(self, num_blocks: int, end: int) -> Int32Array:
-        """Free blocks below ``end``, lowest first: int32 [num_blocks]. Walks the free list."""
+    def lowest_free(self, num_blocks: int, end: int) -> Int64Array:
+        """Free blocks below ``end``, lowest first: int64 [num_blocks]. Walks the free list."""
         free = self._free.block_ids()
         lowest = np.sort(free[free < end])[:num_blocks]
         assert len(lowest) == num_blocks, f"{len(lowest)} free blocks for {num_blocks}"
         return lowest
 
-    def swap_places(self, sources: Int32Array, targets: Int32Array) -> None:
-        """Held or cached blocks take the places of free ones; both int32 [n].
+    def swap_places(self, sources: Int64Array, targets: Int64Array) -> None:
+        """Held or cached blocks take the places of free ones; both int64 [n].
 
         The sources are on the free list then. Walks the free list.
         """
@@ -182,13 +188,13 @@ class BlockSupply:
         self._columns.follow(sources, targets)
         self._free.push(sources)
 
-    def open(self, block_ids: Int32Array) -> None:
+    def open(self, block_ids: Int64Array) -> None:
         """Blocks that were not in the pool are free now; the first is taken first."""
         self._columns.states[block_ids] = BlockState.FREE
         self._columns.owner_ids[block_ids] = 0
         self._free.push(block_ids[::-1])
 
-    def close(self, block_ids: Int32Array) -> None:
+    def close(self, block_ids: Int64Array) -> None:
         """Free or broken blocks leave the pool."""
         states = self._columns.states[block_ids]
         is_empty = (states == BlockState.FREE) | (states == BlockState.QUARANTINED)
@@ -196,7 +202,7 @@ class BlockSupply:
         self._free.discard(block_ids)
         self._columns.states[block_ids] = ABSENT
 
-    def discard(self, block_ids: Int32Array) -> None:
+    def discard(self, block_ids: Int64Array) -> None:
         """Forget blocks wherever they wait. For faults only."""
         self._free.discard(block_ids)
         self._fence.discard(block_ids)
@@ -204,11 +210,11 @@ class BlockSupply:
             if block_id in self._eviction:
                 self._eviction.discard(block_id)
 
-    def free_ids(self) -> Int32Array:
+    def free_ids(self) -> Int64Array:
         """A view of the free list; valid until the next change."""
         return self._free.block_ids()
 
-    def fenced_ids(self) -> Int32Array:
+    def fenced_ids(self) -> Int64Array:
         """The blocks behind the fence, in a new array."""
         return self._fence.block_ids()
 
@@ -216,7 +222,7 @@ class BlockSupply:
         """Cached blocks, the one that goes next first. Walks them: for checks and for people."""
         return self._eviction.upcoming(len(self._eviction))
 
-    def _move(self, block_ids: Int32Array, source: BlockState, target: BlockState) -> None:
+    def _move(self, block_ids: Int64Array, source: BlockState, target: BlockState) -> None:
         self._columns.move(block_ids, source, target, self._recorder.step)
 
     def _pass_fence(self, *, has_waited: bool) -> None:

@@ -12,14 +12,17 @@ import numpy as np
 
 from pageframe.core.plan import Entries, Recovery, StepPlan
 from pageframe.executor.batch import Int32Array
+from pageframe.executor.memory.branching import Family, find_families
+from pageframe.executor.memory.giving_up import whole_depths
 from pageframe.executor.memory.kv_memory import KvMemory
 from pageframe.executor.memory.sequence_table import NO_ROW, Sequence
-from pageframe.executor.memory.sharing import rows_to_copy
-from pageframe.executor.memory.yielding import num_own_yieldable, num_yieldable
+from pageframe.executor.memory.sharing import entries_to_copy
+from pageframe.executor.memory.yielding import num_own_yieldable, num_yieldable_by_tenant
 
 BUILDS_ON_UNAPPLIED_STEP = "BUILDS_ON_UNAPPLIED_STEP"
 MUST_DOES_NOT_FIT = "MUST_DOES_NOT_FIT"
 STEP_TOKENS_EXCEEDED = "STEP_TOKENS_EXCEEDED"
+ROWS_EXCEEDED = "ROWS_EXCEEDED"
 
 _NO_ROWS: Int32Array = np.empty(0, dtype=np.int32)
 
@@ -37,6 +40,7 @@ class Victim:
 class Choice:
     """What must run and who must go for it.
 
+    ``families``: who branches, by the rows of their parents.
     ``has_writers``: whether anybody would write into a block that is not its own. ``own_yields``:
     blocks that idle sessions of a tenant give up for what the tenant runs, by tenant number.
     """
@@ -46,6 +50,7 @@ class Choice:
     has_writers: bool = False
     chunks: dict[int, int] = field(default_factory=dict)
     named_rows: set[int] = field(default_factory=set)
+    families: dict[int, Family] = field(default_factory=dict)
     victims: list[Victim] = field(default_factory=list)
     own_yields: dict[int, int] = field(default_factory=dict)
     stale_ids: list[int] = field(default_factory=list)
@@ -57,13 +62,17 @@ class Forecast:
     Attributes:
         num_available: Blocks.
         num_held: Blocks held by each tenant, by number.
+        yieldable: Of these, blocks that pins would leave to others, by tenant number; empty for
+            none.
     """
 
     def __init__(self, memory: KvMemory) -> None:
         self._memory = memory
         self._references: Int32Array | None = None
+        self._num_more: dict[int, int] = {}
         self.num_available = memory.pool.num_available
         self.num_held = memory.pool.columns.num_held_by_tenant.copy()
+        self.yieldable: list[int] = []
 
     @property
     def references(self) -> Int32Array:
@@ -75,16 +84,35 @@ class Forecast:
     def give_up(self, row: int, num_tail_blocks: int = 0) -> None:
         """Count the blocks of ``row`` that nobody else refers to; 0 stands for all of them."""
         columns = self._memory.pool.columns
-        if self._references is None:
-            self._references = columns.ref_counts.copy()
-        block_ids = self._memory.tables.blocks_of(row)[-num_tail_blocks:]
-        self._references[block_ids] -= 1
+        # One that branches gives up what its children would refer to.
+        num_references = 1 + self._num_more.pop(row, 0)
+        block_ids = self._refer(row, -num_references, num_tail_blocks)
+        assert self._references is not None, "references are counted from here on"
         spare = block_ids[self._references[block_ids] == 0]
         if self._memory.pool.is_quiet:
             # Else they come free only when the step in flight has finished.
             self.num_available += len(spare)
         for tenant_id in columns.tenant_ids[spare].tolist():
             self.num_held[tenant_id] -= 1
+
+    def yield_own(self, tenant_id: int, num_blocks: int) -> None:
+        """Count blocks of a tenant that its chats leave to it."""
+        self.num_held[tenant_id] -= num_blocks
+        self.num_available += num_blocks
+        if self.yieldable:
+            self.yieldable[tenant_id] -= num_blocks
+
+    def branch(self, row: int, num_more: int) -> None:
+        """Count so many more references to every block of ``row``."""
+        self._num_more[row] = num_more
+        self._refer(row, num_more)
+
+    def _refer(self, row: int, change: int, num_tail_blocks: int = 0) -> Int32Array:
+        if self._references is None:
+            self._references = self._memory.pool.columns.ref_counts.copy()
+        block_ids = self._memory.tables.blocks_of(row)[-num_tail_blocks:]
+        self._references[block_ids] += change
+        return block_ids
 
 
 @dataclass(slots=True)
@@ -93,7 +121,7 @@ class _Demand:
 
     memory: KvMemory
     missing: dict[int, int]
-    writers: dict[int, int]
+    writers: dict[int, list[int]]
 
     def drop(self, row: int) -> None:
         """``row`` does not run after all."""
@@ -108,7 +136,8 @@ class _Demand:
             tenant_id = int(tenant_ids[row])
             num_by_tenant[tenant_id] = num_by_tenant.get(tenant_id, 0) + num_blocks
         num_writers: dict[int, int] = {}
-        for row, block_id in self.writers.items():
+        written = [(row, block_id) for row, ids in self.writers.items() for block_id in ids]
+        for row, block_id in written:
             num_writers[block_id] = num_writers.get(block_id, 0) + 1
             # The last owner of a block that is not indexed writes in place.
             is_last = num_writers[block_id] == forecast.references[block_id]
@@ -127,12 +156,20 @@ def choose(memory: KvMemory, plan: StepPlan, max_step_tokens: int) -> Choice:
     for row in leaving:
         forecast.give_up(row)
     choice = Choice()
+    choice.families, choice.stale_ids = find_families(memory, plan.branches, leaving)
+    for row, family in choice.families.items():
+        forecast.branch(row, family.num_more)
     decode_rows = memory.sequences.caught_up_rows()
     choice.decode_rows = decode_rows[~np.isin(decode_rows, leaving)] if leaving else decode_rows
     _choose_chunks(memory, plan.must, leaving, choice)
     _choose_victims(memory, plan, leaving, forecast, choice)
-    if len(choice.decode_rows) + sum(choice.chunks.values()) > max_step_tokens:
+    num_branches = sum(len(family.token_ids) for family in choice.families.values())
+    num_tokens = len(choice.decode_rows) + num_branches + sum(choice.chunks.values())
+    if num_tokens > max_step_tokens:
         choice.refusal = choice.refusal or STEP_TOKENS_EXCEEDED
+    num_rows_left = memory.sequences.num_empty_rows + len(leaving)
+    if num_branches - len(choice.families) > num_rows_left:
+        choice.refusal = choice.refusal or ROWS_EXCEEDED
     return choice
 
 
@@ -174,10 +211,11 @@ def _choose_chunks(memory: KvMemory, must: Entries, leaving: list[int], choice: 
             choice.stale_ids.append(sequence_id)
             continue
         num_left = num_uncomputed(memory, sequence.row)
-        if num_left > 1 and num_tokens > 0:
+        is_decode = num_left == 1 and not sequence.is_steered
+        if num_left > 0 and num_tokens > 0 and not is_decode:
             chunk = choice.chunks.get(sequence.row, 0) + num_tokens
             choice.chunks[sequence.row] = min(chunk, num_left)
-        if num_left == 1 or num_tokens > 0:
+        if is_decode or num_tokens > 0:
             choice.named_rows.add(sequence.row)
 
 
@@ -188,16 +226,14 @@ def _choose_victims(
     demand = _demand_of(memory, choice)
     choice.has_writers = bool(demand.writers)
     over = _over(memory, demand, forecast)
-    num_idle = 0
     if None in over:
-        num_idle = num_yieldable(memory, demand.by_tenant(forecast))
-        forecast.num_available += num_idle
+        forecast.yieldable = num_yieldable_by_tenant(memory, with_handles=False)
         over = _over(memory, demand, forecast)
     for tenant_id, num_over in over.items():
         if tenant_id is not None:
             # A ceiling first takes what is merely kept.
             num_own = min(num_over, num_own_yieldable(memory, tenant_id))
-            forecast.num_held[tenant_id] -= num_own
+            forecast.yield_own(tenant_id, num_own)
             choice.own_yields[tenant_id] = num_own
     if choice.own_yields:
         over = _over(memory, demand, forecast)
@@ -212,8 +248,9 @@ def _choose_victims(
         choice.victims.append(victim)
         over = _over(memory, demand, forecast)
     if None in over:
-        num_pinned = num_yieldable(memory, demand.by_tenant(forecast), with_handles=True)
-        forecast.num_available += num_pinned - num_idle
+        forecast.yieldable = num_yieldable_by_tenant(memory, with_handles=True)
+        for tenant_id, num_own in choice.own_yields.items():
+            forecast.yieldable[tenant_id] -= num_own
         over = _over(memory, demand, forecast)
     if over:
         choice.refusal = MUST_DOES_NOT_FIT
@@ -224,27 +261,45 @@ def _choose_victims(
         choice.named_rows.difference_update(gone)
         for row in gone:
             choice.chunks.pop(row, None)
+            choice.families.pop(row, None)
 
 
 def _demand_of(memory: KvMemory, choice: Choice) -> _Demand:
     sequences, tables = memory.sequences, memory.tables
     crossing = tables.rows_at_boundary(choice.decode_rows, sequences.num_computed)
-    missing = dict.fromkeys(crossing.tolist(), 1)
-    writers = rows_to_copy(memory, choice.decode_rows).tolist()
+    missing = dict.fromkeys(crossing.tolist(), tables.num_groups)
+    writers: dict[int, list[int]] = {}
+    _add_writers(memory, choice.decode_rows, writers)
     if choice.chunks:
-        chunk_rows: Int32Array = np.array(list(choice.chunks), dtype=np.int32)
-        writers += rows_to_copy(memory, chunk_rows).tolist()
+        _add_writers(memory, np.array(list(choice.chunks), dtype=np.int32), writers)
         for row, num_tokens in choice.chunks.items():
             missing[row] = tables.num_missing(row, int(sequences.num_computed[row]) + num_tokens)
-    block_size = memory.options.block_size
-    return _Demand(
-        memory,
-        missing,
-        {
-            row: int(tables.entries[row, int(sequences.num_computed[row]) // block_size])
-            for row in writers
-        },
-    )
+    for row, family in choice.families.items():
+        _add_family(memory, row, len(family.token_ids), missing, writers)
+    return _Demand(memory, missing, writers)
+
+
+def _add_family(
+    memory: KvMemory,
+    row: int,
+    num_branches: int,
+    missing: dict[int, int],
+    writers: dict[int, list[int]],
+) -> None:
+    """Each branch writes its token behind what all of them share."""
+    tables, num_computed = memory.tables, int(memory.sequences.num_computed[row])
+    missing[row] = num_branches * tables.num_missing(row, num_computed + 1)
+    if not missing[row]:
+        block_ids = tables.blocks_of(row)[-tables.num_groups :].tolist()
+        writers[row] = num_branches * block_ids
+
+
+def _add_writers(memory: KvMemory, rows: Int32Array, writers: dict[int, list[int]]) -> None:
+    """Add blocks that are not theirs alone, into which ``rows`` would write, by row."""
+    at, columns = entries_to_copy(memory, rows)
+    block_ids = memory.tables.entries[at, columns]
+    for row, block_id in zip(at.tolist(), block_ids.tolist(), strict=True):
+        writers.setdefault(row, []).append(block_id)
 
 
 def _over(memory: KvMemory, demand: _Demand, forecast: Forecast) -> dict[int | None, int]:
@@ -254,6 +309,9 @@ def _over(memory: KvMemory, demand: _Demand, forecast: Forecast) -> dict[int | N
     """
     needs = demand.by_tenant(forecast)
     num_left = forecast.num_available - sum(needs.values())
+    if forecast.yieldable:
+        num_left += sum(forecast.yieldable)
+        num_left -= memory.num_protected(forecast.yieldable, needs, forecast.num_held)
     over: dict[int | None, int] = {}
     tenants = memory.pool.tenants
     for quota in memory.quotas:
@@ -285,8 +343,8 @@ def _live_victims(
         if sequence is None:
             stale_ids.append(sequence_id)
             continue
-        num_tail = num_blocks if recovery is Recovery.TAIL else 0
-        if num_tail >= len(memory.tables.blocks_of(sequence.row)):
+        num_tail = whole_depths(memory, num_blocks) if recovery is Recovery.TAIL else 0
+        if num_tail >= memory.tables.num_held(sequence.row):
             num_tail = 0
         victims.setdefault(sequence_id, Victim(sequence, recovery, num_tail))
     return list(victims.values())

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pageframe.executor.batch import Int32Array
+from pageframe.executor.batch import Int64Array
 from pageframe.executor.memory.purpose import Purpose
 
 
@@ -21,12 +21,12 @@ class FencedBatch:
     """Blocks given up together; they come out together.
 
     Attributes:
-        block_ids: int32 [n].
+        block_ids: int64 [n].
         ticket: The step that has to finish first.
         purpose: For whom and why they were given up, for the record of their freeing.
     """
 
-    block_ids: Int32Array
+    block_ids: Int64Array
     ticket: int
     purpose: Purpose
 
@@ -37,7 +37,7 @@ class Fence:
     def __init__(self) -> None:
         self._batches: deque[FencedBatch] = deque()
 
-    def hold(self, block_ids: Int32Array, ticket: int, purpose: Purpose) -> None:
+    def hold(self, block_ids: Int64Array, ticket: int, purpose: Purpose) -> None:
         """Keep ``block_ids`` until step ``ticket`` has finished."""
         assert not self._batches or self._batches[-1].ticket <= ticket, (
             f"ticket {ticket} after {self._batches[-1].ticket}"
@@ -51,13 +51,13 @@ class Fence:
             cleared.append(self._batches.popleft())
         return cleared
 
-    def discard(self, block_ids: Int32Array) -> None:
+    def discard(self, block_ids: Int64Array) -> None:
         """Drop these ids wherever they wait; they will not come out. For faults only."""
         for batch in self._batches:
             batch.block_ids = batch.block_ids[~np.isin(batch.block_ids, block_ids)]
 
-    def block_ids(self) -> Int32Array:
+    def block_ids(self) -> Int64Array:
         """All waiting ids in a new array, oldest batch first."""
         if not self._batches:
-            return np.empty(0, dtype=np.int32)
+            return np.empty(0, dtype=np.int64)
         return np.concatenate([batch.block_ids for batch in self._batches])

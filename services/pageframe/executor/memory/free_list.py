@@ -9,11 +9,14 @@ taking and giving back ``n`` blocks is one slice copy, and nothing happens per b
 
 Last in, first out: a block that was just freed is the likeliest to be in a CPU cache, and a pool
 that is never full touches only as many pages of its arena as it really needs.
+
+Ids are int64 although int32 would do: NumPy indexes by int64, and converts other indices in every
+call, which costs more than the call itself.
 """
 
 import numpy as np
 
-from pageframe.executor.batch import Int32Array
+from pageframe.executor.batch import Int64Array
 
 
 class FreeList:
@@ -21,35 +24,35 @@ class FreeList:
 
     def __init__(self, num_blocks: int, num_blocks_max: int = 0) -> None:
         """There is room for ``num_blocks_max`` ids, should the pool grow; 0 for no growth."""
-        self._stack: Int32Array = np.zeros(max(num_blocks, num_blocks_max), dtype=np.int32)
-        self._stack[:num_blocks] = np.arange(num_blocks - 1, -1, -1, dtype=np.int32)
+        self._stack: Int64Array = np.zeros(max(num_blocks, num_blocks_max), dtype=np.int64)
+        self._stack[:num_blocks] = np.arange(num_blocks - 1, -1, -1, dtype=np.int64)
         self._size = num_blocks
 
     def __len__(self) -> int:
         return self._size
 
-    def pop(self, num_blocks: int) -> Int32Array:
-        """Take ``num_blocks`` ids, int32 [num_blocks]; the caller owns the array."""
+    def pop(self, num_blocks: int) -> Int64Array:
+        """Take ``num_blocks`` ids, int64 [num_blocks]; the caller owns the array."""
         assert 0 <= num_blocks <= self._size, f"{num_blocks} of {self._size} free blocks"
         rest = self._size - num_blocks
         taken = self._stack[rest : self._size][::-1].copy()
         self._size = rest
         return taken
 
-    def push(self, block_ids: Int32Array) -> None:
-        """Give ids back, int32 [n]; none of them may be on the list already."""
+    def push(self, block_ids: Int64Array) -> None:
+        """Give ids back, int64 [n]; none of them may be on the list already."""
         size = self._size + len(block_ids)
         assert size <= len(self._stack), f"{size} free blocks of {len(self._stack)}"
         self._stack[self._size : size] = block_ids
         self._size = size
 
-    def discard(self, block_ids: Int32Array) -> None:
+    def discard(self, block_ids: Int64Array) -> None:
         """Take these ids off the list wherever they stand. Walks the list: for faults only."""
         kept = self._stack[: self._size]
         kept = kept[~np.isin(kept, block_ids)]
         self._size = len(kept)
         self._stack[: self._size] = kept
 
-    def block_ids(self) -> Int32Array:
+    def block_ids(self) -> Int64Array:
         """A view of all ids, bottom of the stack first; valid until the next change."""
         return self._stack[: self._size]

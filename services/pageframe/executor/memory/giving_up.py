@@ -12,10 +12,13 @@ import numpy as np
 
 from pageframe.core.plan import Recovery
 from pageframe.core.trace import KvCause, KvOperation
+from pageframe.core.units import ceil_div
 from pageframe.executor.batch import Int32Array
 from pageframe.executor.memory.block_keys import BlockKey, private_key
 from pageframe.executor.memory.kv_memory import KvMemory
 from pageframe.executor.memory.sequence_table import Sequence, SwappedTail
+
+_FOR_EVER = 1 << 40
 
 
 def preempt(
@@ -28,20 +31,20 @@ def preempt(
         sequence: Running.
         recovery: How it shall come back. Without room in the host tier a swap becomes a recompute;
             a tail that is no shorter than the whole becomes one too.
-        num_tail_blocks: Blocks to give up under ``TAIL``.
+        num_tail_blocks: Blocks to give up under ``TAIL``, at least; see ``whole_depths``.
 
     Returns:
         How it gave way, how many blocks it gave up, and how many tokens it keeps computed.
     """
-    num_blocks = len(memory.tables.blocks_of(sequence.row))
+    num_blocks = memory.tables.num_held(sequence.row)
     if recovery is Recovery.TAIL and not _can_cut(memory, sequence, num_tail_blocks):
         recovery = Recovery.RECOMPUTE
     if recovery is Recovery.SWAP and not _swap_out(memory, sequence):
         recovery = Recovery.RECOMPUTE
     num_computed = 0
     if recovery is Recovery.TAIL:
-        num_computed = cut_tail(memory, sequence, num_tail_blocks)
-        num_blocks = num_tail_blocks
+        num_blocks = whole_depths(memory, num_tail_blocks)
+        num_computed = cut_tail(memory, sequence, num_blocks)
         memory.sequences.generations[sequence.row] += 1
     else:
         memory.vacate(sequence, KvCause.PREEMPTED)
@@ -52,18 +55,30 @@ def preempt(
 
 def _can_cut(memory: KvMemory, sequence: Sequence, num_tail_blocks: int) -> bool:
     """Whether the tail is a real part, and what is computed again will see all that it should."""
-    row = sequence.row
-    first, end = int(memory.tables.first_block[row]), int(memory.tables.num_blocks[row])
-    num_kept = end - num_tail_blocks
-    if not first < num_kept < end:
+    tables, options, row = memory.tables, memory.options, sequence.row
+    end = int(tables.num_blocks[row])
+    num_kept = (end - whole_depths(memory, num_tail_blocks)) // options.num_groups
+    firsts = tables.first_blocks[row].tolist()
+    if not max(firsts) < num_kept < end // options.num_groups:
         return False
-    options = memory.options
-    first_seen = max(0, num_kept * options.block_size - options.window_tokens + 1)
-    return not first or first * options.block_size <= first_seen
+    return all(
+        first <= first_read
+        for first, first_read in zip(
+            firsts, options.first_blocks(num_kept * options.block_size), strict=True
+        )
+    )
+
+
+def whole_depths(memory: KvMemory, num_blocks: int) -> int:
+    """Blocks that a tail of at least ``num_blocks`` has: whole logical blocks go, in all groups."""
+    num_groups = memory.options.num_groups
+    return ceil_div(num_blocks, num_groups) * num_groups
 
 
 def cut_tail(memory: KvMemory, sequence: Sequence, num_blocks: int) -> int:
     """Take the last ``num_blocks`` blocks from a running sequence, which catches up again.
+
+    It has to be a multiple of the number of groups.
 
     Returns:
         How many tokens it keeps computed.
@@ -73,7 +88,7 @@ def cut_tail(memory: KvMemory, sequence: Sequence, num_blocks: int) -> int:
     memory.note_peak(sequence)
     num_kept = int(memory.tables.num_blocks[row]) - num_blocks
     memory.release(memory.tables.cut_tail(row, num_kept), purpose)
-    sequences = memory.sequences
+    sequences, num_kept = memory.sequences, num_kept // memory.options.num_groups
     sequences.num_computed[row] = min(int(sequences.num_computed[row]), num_kept * block_size)
     sequences.num_published[row] = min(int(sequences.num_published[row]), num_kept)
     return int(sequences.num_computed[row])
@@ -81,16 +96,18 @@ def cut_tail(memory: KvMemory, sequence: Sequence, num_blocks: int) -> int:
 
 def leave_window(memory: KvMemory, rows: Int32Array) -> None:
     """Give up blocks that no later token of ``rows`` will see."""
-    window, sequences, tables = memory.options.window_tokens, memory.sequences, memory.tables
-    if not window:
+    sequences, tables = memory.sequences, memory.tables
+    if not any(memory.options.windows):
         return
-    first_seen = np.maximum(sequences.num_computed[rows] - window + 1, 0)
-    first_block = first_seen // memory.options.block_size
-    has_left = first_block > tables.first_block[rows]
-    for row, first in zip(rows[has_left].tolist(), first_block[has_left].tolist(), strict=True):
+    # A window that reaches back for ever never begins behind position 0.
+    windows = np.array([window or _FOR_EVER for window in memory.options.windows], dtype=np.int64)
+    first_seen = np.maximum(sequences.num_computed[rows][:, np.newaxis] - windows + 1, 0)
+    first_blocks = first_seen // memory.options.block_size
+    has_left = (first_blocks > tables.first_blocks[rows]).any(axis=1)
+    for row, firsts in zip(rows[has_left].tolist(), first_blocks[has_left], strict=True):
         sequence = sequences.at_row(row)
         memory.note_peak(sequence)
-        block_ids = tables.cut_head(row, min(first, int(tables.num_blocks[row])))
+        block_ids = tables.cut_head(row, firsts.astype(np.int32))
         memory.release(block_ids, memory.purpose_of(sequence, KvCause.WINDOW))
 
 
@@ -112,8 +129,7 @@ def fail_transfers(memory: KvMemory) -> None:
 def _swap_out(memory: KvMemory, sequence: Sequence) -> bool:
     """Have the host tier hold a copy of every computed block; False if it lacks the room."""
     row, host = sequence.row, memory.host
-    if not host.num_slots or memory.tables.first_block[row]:
-        # Blocks that left a window are gone, and nothing is found without its head.
+    if not host.num_slots:
         return False
     num_computed = int(memory.sequences.num_computed[row])
     keys, tail = _keys_of_blocks(memory, sequence, num_computed)
@@ -131,12 +147,26 @@ def _swap_out(memory: KvMemory, sequence: Sequence) -> bool:
 def _keys_of_blocks(
     memory: KvMemory, sequence: Sequence, num_computed: int
 ) -> tuple[list[BlockKey], SwappedTail | None]:
-    """Keys of all blocks with computed tokens; the last one's is private unless it is full."""
-    block_size = memory.options.block_size
+    """Keys of all blocks with computed tokens; the last ones' are private unless they are full.
+
+    In the order of the block table, without what has left a window.
+    """
+    block_size, num_groups = memory.options.block_size, memory.options.num_groups
     token_ids = memory.sequences.tokens_of(sequence.row)
-    keys = sequence.keys.up_to(num_computed, token_ids, block_size)
-    num_inside = num_computed % block_size
+    chains = [chain.up_to(num_computed, token_ids, block_size) for chain in sequence.chains]
+    num_full, num_inside = divmod(num_computed, block_size)
+    columns = memory.tables.columns_of(sequence.row).tolist()
+    keys = [
+        chains[column % num_groups][column // num_groups]
+        for column in columns
+        if column < num_full * num_groups
+    ]
     if not num_inside:
         return keys, None
-    key = private_key(memory.epoch, sequence.sequence_id, sequence.generation + 1, len(keys))
-    return [*keys, key], SwappedTail(key, len(keys), num_inside)
+    first = num_full * num_groups
+    generation = sequence.generation + 1
+    private = tuple(
+        private_key(memory.epoch, sequence.sequence_id, generation, column)
+        for column in range(first, first + num_groups)
+    )
+    return [*keys, *private], SwappedTail(private, num_full, num_inside)

@@ -9,6 +9,7 @@ in any of them goes to quarantine, so that one bug costs one block and one reque
 """
 
 import enum
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +22,7 @@ from pageframe.executor.memory.block_pool import BlockPool
 from pageframe.executor.memory.kv_memory import KvMemory
 from pageframe.executor.memory.pool_upkeep import quarantine
 from pageframe.executor.memory.purpose import Purpose
+from pageframe.executor.memory.retention import Retention
 
 NO_BLOCK = -1
 
@@ -87,9 +89,10 @@ def check_integrity(memory: KvMemory) -> list[Violation]:
     for kind, state, block_ids in listed:
         found += _compare(kind, *_membership(pool, block_ids, state))
     sound = states != BlockState.QUARANTINED
-    pins = _pins(memory)
+    pins, idle_pins = _pins(memory, memory.retentions), _pins(memory, _sessions(memory))
     references = _table_references(memory) + pins
     found += _compare(ViolationKind.PINS, pins * sound, columns.pin_counts)
+    found += _compare(ViolationKind.PINS, idle_pins * sound, columns.idle_pin_counts)
     found += _compare(ViolationKind.REFERENCES, references * sound, columns.ref_counts)
     is_held = (states == BlockState.HELD).astype(np.int64)
     found += _compare(ViolationKind.STATE, (columns.ref_counts > 0).astype(np.int64), is_held)
@@ -120,9 +123,13 @@ def _table_references(memory: KvMemory) -> NDArray[np.int64]:
     return np.bincount(np.concatenate([named, arriving]), minlength=memory.pool.num_blocks_max)
 
 
-def _pins(memory: KvMemory) -> NDArray[np.int64]:
+def _sessions(memory: KvMemory) -> list[Retention]:
+    return [retention for retention in memory.retentions if retention.is_session]
+
+
+def _pins(memory: KvMemory, retentions: Iterable[Retention]) -> NDArray[np.int64]:
     """Pins of each block, by what is kept by name: int64 [num_blocks_max]."""
-    pinned = [block for retention in memory.retentions for block in retention.pinned.values()]
+    pinned = [block for retention in retentions for block in retention.pinned.values()]
     return np.bincount(np.array(pinned, dtype=np.int32), minlength=memory.pool.num_blocks_max)
 
 
@@ -141,7 +148,7 @@ def _findable(pool: BlockPool) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 
 
 def _membership(
-    pool: BlockPool, listed: Int32Array, state: BlockState
+    pool: BlockPool, listed: NDArray[np.integer], state: BlockState
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """How often each block should be listed, and how often it is: both int64 [num_blocks_max]."""
     expected = (pool.columns.states == state).astype(np.int64)
@@ -176,8 +183,13 @@ def _count_violations(memory: KvMemory) -> list[Violation]:
     pairs.append((int(by_state.sum()) - int(by_state[ABSENT]), account.total))
     pairs.append((int(np.count_nonzero(columns.pin_counts)), account.pinned))
     held = columns.tenant_ids[columns.states == BlockState.HELD]
-    by_tenant = np.bincount(held, minlength=len(columns.num_held_by_tenant)).tolist()
+    num_tenants = len(columns.num_held_by_tenant)
+    by_tenant = np.bincount(held, minlength=num_tenants).tolist()
     pairs += zip(by_tenant, columns.num_held_by_tenant, strict=True)
+    is_idle = (columns.idle_pin_counts > 0) & (columns.idle_pin_counts == columns.ref_counts)
+    by_tenant = np.bincount(columns.tenant_ids[is_idle], minlength=num_tenants).tolist()
+    pairs += zip(by_tenant, columns.num_yieldable_by_tenant, strict=True)
+    pairs.append((sum(by_tenant), columns.num_yieldable))
     violations = [
         Violation(kind=ViolationKind.COUNT, block_id=NO_BLOCK, expected=expected, actual=actual)
         for expected, actual in pairs

@@ -71,7 +71,7 @@ class KvMemory:
             num_blocks_max=num_blocks_max,
         )
         rows, length = options.max_num_sequences, options.max_model_len
-        self.tables = BlockTables(rows, length, options.block_size)
+        self.tables = BlockTables(rows, length, options.block_size, options.num_groups)
         self.sequences = SequenceTable(rows, length)
         self.host = HostTier(options.num_host_slots)
         self.transfers = Transfers(self.pool, self.host)
@@ -98,6 +98,11 @@ class KvMemory:
 
     def announce(self, announcement: Announcement) -> Sequence:
         """Know a sequence that was not known; it holds no blocks yet."""
+        salt, sequence_id = announcement.cache_salt, announcement.sequence_id
+        chains = [
+            KeyChain(self.root_key(salt, sequence_id, group))
+            for group in range(self.options.num_groups)
+        ]
         sequence = Sequence(
             sequence_id=announcement.sequence_id,
             generation=announcement.generation,
@@ -105,17 +110,19 @@ class KvMemory:
             sampling=announcement.sampling,
             sample_index=announcement.sample_index,
             parked_tokens=np.array(announcement.token_ids, dtype=np.int32),
-            keys=KeyChain(self.root_key(announcement.cache_salt, announcement.sequence_id)),
+            keys=chains[0],
+            more_keys=tuple(chains[1:]),
             request_id=announcement.request_id,
             tenant_id=self.pool.tenants.id_of(announcement.tenant),
+            is_steered=announcement.is_steered,
             session_id=announcement.session_id,
             trace_context=(announcement.trace_id, announcement.span_id),
         )
         self.enter(sequence)
         return sequence
 
-    def root_key(self, cache_salt: bytes, sequence_id: int = 0) -> BlockKey:
-        """The key before block 0 of everything under this salt.
+    def root_key(self, cache_salt: bytes, sequence_id: int = 0, group: int = 0) -> BlockKey:
+        """The key before block 0 of everything under this salt, in one group of layers.
 
         Without a prefix cache every sequence has a salt of its own: it can find what was swapped
         out for it, and nobody else can.
@@ -128,13 +135,15 @@ class KvMemory:
             block_size=options.block_size,
             salt=cache_salt,
             kv_dtype=options.kv_dtype,
+            group=group,
+            group_windows=options.group_windows,
         )
 
     def match(self, sequence: Sequence) -> Match:
         """How much of a sequence without a row is in memory; changes nothing."""
         if not self.options.has_prefix_cache and not sequence.host_keys:
             return Match()
-        return find_prefix(sequence, sequence.parked_tokens, self.pool.index, self.host)
+        return find_prefix(sequence, self.options, self.pool.index, self.host)
 
     def obstacle(
         self, tenant_id: int, num_blocks: int, num_yieldable: int = 0
@@ -151,22 +160,30 @@ class KvMemory:
         tenant, held = self.pool.tenants.name_of(tenant_id), self.num_held_by_tenant()
         if num_blocks <= self.quotas.allowance(tenant, num_available, held):
             return None
-        is_at_ceiling = self.quotas.is_at_ceiling(tenant, num_blocks, held)
-        return RefusedBecause.QUOTA if is_at_ceiling else RefusedBecause.POOL_FULL
+        is_over = self.quotas.num_over_ceiling(tenant, num_blocks, held) > 0
+        return RefusedBecause.QUOTA if is_over else RefusedBecause.POOL_FULL
 
-    def num_protected(self, by_tenant: list[int], needs: Mapping[int, int]) -> int:
+    def num_protected(
+        self, by_tenant: list[int], needs: Mapping[int, int], held: list[int] | None = None
+    ) -> int:
         """Of so many held blocks of each tenant, those that floors keep from others.
 
-        ``needs`` are the blocks for whose sake they would be given up, by tenant: a floor does not
-        stand in the way of its own tenant. O(tenants with a floor); ``by_tenant`` may end before
-        the last tenant.
+        O(tenants with a floor).
+
+        Args:
+            by_tenant: Blocks by tenant number; may end before the last tenant.
+            needs: Blocks for whose sake they would be given up, by tenant: a floor does not stand
+                in the way of its own tenant.
+            held: Blocks that each tenant holds, if not what it holds now.
         """
         num_blocks = 0
-        for tenant, _ in self.quotas.floors():
+        held = self.pool.columns.num_held_by_tenant if held is None else held
+        for tenant, floor in self.quotas.floors():
             tenant_id = self.pool.tenants.id_of(tenant)
             if tenant_id < len(by_tenant):
-                num_takeable = self.num_above_floor(tenant_id) + needs.get(tenant_id, 0)
-                num_blocks += max(0, by_tenant[tenant_id] - num_takeable)
+                # What it needs below its floor is kept for it already; giving up helps nobody.
+                num_takeable = held[tenant_id] + needs.get(tenant_id, 0) - floor
+                num_blocks += max(0, by_tenant[tenant_id] - max(0, num_takeable))
         return num_blocks
 
     def num_above_floor(self, tenant_id: int) -> int:
@@ -191,9 +208,9 @@ class KvMemory:
         if match.block_ids:
             block_ids: Int32Array = np.array(match.block_ids, dtype=np.int32)
             self.pool.acquire(block_ids, self.purpose_of(sequence, KvCause.PREFIX_HIT))
-            self.tables.fill(sequence.row, block_ids)
+            self.tables.fill(sequence.row, block_ids, match.first_blocks)
             sequence.num_blocks_shared += len(block_ids)
-            self._own_tail(sequence, match.block_ids[-1])
+            self._own_tail(sequence)
         self.sequences.num_published[sequence.row] = match.num_tokens // self.options.block_size
         self._let_go_of_host(sequence)
 
@@ -234,11 +251,14 @@ class KvMemory:
         sequences = self.sequences
         crossing = self.tables.rows_at_boundary(rows, sequences.num_computed)
         if len(crossing):
+            takers = crossing
+            if self.options.num_groups > 1:
+                takers = np.repeat(crossing, self.options.num_groups)
             block_ids = self.pool.allocate_each(
-                sequences.sequence_ids[crossing],
-                sequences.generations[crossing],
-                sequences.num_computed[crossing],
-                sequences.tenant_ids[crossing],
+                sequences.sequence_ids[takers],
+                sequences.generations[takers],
+                sequences.num_computed[takers],
+                sequences.tenant_ids[takers],
                 KvCause.DECODE,
             )
             self.tables.append_each(crossing, block_ids)
@@ -259,6 +279,8 @@ class KvMemory:
             num_copies_on_write=sequence.num_copies_on_write,
             num_cached_tokens=sequence.num_cached_tokens,
             num_preemptions=sequence.num_preemptions,
+            num_draft_tokens=sequence.num_draft_tokens,
+            num_accepted_tokens=sequence.num_accepted_tokens,
         )
 
     def vacate(self, sequence: Sequence, cause: KvCause) -> int:
@@ -305,20 +327,23 @@ class KvMemory:
             assert key is not None, f"cached block {block_id} is not indexed"
             self.transfers.store(KvOperation.DEMOTE, [block_id], [key], purpose)
 
-    def _own_tail(self, sequence: Sequence, block_id: int) -> None:
+    def _own_tail(self, sequence: Sequence) -> None:
         """A block under a private key is written in place again: nobody else can ask for it."""
-        tail = sequence.swapped_tail
-        if tail is not None and self.pool.index.block_of(tail.key) == block_id:
-            purpose = self.purpose_of(sequence, KvCause.SWAP)
-            self.pool.unpublish(np.array([block_id], dtype=np.int32), purpose)
+        tail, index = sequence.swapped_tail, self.pool.index
+        if tail is None:
+            return
+        ends = self.tables.blocks_of(sequence.row)[-self.options.num_groups :]
+        private = {index.block_of(key) for key in tail.keys}
+        if private.issuperset(ends.tolist()):
+            self.pool.unpublish(ends.copy(), self.purpose_of(sequence, KvCause.SWAP))
 
     def _let_go_of_host(self, sequence: Sequence) -> None:
         for key in sequence.host_keys:
             self.host.drop_hold(key)
         sequence.host_keys.clear()
         tail, sequence.swapped_tail = sequence.swapped_tail, None
-        if tail is not None:
-            self.host.discard(tail.key)
+        for key in tail.keys if tail is not None else ():
+            self.host.discard(key)
 
     def _unpublish_private(self, sequence: Sequence) -> None:
         block_ids = self.tables.blocks_of(sequence.row)
@@ -333,7 +358,7 @@ class KvMemory:
 
     def note_peak(self, sequence: Sequence) -> None:
         """Remember how much a running sequence holds, before it gives something up."""
-        num_blocks = len(self.tables.blocks_of(sequence.row))
+        num_blocks = self.tables.num_held(sequence.row)
         sequence.num_blocks_peak = max(sequence.num_blocks_peak, num_blocks)
 
     def purpose_of(self, sequence: Sequence, cause: KvCause) -> Purpose:

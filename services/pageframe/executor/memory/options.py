@@ -15,6 +15,7 @@ class MemoryOptions:
         num_blocks_max: Blocks that the pool may grow to; 0 for no growth.
         num_host_slots: Blocks that the host tier holds; 0 for none.
         window_tokens: Positions that a token sees, itself included, in all layers; 0 for all.
+        group_windows: The same for each group of layers, where they differ; empty for one group.
         has_prefix_cache: Whether sequences share what others computed.
         model: Name of the model, in every key.
         kv_dtype: Type of keys and values, in every key.
@@ -27,9 +28,41 @@ class MemoryOptions:
     num_blocks_max: int = 0
     num_host_slots: int = 0
     window_tokens: int = 0
+    group_windows: tuple[int, ...] = ()
     has_prefix_cache: bool = True
     model: str = ""
     kv_dtype: str = ""
+
+    @property
+    def windows(self) -> tuple[int, ...]:
+        """Positions that a token sees in each group of layers; 0 for all."""
+        return self.group_windows or (self.window_tokens,)
+
+    @property
+    def num_groups(self) -> int:
+        """Groups of layers, each with blocks of its own."""
+        return len(self.windows)
+
+    def places_read(self, num_blocks: int) -> list[tuple[int, int]]:
+        """Of so many full blocks, those that the token behind them reads.
+
+        Returns:
+            Logical block and group of each, in the order of a block table.
+        """
+        firsts = self.first_blocks(num_blocks * self.block_size)
+        return [
+            (depth, group)
+            for depth in range(min(firsts), num_blocks)
+            for group, first in enumerate(firsts)
+            if depth >= first
+        ]
+
+    def first_blocks(self, position: int) -> list[int]:
+        """The first logical block that the token at ``position`` reads, in each group."""
+        return [
+            max(0, position - window + 1) // self.block_size if window else 0
+            for window in self.windows
+        ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

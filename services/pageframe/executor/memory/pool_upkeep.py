@@ -3,7 +3,7 @@
 import numpy as np
 
 from pageframe.core.trace import KvCause, KvOperation
-from pageframe.executor.batch import Int32Array
+from pageframe.executor.batch import Int64Array
 from pageframe.executor.memory.block_columns import BlockState
 from pageframe.executor.memory.block_pool import BlockPool
 from pageframe.executor.memory.purpose import Purpose
@@ -11,8 +11,8 @@ from pageframe.executor.memory.purpose import Purpose
 _NUM_BLOCKS_PER_RECORD_MAX = 8192
 
 
-def relocate(pool: BlockPool, sources: Int32Array, targets: Int32Array, purpose: Purpose) -> None:
-    """Held or cached blocks were copied to free ones; both int32 [n].
+def relocate(pool: BlockPool, sources: Int64Array, targets: Int64Array, purpose: Purpose) -> None:
+    """Held or cached blocks were copied to free ones; both int64 [n].
 
     Tables and pins have to follow; the sources are on the free list then.
     """
@@ -28,7 +28,7 @@ def relocate(pool: BlockPool, sources: Int32Array, targets: Int32Array, purpose:
 def set_size(pool: BlockPool, num_blocks: int, purpose: Purpose) -> None:
     """Let the pool end at ``num_blocks``; what lies behind that must be free or broken."""
     low, high = sorted((num_blocks, pool.num_blocks))
-    changed: Int32Array = np.arange(low, high, dtype=np.int32)
+    changed: Int64Array = np.arange(low, high, dtype=np.int64)
     is_growing = num_blocks > pool.num_blocks
     (pool.supply.open if is_growing else pool.supply.close)(changed)
     pool.num_blocks = num_blocks
@@ -51,7 +51,7 @@ def _record_resize(
         pool.recorder.record(KvOperation.RESIZE, purpose, removed, added)
 
 
-def quarantine(pool: BlockPool, block_ids: Int32Array, purpose: Purpose) -> None:
+def quarantine(pool: BlockPool, block_ids: Int64Array, purpose: Purpose) -> None:
     """Take blocks out of use for good, whatever place or places they were found in."""
     columns = pool.columns
     columns.check_known(block_ids, pool.num_blocks)

@@ -1,95 +1,104 @@
 """Entering full blocks into the prefix index, once the step that wrote them is over (law 5).
 
-The simple thing is a call per block. In a decode step of 256 sequences 16 blocks become full, each
-of another sequence, and sixteen small calls into NumPy each would cost more than all else that the
-index needs. So tokens and blocks of all rows are gathered at once, and what remains per block is a
-hash and a dictionary entry.
+In a decode step of 256 sequences 16 blocks become full, each of another sequence. Which these are
+is found by array operations over all rows; what remains is a hash, a dictionary entry and a record
+for each block, in one loop of plain Python: for the few rows that have news, arrays of their tokens
+and blocks would cost more to set up than they save.
 """
+
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pageframe.core.trace import KvCause
-from pageframe.executor.batch import Int32Array
-from pageframe.executor.memory.block_keys import TOKEN_BYTES, BlockKey, token_bytes
+from pageframe.executor.memory.block_keys import TOKEN_BYTES, BlockKey, little_endian
 from pageframe.executor.memory.kv_memory import KvMemory
-from pageframe.executor.memory.purpose import Purpose
 from pageframe.executor.memory.retaining import pin_wanted
 
 
-def publish(memory: KvMemory, rows: Int32Array) -> None:
+class _News(NamedTuple):
+    """A row whose blocks ``[start, end)`` have become full."""
+
+    row: int
+    sequence_id: int
+    generation: int
+    num_computed: int
+    start: int
+    end: int
+
+
+def publish(memory: KvMemory, rows: NDArray[np.integer]) -> None:
     """Enter blocks of ``rows`` that have become full into the prefix index.
 
     Call it when the step that wrote them has finished.
     """
     if not memory.options.has_prefix_cache:
         return
-    sequences, block_size = memory.sequences, memory.options.block_size
-    num_full = sequences.num_computed[rows] // block_size
-    has_news = num_full > sequences.num_published[rows]
-    if not has_news.any():
+    sequences = memory.sequences
+    at = rows.astype(np.int64, copy=False)
+    num_full = sequences.num_computed[at] // memory.options.block_size
+    has_news = num_full > sequences.num_published[at]
+    if not np.count_nonzero(has_news):
         return
-    rows, num_full = rows[has_news], num_full[has_news]
-    first = np.maximum(sequences.num_published[rows], memory.tables.first_block[rows])
-    sequences.num_published[rows] = num_full
-    num_new = num_full - first
-    depths = np.arange(num_new.sum()) - np.repeat(np.cumsum(num_new) - num_new - first, num_new)
-    _publish_blocks(memory, rows, num_new, depths)
+    at, num_full = at[has_news], num_full[has_news]
+    columns = (
+        at,
+        sequences.sequence_ids[at],
+        sequences.generations[at],
+        sequences.num_computed[at],
+        sequences.num_published[at],
+        num_full,
+    )
+    sequences.num_published[at] = num_full
+    news = [_News(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
+    for group in range(memory.options.num_groups):
+        _publish_group(memory, news, group)
 
 
-def _publish_blocks(
-    memory: KvMemory, rows: Int32Array, num_new: Int32Array, depths: NDArray[np.int64]
-) -> None:
-    """Enter ``num_new[i]`` blocks of each row; ``depths`` names them, one row after the other."""
-    sequences, block_size = memory.sequences, memory.options.block_size
-    row_of = np.repeat(rows, num_new)
-    block_ids = memory.tables.entries[row_of, depths]
-    places = depths[:, np.newaxis] * block_size + np.arange(block_size)
-    data = token_bytes(sequences.tokens[row_of[:, np.newaxis], places])
-    stride = TOKEN_BYTES * block_size
-    tokens = [data[start : start + stride] for start in range(0, len(data), stride)]
-    named = depths.tolist()
+def _publish_group(memory: KvMemory, news: list[_News], group: int) -> None:
+    """Enter the new blocks of one group of layers."""
+    sequences, tables, block_size = memory.sequences, memory.tables, memory.options.block_size
+    num_groups, block_bytes = tables.num_groups, TOKEN_BYTES * block_size
+    data, row_bytes = little_endian(sequences.tokens), TOKEN_BYTES * sequences.tokens.shape[1]
+    first_block, entry = tables.first_blocks.item, tables.entries.item
+    block_ids: list[int] = []
+    depths: list[int] = []
     keys: list[BlockKey] = []
     parents: list[BlockKey] = []
-    start = 0
-    for row, sequence_id, count in zip(
-        rows.tolist(), sequences.sequence_ids[rows].tolist(), num_new.tolist(), strict=True
-    ):
-        chain = sequences.by_id(sequence_id).keys
-        if count and len(chain) < named[start]:
+    contents: list[bytes] = []
+    ends: list[int] = []
+    for row, sequence_id, _, _, start, end in news:
+        sequence = sequences.by_id(sequence_id)
+        chain = sequence.chains[group] if group else sequence.keys
+        start = max(start, first_block(row, group))
+        if len(chain) < start < end:
             # A child of a fork has not asked for the keys of what its parent published.
-            chain.up_to(named[start] * block_size, sequences.tokens_of(row), block_size)
-        for place in range(start, start + count):
-            parents.append(chain.parent_of(named[place]))
-            keys.append(chain.key_of(named[place], tokens[place]))
-        start += count
-    was_entered = memory.pool.publish(block_ids, keys, parents, tokens, depths)
-    memory.leaders.computed(keys)
-    _record(memory, rows, num_new, block_ids, was_entered)
-    pin_wanted(memory, keys)
-
-
-def _record(
-    memory: KvMemory,
-    rows: Int32Array,
-    num_new: Int32Array,
-    block_ids: Int32Array,
-    was_entered: list[bool],
-) -> None:
-    """One record for each row that entered anything."""
-    sequences = memory.sequences
-    columns = (
-        sequences.sequence_ids[rows].tolist(),
-        sequences.generations[rows].tolist(),
-        sequences.num_computed[rows].tolist(),
-        num_new.tolist(),
+            chain.up_to(start * block_size, sequences.tokens_of(row), block_size)
+        for depth in range(start, end):
+            place = row * row_bytes + depth * block_bytes
+            tokens = bytes(data[place : place + block_bytes])
+            block_ids.append(entry(row, depth * num_groups + group))
+            depths.append(depth)
+            parents.append(chain.parent_of(depth))
+            keys.append(chain.key_of(depth, tokens))
+            contents.append(tokens)
+        ends.append(len(block_ids))
+    was_entered = memory.pool.publish(
+        np.array(block_ids, dtype=np.int64),
+        keys,
+        parents,
+        contents,
+        np.array(depths),
+        group if num_groups > 1 else None,
     )
-    blocks = block_ids.tolist()
+    memory.leaders.computed(keys)
     start = 0
-    for sequence_id, generation, num_computed, count in zip(*columns, strict=True):
-        end = start + count
-        entered = [blocks[place] for place in range(start, end) if was_entered[place]]
+    entered: list[tuple[int, int, int, list[int]]] = []
+    for of_row, end in zip(news, ends, strict=True):
+        named = [block_ids[place] for place in range(start, end) if was_entered[place]]
         start = end
-        if entered:
-            purpose = Purpose(KvCause.SEALED, sequence_id, generation, num_computed)
-            memory.pool.record_published(entered, purpose)
+        if named:
+            entered.append((of_row.sequence_id, of_row.generation, of_row.num_computed, named))
+    memory.pool.recorder.record_indexed_each(KvCause.SEALED, entered)
+    pin_wanted(memory, keys)

@@ -105,15 +105,15 @@ class Quotas:
             num_allowed = min(num_allowed, quota.ceiling_blocks - held.get(tenant, 0))
         return max(0, num_allowed)
 
-    def is_at_ceiling(self, tenant: str, num_more: int, held: Mapping[str, int]) -> bool:
-        """Whether ``num_more`` blocks would pass the tenant's own ceiling.
+    def num_over_ceiling(self, tenant: str, num_more: int, held: Mapping[str, int]) -> int:
+        """By how many blocks ``num_more`` would pass the tenant's own ceiling; never below 0.
 
         Tells a refusal that only the tenant can mend from one of a full pool.
         """
         quota = self._quotas.get(tenant)
         if quota is None or quota.ceiling_blocks is None:
-            return False
-        return held.get(tenant, 0) + num_more > quota.ceiling_blocks
+            return 0
+        return max(0, held.get(tenant, 0) + num_more - quota.ceiling_blocks)
 
     def _adopt(self, quotas: Mapping[str, TenantQuota], num_blocks_total: int) -> None:
         for quota in quotas.values():

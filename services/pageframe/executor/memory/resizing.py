@@ -18,7 +18,7 @@ from pageframe.core.errors import (
 )
 from pageframe.core.trace import KvCause
 from pageframe.core.units import ceil_div
-from pageframe.executor.batch import Int32Array
+from pageframe.executor.batch import Int64Array
 from pageframe.executor.memory.block_columns import BlockState
 from pageframe.executor.memory.kv_memory import KvMemory
 from pageframe.executor.memory.pool_upkeep import relocate
@@ -68,8 +68,8 @@ def check_resize(memory: KvMemory, num_blocks: int) -> None:
     memory.quotas.check_total(num_blocks)
 
 
-def plan_moves(memory: KvMemory, num_blocks: int) -> tuple[Int32Array, Int32Array]:
-    """Which blocks behind ``num_blocks`` go where before it: sources and targets, int32 [n] each.
+def plan_moves(memory: KvMemory, num_blocks: int) -> tuple[Int64Array, Int64Array]:
+    """Which blocks behind ``num_blocks`` go where before it: sources and targets, int64 [n] each.
 
     ``check_resize`` was passed. Evicts what would not fit, and queues the copies; nothing refers to
     the targets until ``commit_moves``, so a copy that fails has changed nothing.
@@ -78,7 +78,7 @@ def plan_moves(memory: KvMemory, num_blocks: int) -> tuple[Int32Array, Int32Arra
     num_spare = pool.num_held + columns.num_by_state[BlockState.CACHED]
     num_too_many = num_spare - _num_usable(memory, num_blocks)
     pool.evict(max(0, num_too_many), Purpose(KvCause.RESIZE))
-    behind: Int32Array = np.arange(num_blocks, pool.num_blocks, dtype=np.int32)
+    behind: Int64Array = np.arange(num_blocks, pool.num_blocks, dtype=np.int64)
     states = columns.states[behind]
     sources = behind[(states == BlockState.HELD) | (states == BlockState.CACHED)]
     targets = pool.supply.lowest_free(len(sources), num_blocks)
@@ -86,7 +86,7 @@ def plan_moves(memory: KvMemory, num_blocks: int) -> tuple[Int32Array, Int32Arra
     return sources, targets
 
 
-def commit_moves(memory: KvMemory, sources: Int32Array, targets: Int32Array) -> None:
+def commit_moves(memory: KvMemory, sources: Int64Array, targets: Int64Array) -> None:
     """The copies were made: tables, pins and the prefix index follow."""
     if not len(sources):
         return
@@ -111,4 +111,5 @@ def _num_blocks_of_longest(memory: KvMemory) -> int:
         ),
         default=0,
     )
-    return ceil_div(min(longest, memory.options.max_model_len), memory.options.block_size)
+    num_blocks = ceil_div(min(longest, memory.options.max_model_len), memory.options.block_size)
+    return num_blocks * memory.options.num_groups

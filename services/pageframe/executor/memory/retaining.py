@@ -54,8 +54,25 @@ def retain(
         ResourceExhaustedError: RETENTIONS_FULL.
     """
     tokens = np.array(token_ids, dtype=np.int32)
-    keys = chain_keys(memory.root_key(cache_salt), tokens, memory.options.block_size)
+    keys = _keys_of_groups(memory, cache_salt, tokens)
     return _keep(memory, RetentionKind.HANDLE, tenant, name, keys, expire_ns, NEVER)
+
+
+def num_kept_tokens(memory: KvMemory, retention: Retention) -> int:
+    """Tokens in full blocks of a prefix that are kept now.
+
+    Blocks that no window reaches are kept by nobody; they count once all others are there.
+    """
+    block_size = memory.options.block_size
+    places = memory.options.places_read(retention.num_tokens // block_size)
+    lacking = {
+        depth
+        for (depth, _), key in zip(places, retention.keys, strict=True)
+        if key not in retention.pinned
+    }
+    if not lacking:
+        return retention.num_tokens
+    return block_size * (len({depth for depth, _ in places}) - len(lacking))
 
 
 def release_handle(memory: KvMemory, *, tenant: str, name: str) -> None:
@@ -79,10 +96,10 @@ def check_handle(memory: KvMemory, announcement: Announcement) -> None:
     retention = memory.retentions.get(
         RetentionKind.HANDLE, announcement.tenant, announcement.prefix_handle
     )
-    num_kept = len(retention.keys) * memory.options.block_size
+    num_kept = retention.num_tokens
     tokens = np.array(announcement.token_ids[:num_kept], dtype=np.int32)
-    root = memory.root_key(announcement.cache_salt)
-    if chain_keys(root, tokens, memory.options.block_size) != retention.keys:
+    keys = _keys_of_groups(memory, announcement.cache_salt, tokens)
+    if _keys_to_keep(memory, keys) != retention.keys:
         raise InvalidRequestError(
             "PREFIX_MISMATCH",
             f"the prompt does not begin with the {num_kept} tokens of its prefix handle",
@@ -104,7 +121,7 @@ def keep_session(memory: KvMemory, sequence: Sequence, times: SessionTimes, *, n
         RetentionKind.SESSION,
         memory.pool.tenants.name_of(sequence.tenant_id),
         sequence.session_id,
-        sequence.keys.up_to(num_computed, token_ids, block_size),
+        [chain.up_to(num_computed, token_ids, block_size) for chain in sequence.chains],
         now_ns + times.ttl_ns,
         now_ns + times.idle_ns if times.idle_ns else NEVER,
     )
@@ -161,17 +178,43 @@ def demote(
     _unpin(memory, retention, keys, purpose)
 
 
+def _keys_of_groups(
+    memory: KvMemory, cache_salt: bytes, tokens: Int32Array
+) -> list[list[BlockKey]]:
+    """Keys of the full blocks in each group of layers."""
+    options = memory.options
+    return [
+        chain_keys(memory.root_key(cache_salt, 0, group), tokens, options.block_size)
+        for group in range(options.num_groups)
+    ]
+
+
+def _keys_to_keep(memory: KvMemory, keys: list[list[BlockKey]]) -> list[BlockKey]:
+    """Those of a prefix, of all groups, that whoever goes on behind it reads."""
+    if not any(memory.options.windows):
+        keys_of_one, *others = keys
+        if not others:
+            return keys_of_one
+    return [keys[group][depth] for depth, group in memory.options.places_read(len(keys[0]))]
+
+
 def _keep(
     memory: KvMemory,
     kind: RetentionKind,
     tenant: str,
     name: str,
-    keys: AbstractSequence[BlockKey],
+    keys: list[list[BlockKey]],
     expire_ns: int,
     demote_ns: int,
 ) -> Retention:
     retention = memory.retentions.open(
-        name=name, tenant=tenant, kind=kind, keys=keys, expire_ns=expire_ns, demote_ns=demote_ns
+        name=name,
+        tenant=tenant,
+        kind=kind,
+        keys=_keys_to_keep(memory, keys),
+        expire_ns=expire_ns,
+        demote_ns=demote_ns,
+        num_tokens=len(keys[0]) * memory.options.block_size,
     )
     _give_back(memory, retention, retention.unlisted_keys(), KvCause.EXPIRED)
     wanted = [key for key in retention.keys if key not in retention.pinned]

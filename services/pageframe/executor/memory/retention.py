@@ -57,12 +57,14 @@ class Retention:
         name: Unique within kind and tenant.
         tenant: Whose.
         kind: Who asked for it.
-        keys: Keys of the prefix's full blocks, head of the chain first.
+        keys: Keys of the prefix's full blocks, head of the chain first; in groups of layers with
+            a window only of those that whoever goes on behind it will read.
         expire_ns: When it ends, in nanoseconds since the epoch.
         pinned: Key to the device block that is pinned for it. May name keys that a renewal no
             longer lists, until their pins are given back.
         demote_ns: When what is pinned goes to the host tier; ``NEVER`` also once that was due.
         held_keys: Keys held in the host tier for it.
+        num_tokens: Tokens in the prefix's full blocks.
     """
 
     name: str
@@ -73,6 +75,7 @@ class Retention:
     pinned: dict[BlockKey, int] = field(default_factory=dict)
     demote_ns: int = NEVER
     held_keys: set[BlockKey] = field(default_factory=set)
+    num_tokens: int = 0
     _listed: frozenset[BlockKey] = field(default=frozenset(), init=False, repr=False)
     _renewal: int = field(default=0, init=False, repr=False)
 
@@ -175,6 +178,7 @@ class Retentions:
         keys: Sequence[BlockKey],
         expire_ns: int,
         demote_ns: int = NEVER,
+        num_tokens: int = 0,
     ) -> Retention:
         """Open a retention, or renew the one of this kind, tenant and name: O(len(keys)).
 
@@ -195,6 +199,7 @@ class Retentions:
             self._num_open[kind, tenant] += 1
         self._list_keys(retention, keys)
         retention.expire_ns, retention.demote_ns = expire_ns, demote_ns
+        retention.num_tokens = num_tokens
         retention._renewal += 1
         self._set_alarms(retention)
         return retention

@@ -33,15 +33,15 @@ class SequenceState(enum.IntEnum):
 
 
 class SwappedTail(NamedTuple):
-    """A block that is not full, under a key of its own.
+    """A logical block that is not full, under keys of its own.
 
     Attributes:
-        key: Found under this key alone.
+        keys: Its block of each group is found under this key alone.
         depth: Its logical index.
         num_tokens: Computed tokens in it.
     """
 
-    key: BlockKey
+    keys: tuple[BlockKey, ...]
     depth: int
     num_tokens: int
 
@@ -61,7 +61,9 @@ class Sequence:
         parked_tokens: int32 [num_tokens], all its tokens while it has no row; else empty.
         request_id: The caller's name for its request.
         tenant_id: Who is charged for its blocks; see ``block_columns.Tenants``.
-        keys: Keys of its full blocks.
+        keys: Keys of its full blocks, in the first group of layers.
+        more_keys: The same in the other groups.
+        is_steered: Whether it takes no token unless an entry of a plan names it.
         session_id: Turns of one chat; empty for none.
         trace_context: Trace id, and span id of its sequence span; may be empty.
         has_run: Whether it ever had a row.
@@ -70,6 +72,8 @@ class Sequence:
         num_copies_on_write: Blocks copied because it wrote into a shared one.
         num_cached_tokens: Tokens found in the prefix index at its first admission.
         num_preemptions: How often it lost blocks.
+        num_draft_tokens: Draft tokens that were computed for it.
+        num_accepted_tokens: Those of them that it kept.
         swapped_tail: Its last, partly filled block while it is swapped out.
         host_keys: Blocks that the host tier holds for it while it is swapped out.
     """
@@ -83,6 +87,8 @@ class Sequence:
     keys: KeyChain
     request_id: str = ""
     tenant_id: int = 0
+    more_keys: tuple[KeyChain, ...] = ()
+    is_steered: bool = False
     session_id: str = ""
     trace_context: tuple[bytes, bytes] = (b"", b"")
     state: SequenceState = SequenceState.ANNOUNCED
@@ -93,8 +99,15 @@ class Sequence:
     num_copies_on_write: int = 0
     num_cached_tokens: int = 0
     num_preemptions: int = 0
+    num_draft_tokens: int = 0
+    num_accepted_tokens: int = 0
     swapped_tail: SwappedTail | None = None
     host_keys: list[BlockKey] = field(default_factory=list)
+
+    @property
+    def chains(self) -> tuple[KeyChain, ...]:
+        """Keys of its full blocks, in each group of layers."""
+        return (self.keys, *self.more_keys)
 
 
 class SequenceTable:
@@ -110,6 +123,7 @@ class SequenceTable:
         generations: int32 [num_rows].
         num_published: int32 [num_rows], full blocks that were offered to the prefix index.
         tenant_ids: int32 [num_rows].
+        is_steered: bool [num_rows], false in empty rows.
         sequence_ids: int64 [num_rows], 0 in empty rows.
     """
 
@@ -123,6 +137,8 @@ class SequenceTable:
         self.generations: Int32Array = np.zeros(num_rows, dtype=np.int32)
         self.num_published: Int32Array = np.zeros(num_rows, dtype=np.int32)
         self.tenant_ids: Int32Array = np.zeros(num_rows, dtype=np.int32)
+        self.is_steered: NDArray[np.bool_] = np.zeros(num_rows, dtype=np.bool_)
+        self._num_steered = 0
         self.sequence_ids: NDArray[np.int64] = np.zeros(num_rows, dtype=np.int64)
         self._by_id: dict[int, Sequence] = {}
         self._empty_rows = list(range(num_rows - 1, -1, -1))
@@ -131,6 +147,11 @@ class SequenceTable:
 
     def __len__(self) -> int:
         return len(self._by_id)
+
+    @property
+    def num_empty_rows(self) -> int:
+        """How many more sequences may run."""
+        return len(self._empty_rows)
 
     @property
     def has_empty_row(self) -> bool:
@@ -158,9 +179,14 @@ class SequenceTable:
         return self._join_order[: self._num_running]
 
     def caught_up_rows(self) -> Int32Array:
-        """Rows that lack only their newest token, in join order, in a new array."""
+        """Rows that compute their newest token unasked, in join order, in a new array.
+
+        They lack only that one, and are not steered.
+        """
         rows = self.running_rows()
         lacks_one: NDArray[np.bool_] = self.num_tokens[rows] - self.num_computed[rows] == 1
+        if self._num_steered:
+            lacks_one &= ~self.is_steered[rows]
         return rows[lacks_one]
 
     def add(self, sequence: Sequence) -> None:
@@ -184,6 +210,8 @@ class SequenceTable:
         self.num_computed[row] = num_computed
         self.num_published[row] = 0
         self.tenant_ids[row] = sequence.tenant_id
+        self.is_steered[row] = sequence.is_steered
+        self._num_steered += sequence.is_steered
         self.generations[row] = sequence.generation
         self.sequence_ids[row] = sequence.sequence_id
         self._join_order[self._num_running] = row
@@ -204,6 +232,8 @@ class SequenceTable:
         self._num_running = len(rest)
         self._join_order[: self._num_running] = rest
         self.sequence_ids[row] = 0
+        self.is_steered[row] = False
+        self._num_steered -= sequence.is_steered
         self._empty_rows.append(row)
 
     def tokens_of_sequence(self, sequence: Sequence) -> Int32Array:
@@ -221,6 +251,22 @@ class SequenceTable:
         self._reserve(int(self.num_tokens[rows].max()) + 1)
         self.tokens[rows, self.num_tokens[rows]] = token_ids
         self.num_tokens[rows] += 1
+
+    def put_tokens(self, rows: Int32Array, positions: Int32Array, token_ids: Int32Array) -> None:
+        """Add tokens to the ends of rows; all int32 [n].
+
+        ``rows`` may repeat; then ``positions`` rise, one by one from the row's end.
+        """
+        self._reserve(int(positions.max(initial=-1)) + 1)
+        self.tokens[rows, positions] = token_ids
+        # Of a row that repeats the last position counts.
+        self.num_tokens[rows] = positions + 1
+
+    def put_drafts(self, row: int, token_ids: Int32Array) -> None:
+        """Write tokens, int32 [n], behind those of ``row``, which does not have them for that."""
+        end = int(self.num_tokens[row]) + len(token_ids)
+        self._reserve(end)
+        self.tokens[row, self.num_tokens[row] : end] = token_ids
 
     def _reserve(self, num_tokens: int) -> None:
         capacity = self.tokens.shape[1]

@@ -28,7 +28,7 @@ from pageframe.executor.memory.purpose import Purpose
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """What a block holds: enough to enter it into the prefix index.
+    """What a block holds, of which group of layers: enough to enter it into the prefix index.
 
     ``token_ids`` is empty under a private key, which nobody else will look for.
     """
@@ -37,6 +37,7 @@ class Content:
     parent: BlockKey
     token_ids: bytes
     depth: int
+    group: int = 0
 
 
 class Transfers:
@@ -125,7 +126,7 @@ class Transfers:
         Args:
             operation: What to record.
             contents: What to bring, in the order of its chain.
-            found: int32 [n], device blocks of the chain before that. They are held until it has
+            found: int32 [n], device blocks of the same chain. They are held until it has
                 arrived: making room must not evict them, and a head must not become older than
                 its tail.
             purpose: For whom.
@@ -185,11 +186,14 @@ class Transfers:
                 [content.parent for content in contents],
                 [content.token_ids for content in contents],
                 np.array([content.depth for content in contents]),
+                np.array([content.group for content in contents]),
             )
             published = new[was_entered].tolist()
             if published:
                 self._pool.record_published(published, purpose)
-            self._pool.release(block_ids, purpose)
+            # What was found may stand behind what has arrived, or between it.
+            order = np.argsort(self._pool.columns.depths[block_ids], kind="stable")
+            self._pool.release(block_ids[order], purpose)
         return [content.key for _, contents, _ in arrived for content in contents]
 
     def fail(self) -> list[BlockKey]:

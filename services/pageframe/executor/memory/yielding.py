@@ -13,11 +13,11 @@ that has room, and pinned again when it is computed again.
 
 from collections.abc import Container, Iterable, Iterator, Mapping
 from functools import partial
+from itertools import islice
 
 import numpy as np
 
 from pageframe.core.trace import KvCause, TraceSink
-from pageframe.executor.batch import Int32Array
 from pageframe.executor.memory.eviction import EvictionPolicy
 from pageframe.executor.memory.kv_memory import KvMemory
 from pageframe.executor.memory.options import MemoryOptions
@@ -46,14 +46,23 @@ def num_yieldable(
     columns = memory.pool.columns
     if not memory.pool.num_pinned:
         return 0
-    if with_handles:
-        by_tenant = _num_pinned_alone(memory)
-    else:
-        by_tenant = columns.num_yieldable_by_tenant.copy()
+    by_tenant = num_yieldable_by_tenant(memory, with_handles=with_handles)
     for block_id in shared:
         if _is_alone(memory, block_id, with_handles):
             by_tenant[columns.tenant_ids[block_id]] -= 1
     return sum(by_tenant) - memory.num_protected(by_tenant, needs)
+
+
+def num_yieldable_by_tenant(memory: KvMemory, *, with_handles: bool) -> list[int]:
+    """Blocks that only such pins hold as would give way, by tenant number, in a new list."""
+    columns = memory.pool.columns
+    if not with_handles:
+        return columns.num_yieldable_by_tenant.copy()
+    pinned = np.array(list(set(memory.retentions.pinned_block_ids())), dtype=np.int64)
+    alone = pinned[columns.ref_counts[pinned] == columns.pin_counts[pinned]]
+    num_tenants = len(columns.num_held_by_tenant)
+    by_tenant: list[int] = np.bincount(columns.tenant_ids[alone], minlength=num_tenants).tolist()
+    return by_tenant
 
 
 def yield_pins(memory: KvMemory, num_blocks: int, tenant_ids: Container[int]) -> None:
@@ -72,39 +81,31 @@ def yield_pins(memory: KvMemory, num_blocks: int, tenant_ids: Container[int]) ->
                 _yield_block(memory, block_id)
 
 
-def yield_own(memory: KvMemory, tenant_id: int, num_blocks: int) -> int:
+def yield_own(memory: KvMemory, tenant_id: int, num_blocks: int) -> bool:
     """Have idle sessions give way, so that a tenant's ceiling leaves room for what it runs.
 
     What counts is who is charged for a block. Where tenants share a salt, that may be another than
     the one whose chat it is.
 
     Returns:
-        How many blocks fewer the tenant holds then; at most ``num_blocks``.
+        Whether it holds ``num_blocks`` fewer now; else nothing gave way.
     """
-    num_left = min(num_blocks, num_own_yieldable(memory, tenant_id))
-    num_yielded = 0
-    for block_id in _candidates(memory, with_handles=False) if num_left else ():
-        if num_yielded == num_left:
-            break
-        if memory.pool.columns.tenant_ids[block_id] == tenant_id:
-            _yield_block(memory, block_id)
-            num_yielded += 1
-    return num_yielded
+    if num_blocks > num_own_yieldable(memory, tenant_id):
+        return False
+    own = (
+        block_id
+        for block_id in _candidates(memory, with_handles=False)
+        if memory.pool.columns.tenant_ids[block_id] == tenant_id
+    )
+    for block_id in islice(own, num_blocks):
+        _yield_block(memory, block_id)
+    return True
 
 
 def num_own_yieldable(memory: KvMemory, tenant_id: int) -> int:
     """Blocks fewer that a tenant would hold without idle sessions."""
     by_tenant = memory.pool.columns.num_yieldable_by_tenant
     return by_tenant[tenant_id] if tenant_id < len(by_tenant) else 0
-
-
-def _num_pinned_alone(memory: KvMemory) -> list[int]:
-    """Blocks that pins alone hold, by tenant number."""
-    columns = memory.pool.columns
-    pinned: Int32Array = np.fromiter(set(memory.retentions.pinned_block_ids()), dtype=np.int32)
-    alone = pinned[columns.ref_counts[pinned] == columns.pin_counts[pinned]]
-    by_tenant: list[int] = np.bincount(columns.tenant_ids[alone]).tolist()
-    return by_tenant
 
 
 def _candidates(memory: KvMemory, *, with_handles: bool) -> Iterator[int]:
@@ -128,6 +129,17 @@ def _is_alone(memory: KvMemory, block_id: int, with_handles: bool) -> bool:
 def _yield_block(memory: KvMemory, block_id: int) -> None:
     for retention, key in memory.retentions.pins_of(block_id):
         demote(memory, retention, [key], KvCause.POOL_PRESSURE)
+
+
+def make_room_below_ceiling(memory: KvMemory, tenant_id: int, num_blocks: int) -> bool:
+    """Have idle sessions give way, so that a tenant's ceiling leaves room for ``num_blocks`` more.
+
+    Returns:
+        Whether it does now; else nothing gave way.
+    """
+    tenant = memory.pool.tenants.name_of(tenant_id)
+    held = memory.num_held_by_tenant()
+    return yield_own(memory, tenant_id, memory.quotas.num_over_ceiling(tenant, num_blocks, held))
 
 
 def build_memory(

@@ -24,13 +24,14 @@ from pageframe.executor.model.decoder import Decoder
 from pageframe.executor.model.decoder_config import parse_decoder_config
 from pageframe.executor.model.device import choose_device
 from pageframe.executor.model.host_memory import available_memory_bytes
+from pageframe.executor.model.layer_groups import LayerGroups, group_layers
 from pageframe.executor.model.linear import can_pack
 from pageframe.executor.model.native import NativeDecoder
 from pageframe.executor.model.runner import PagedRunner
 from pageframe.executor.model.sampler import Sampler
 from pageframe.executor.model.sim import SimConfig, SimCost, SimRunner
 from pageframe.executor.model.weights import Progress, weight_files
-from pageframe.executor.model.window_probe import probe_window_tokens
+from pageframe.executor.model.window_probe import probe_windows
 from pageframe.kernels.layouts import QUANTISED_DTYPES, KvLayout
 
 RUNNERS = ("auto", "native", "transformers", "sim")
@@ -61,8 +62,10 @@ class _Request:
 
     folder: Path
     config: Mapping[str, Any]
+    name: str
     runner: str
     dtype: torch.dtype
+    kv_dtype: torch.dtype
     device: torch.device
     progress: Progress
 
@@ -122,19 +125,15 @@ def load_runner(
     request = _Request(
         folder=folder,
         config=config,
+        name=name or _default_name(model),
         runner=runner,
         dtype=model_dtype,
+        kv_dtype=model_dtype if kv_dtype == "auto" else _KV_DTYPES[kv_dtype],
         device=chosen_device,
         progress=_in_percent(progress),
     )
     _check_memory(request)
-    decoder, runner_name = _load_decoder(request)
-    pool_dtype = model_dtype if kv_dtype == "auto" else _KV_DTYPES[kv_dtype]
-    facts = _facts(request, decoder, name or _default_name(model), runner_name, pool_dtype)
-    sampler = Sampler(facts.vocab_size, max_num_sequences, facts.eos_token_ids, chosen_device)
-    return PagedRunner(
-        decoder, facts, sampler, chosen_device, pool_dtype, max_step_tokens=max_step_tokens
-    )
+    return _load(request, max_num_sequences, max_step_tokens)
 
 
 def resolve_folder(model: str) -> Path:
@@ -208,6 +207,21 @@ def _load_sim(model: str, name: str, max_num_sequences: int, cost: SimCost) -> M
     )
 
 
+def _load(request: _Request, max_num_sequences: int, max_step_tokens: int) -> ModelRunner:
+    decoder, runner_name = _load_decoder(request)
+    groups = _groups(request, decoder, runner_name)
+    facts = _facts(request, decoder, groups, runner_name)
+    return PagedRunner(
+        decoder,
+        facts,
+        Sampler(facts.vocab_size, max_num_sequences, facts.eos_token_ids, request.device),
+        request.device,
+        request.kv_dtype,
+        max_step_tokens=max_step_tokens,
+        groups=groups,
+    )
+
+
 def _load_decoder(request: _Request) -> tuple[Decoder, str]:
     """The model and the name of the runner that takes it."""
     if request.runner != "transformers":
@@ -230,35 +244,48 @@ def _load_decoder(request: _Request) -> tuple[Decoder, str]:
     )
 
 
+def _groups(request: _Request, decoder: Decoder, runner_name: str) -> LayerGroups:
+    """Which layers share a block. A window that no sequence outgrows is none."""
+    max_model_len = _max_model_len(request.config, runner_name)
+    windows = probe_windows(decoder, request.device)
+    return group_layers([window if window < max_model_len else 0 for window in windows])
+
+
 def _facts(
-    request: _Request, decoder: Decoder, name: str, runner_name: str, kv_dtype: torch.dtype
+    request: _Request,
+    decoder: Decoder,
+    groups: LayerGroups,
+    runner_name: str,
 ) -> ModelFacts:
-    shape = decoder.kv_shape
+    shape, is_mixed = decoder.kv_shape, len(groups.windows) > 1
     layout = KvLayout(
-        num_layers=shape.num_layers,
+        num_layers=groups.num_layers,
         block_size=1,
         num_kv_heads=shape.num_kv_heads,
         head_dim=shape.head_dim,
-        dtype=kv_dtype,
-        is_quantised=kv_dtype in QUANTISED_DTYPES,
+        dtype=request.kv_dtype,
+        is_quantised=request.kv_dtype in QUANTISED_DTYPES,
     )
     return ModelFacts(
-        name=name,
+        name=request.name,
         folder=str(request.folder),
         vocab_size=int(_text_config(request.config)["vocab_size"]),
-        max_model_len=(
-            parse_decoder_config(request.config).max_model_len
-            if runner_name == "native"
-            else _context_len(request.config)
-        ),
+        max_model_len=_max_model_len(request.config, runner_name),
         eos_token_ids=eos_token_ids(request.folder, request.config),
         kv_bytes_per_token=layout.kv_bytes_per_token,
         device=str(request.device),
         dtype=_dtype_name(request.dtype),
-        kv_dtype=_dtype_name(kv_dtype),
+        kv_dtype=_dtype_name(request.kv_dtype),
         runner=runner_name,
-        window_tokens=probe_window_tokens(decoder, request.device),
+        window_tokens=0 if is_mixed else groups.windows[0],
+        group_windows=groups.windows if is_mixed else (),
     )
+
+
+def _max_model_len(config: Mapping[str, Any], runner_name: str) -> int:
+    if runner_name == "native":
+        return parse_decoder_config(config).max_model_len
+    return _context_len(config)
 
 
 def _context_len(config: Mapping[str, Any]) -> int:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from pageframe.executor.batch import StepBatch
 from pageframe.executor.model.arena import KvArena
+from pageframe.executor.model.layer_groups import LayerGroups, one_group
 from pageframe.kernels.layouts import KvLayout
 from pageframe.kernels.ops.attention_plan import AttentionPlan
 from pageframe.kernels.ops.kv_write import kv_write
@@ -19,19 +20,29 @@ class PagedKv:
     """The arena and the attention plans of the current step.
 
     Models see block tables only through ``attend``; nothing else reads or writes keys and values.
+
+    Args:
+        arena: Its blocks have room for the layers of one group.
+        groups: Which layer is where in which group; all in one where absent.
     """
 
-    def __init__(self, arena: KvArena) -> None:
+    def __init__(self, arena: KvArena, groups: LayerGroups | None = None) -> None:
         layout = arena.layout
         self._layout = layout
         self._layers = [arena.layer(index) for index in range(layout.num_layers)]
         self._device = self._layers[0].device
         self._scales = [arena.scales(index) for index in range(layout.num_layers)]
+        chosen = groups or one_group(layout.num_layers)
+        self._num_groups = len(chosen.windows)
+        self._places = chosen.places
         # Made by the first call, which knows the type of the model's activations.
         self._attention: PagedAttention | None = None
         self._batch: StepBatch | None = None
-        self._plans: dict[int | None, AttentionPlan] = {}
-        self._block_ids = self._offsets = torch.empty(0, dtype=torch.int64)
+        # By group, and window of the layers: those of one group may differ, where it is the only.
+        self._plans: dict[tuple[int, int | None], AttentionPlan] = {}
+        # By group.
+        self._block_ids: list[torch.Tensor] = []
+        self._offsets: list[torch.Tensor] = []
 
     @property
     def block_size(self) -> int:
@@ -40,9 +51,10 @@ class PagedKv:
 
     def begin_step(self, batch: StepBatch) -> None:
         """Take the tables of a step for the layers to come."""
-        slots = self._to_device(batch.slots)
-        self._block_ids = slots // self._layout.block_size
-        self._offsets = slots % self._layout.block_size
+        # The groups take turns in the batch; here each has its slots side by side.
+        slots = self._to_device(batch.slots.reshape(-1, self._num_groups).T)
+        self._block_ids = list((slots // self._layout.block_size).unbind())
+        self._offsets = list((slots % self._layout.block_size).unbind())
         self._plans.clear()
         self._batch = batch
 
@@ -59,7 +71,7 @@ class PagedKv:
         """Write the new tokens' keys and values, then attend through the block tables.
 
         Args:
-            layer_index: Which layer of the arena.
+            layer_index: Which layer of the model.
             query: shape (T, num_heads, head_dim).
             keys: shape (T, num_kv_heads, head_dim), position already encoded.
             values: shape (T, num_kv_heads, head_dim).
@@ -69,13 +81,16 @@ class PagedKv:
         Returns:
             shape (T, num_heads, head_dim), dtype of ``query``; valid until the next call.
         """
-        layer, scales = self._layers[layer_index], self._scales[layer_index]
-        kv_write(keys, values, layer, self._block_ids, self._offsets, kv_scales=scales)
+        assert self._batch is not None, "attention outside a step"
+        group, place = self._places[layer_index]
+        layer, scales = self._layers[place], self._scales[place]
+        blocks, offsets = self._block_ids[group], self._offsets[group]
+        kv_write(keys, values, layer, blocks, offsets, kv_scales=scales)
         if self._attention is None:
             dtype = compute_dtype(query.dtype, self._layout, self._device)
             self._attention = PagedAttention(self._layout.block_size, dtype, self._device)
         mixed = self._attention.run(
-            self._plan(self._attention, window),
+            self._plan(self._attention, self._batch, group, window),
             query.to(self._attention.dtype),
             layer,
             scale,
@@ -83,21 +98,22 @@ class PagedKv:
         )
         return mixed.to(query.dtype)
 
-    def _plan(self, attention: PagedAttention, window: int | None) -> AttentionPlan:
-        plan = self._plans.get(window)
+    def _plan(
+        self, attention: PagedAttention, batch: StepBatch, group: int, window: int | None
+    ) -> AttentionPlan:
+        plan = self._plans.get((group, window))
         if plan is None:
-            assert self._batch is not None, "attention outside a step"
             plan = attention.plan(
-                query_start=self._batch.query_start,
-                context_lens=self._batch.context_lens,
-                block_tables=self._batch.block_tables,
+                query_start=batch.query_start,
+                context_lens=batch.context_lens,
+                block_tables=batch.block_tables[:, group :: self._num_groups],
                 window=window,
             )
-            self._plans[window] = plan
+            self._plans[group, window] = plan
         return plan
 
     def _to_device(self, array: NDArray[np.int64]) -> torch.Tensor:
-        return torch.from_numpy(array).to(self._device)
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self._device)
 
 
 def compute_dtype(query_dtype: torch.dtype, layout: KvLayout, device: torch.device) -> torch.dtype:

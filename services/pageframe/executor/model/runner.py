@@ -9,11 +9,19 @@ import torch
 from numpy.typing import NDArray
 
 from pageframe.core.sampling import SamplingParams
-from pageframe.core.step import TokenLogprobs
-from pageframe.executor.batch import BlockMoves, Int32Array, ModelFacts, StepBatch, StepOutput
+from pageframe.core.step import Candidates, TokenLogprobs
+from pageframe.executor.batch import (
+    BlockMoves,
+    DraftSamples,
+    Int32Array,
+    ModelFacts,
+    StepBatch,
+    StepOutput,
+)
 from pageframe.executor.model.arena import KvArena
 from pageframe.executor.model.decoder import Decoder
 from pageframe.executor.model.host_arena import HostArena
+from pageframe.executor.model.layer_groups import LayerGroups, one_group
 from pageframe.executor.model.paged_kv import PagedKv
 from pageframe.executor.model.prompt_logprobs import PromptCollection
 from pageframe.kernels.layouts import QUANTISED_DTYPES, KvLayout
@@ -42,9 +50,27 @@ class TokenSampler(Protocol):
         ...
 
     def sample(
-        self, logits: torch.Tensor, rows: Int32Array, positions: Int32Array
+        self,
+        logits: torch.Tensor,
+        rows: Int32Array,
+        positions: Int32Array,
+        drafts: DraftSamples | None = None,
     ) -> tuple[Int32Array, dict[int, TokenLogprobs]]:
         """One token per row of ``logits`` [K, V], to stand at ``positions``."""
+        ...
+
+    def extend(self, row: int, token_id: int) -> None:
+        """Count a token that ``row`` was given."""
+        ...
+
+    def wants_candidates(self, rows: Int32Array) -> NDArray[np.bool_]:
+        """Which of ``rows`` get candidates instead of a token."""
+        ...
+
+    def candidates(
+        self, logits: torch.Tensor, rows: Int32Array, positions: Int32Array
+    ) -> list[Candidates]:
+        """The best tokens of each row of ``logits`` [n, V]."""
         ...
 
     def wants_prompt_logprobs(self, row: int) -> bool:
@@ -77,6 +103,7 @@ class PagedRunner:
         device: Where weights and arena lie.
         kv_dtype: Of keys and values in the arena.
         max_step_tokens: Most tokens that one step will compute.
+        groups: Which layers share a block; all of them where absent.
     """
 
     def __init__(
@@ -88,8 +115,10 @@ class PagedRunner:
         kv_dtype: torch.dtype,
         *,
         max_step_tokens: int,
+        groups: LayerGroups | None = None,
     ) -> None:
         self.facts = facts
+        self._groups = groups or one_group(decoder.kv_shape.num_layers)
         self._decoder: Decoder | None = decoder
         self._sampler = sampler
         self._device = device
@@ -119,7 +148,7 @@ class PagedRunner:
         assert self._decoder is not None, "the runner is closed"
         shape = self._decoder.kv_shape
         layout = KvLayout(
-            num_layers=shape.num_layers,
+            num_layers=self._groups.num_layers_each,
             block_size=block_size,
             num_kv_heads=shape.num_kv_heads,
             head_dim=shape.head_dim,
@@ -136,7 +165,7 @@ class PagedRunner:
             promised_bytes=num_host_slots * layout.block_bytes if is_shared else 0,
         )
         host = HostArena(num_host_slots, layout.block_bytes, self._device)
-        self._pool = _Pool(arena, host, PagedKv(arena))
+        self._pool = _Pool(arena, host, PagedKv(arena, self._groups))
 
     def resize_pool(self, num_blocks: int) -> None:
         """Shrink or grow the arena between steps; see ``ModelRunner.resize_pool``."""
@@ -179,7 +208,7 @@ class PagedRunner:
         decoder, kv = self._parts()
         with torch.inference_mode():
             for num_tokens in {1, min(kv.block_size, self._max_step_tokens)}:
-                batch = _prompt_in_block_0(num_tokens)
+                batch = _prompt_in_block_0(num_tokens, len(self._groups.windows))
                 decoder.logits(self._forward(decoder, kv, batch, np.zeros(1, np.int64)))
 
     def admit(
@@ -205,6 +234,10 @@ class PagedRunner:
             self._prompts[row] = PromptCollection(
                 np.array(token_ids[:num_prompt_tokens], dtype=np.int32)
             )
+
+    def extend(self, row: int, token_id: int) -> None:
+        """Count a token that ``row`` was given; see ``ModelRunner.extend``."""
+        self._sampler.extend(row, token_id)
 
     def release(self, row: int) -> None:
         """Forget the sampling state of ``row``."""
@@ -233,27 +266,45 @@ class PagedRunner:
     def _execute(self, batch: StepBatch) -> StepOutput:
         decoder, kv = self._parts()
         started_ns = time.perf_counter_ns()
-        last_tokens = batch.query_start[1:][batch.samples].astype(np.int64) - 1
+        sample_tokens = batch.sample_tokens
         spans = self._prompt_spans(batch)
-        rows = np.concatenate([last_tokens, *(np.arange(low, high) for _, low, high in spans)])
+        rows = np.concatenate([sample_tokens, *(np.arange(low, high) for _, low, high in spans)])
         outputs = self._forward(decoder, kv, batch, rows)
         executed_ns = time.perf_counter_ns()
         token_ids = np.empty(0, np.int32)
         logprobs: dict[int, TokenLogprobs] = {}
-        if last_tokens.size:
-            logits = decoder.logits(outputs[: last_tokens.size])
+        candidates: dict[int, Candidates] = {}
+        if sample_tokens.size:
+            logits = decoder.logits(outputs[: sample_tokens.size])
             executed_ns = time.perf_counter_ns()
             token_ids, logprobs = self._sampler.sample(
-                logits, batch.sample_rows, batch.context_lens[batch.samples]
+                logits, batch.sample_rows, batch.sample_positions, batch.drafts
             )
-        prompt_logprobs = self._collect(decoder, batch, spans, outputs[last_tokens.size :])
+            candidates = self._candidates(logits, batch, token_ids)
+        prompt_logprobs = self._collect(decoder, batch, spans, outputs[sample_tokens.size :])
         return StepOutput(
             token_ids=token_ids,
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
+            candidates=candidates,
             execute_ns=executed_ns - started_ns,
             sample_ns=time.perf_counter_ns() - executed_ns,
         )
+
+    def _candidates(
+        self, logits: torch.Tensor, batch: StepBatch, token_ids: Int32Array
+    ) -> dict[int, Candidates]:
+        """Candidates of beams by index into K; they get no token, so theirs becomes -1."""
+        index = np.flatnonzero(self._sampler.wants_candidates(batch.sample_rows))
+        if not index.size:
+            return {}
+        token_ids[index] = -1
+        found = self._sampler.candidates(
+            logits[torch.from_numpy(index).to(logits.device)],
+            batch.sample_rows[index],
+            batch.sample_positions[index],
+        )
+        return dict(zip(index.tolist(), found, strict=True))
 
     def _forward(
         self, decoder: Decoder, kv: PagedKv, batch: StepBatch, rows: NDArray[np.int64]
@@ -314,8 +365,8 @@ class PagedRunner:
         return complete
 
 
-def _prompt_in_block_0(num_tokens: int) -> StepBatch:
-    """A batch of one sequence whose ``num_tokens`` tokens fit into block 0."""
+def _prompt_in_block_0(num_tokens: int, num_groups: int) -> StepBatch:
+    """A batch of one sequence whose ``num_tokens`` tokens fit into block 0, of every group."""
     tokens = np.arange(num_tokens, dtype=np.int32)
     zero = np.zeros(1, np.int32)
     return StepBatch(
@@ -324,10 +375,10 @@ def _prompt_in_block_0(num_tokens: int) -> StepBatch:
         rows=zero,
         token_ids=np.zeros(num_tokens, np.int32),
         positions=tokens,
-        slots=tokens.astype(np.int64),
+        slots=np.repeat(tokens.astype(np.int64), num_groups),
         query_start=np.array([0, num_tokens], np.int32),
         context_lens=np.array([num_tokens], np.int32),
-        block_tables=zero[None],
+        block_tables=np.zeros((1, num_groups), np.int32),
         samples=zero,
         sample_rows=zero,
     )

@@ -26,9 +26,10 @@ from numpy.typing import NDArray
 
 from pageframe.core.errors import InternalError
 from pageframe.core.sampling import SamplingParams
-from pageframe.core.step import TokenLogprobs
-from pageframe.executor.batch import Int32Array
+from pageframe.core.step import Candidates, TokenLogprobs
+from pageframe.executor.batch import DraftSamples, Int32Array
 from pageframe.executor.model import philox
+from pageframe.executor.model.candidates import best_candidates
 from pageframe.executor.model.draw import Draws, draw
 from pageframe.executor.model.logit_edits import LogitEdits
 from pageframe.executor.model.logprobs import token_logprobs
@@ -38,6 +39,8 @@ _DRAWS = 1
 _EDITS = 2
 _LOGPROBS = 4
 _ADMITTED = 8
+# The edits of a beam: they change its candidates, and no token is chosen by itself.
+_BEAM_EDITS = 16
 _FEATURES = _DRAWS | _EDITS | _LOGPROBS
 
 # Below this a temperature would be a zero, or a denormal, in float32.
@@ -75,6 +78,8 @@ class Sampler:
         self._earliest_stop = np.zeros(max_num_rows, dtype=np.int64)
         self._num_logprobs = np.zeros(max_num_rows, dtype=np.int64)
         self._num_prompt_logprobs = np.zeros(max_num_rows, dtype=np.int64)
+        self._num_candidates = np.zeros(max_num_rows, dtype=np.int64)
+        self._earliest_candidate_stop = np.zeros(max_num_rows, dtype=np.int64)
 
     def admit(
         self,
@@ -99,12 +104,12 @@ class Sampler:
         assert len(token_ids) >= num_prompt_tokens, f"{len(token_ids)} < {num_prompt_tokens}"
         flags = _ADMITTED
         # One token kept is the best token: no need to draw from a set of one.
-        if not sampling.is_greedy and sampling.top_k != 1:
+        if not (sampling.is_greedy or sampling.top_k == 1 or sampling.num_candidates):
             flags |= _DRAWS
         if sampling.num_logprobs >= 0:
             flags |= _LOGPROBS
         if self._edits.admit(row, sampling, token_ids, num_prompt_tokens):
-            flags |= _EDITS
+            flags |= _BEAM_EDITS if sampling.num_candidates else _EDITS
         self._flags[row] = flags
         self._seed[row] = sampling.seed
         self._sample_index[row] = sample_index
@@ -112,9 +117,12 @@ class Sampler:
         self._top_k[row] = min(sampling.top_k or self._vocab_size, self._vocab_size)
         self._top_p[row] = sampling.top_p
         self._min_p[row] = sampling.min_p
-        self._earliest_stop[row] = num_prompt_tokens + sampling.min_tokens
+        earliest_stop = num_prompt_tokens + sampling.min_tokens
+        self._earliest_stop[row] = 0 if sampling.num_candidates else earliest_stop
+        self._earliest_candidate_stop[row] = earliest_stop
         self._num_logprobs[row] = sampling.num_logprobs
         self._num_prompt_logprobs[row] = sampling.num_prompt_logprobs
+        self._num_candidates[row] = sampling.num_candidates
 
     def release(self, row: int) -> None:
         """Forget the sequence in ``row``; the row may be admitted again."""
@@ -123,15 +131,21 @@ class Sampler:
         self._edits.release(row)
 
     def sample(
-        self, logits: torch.Tensor, rows: Int32Array, positions: Int32Array
+        self,
+        logits: torch.Tensor,
+        rows: Int32Array,
+        positions: Int32Array,
+        drafts: DraftSamples | None = None,
     ) -> tuple[Int32Array, dict[int, TokenLogprobs]]:
-        """Choose the next token of K sequences, and count it in their histories.
+        """Choose the next tokens of sequences, and count those that they get in their histories.
 
         Args:
             logits: float32 [K, V]; left unchanged.
-            rows: int32 [K], admitted rows, each at most once.
+            rows: int32 [K], admitted rows, each at most once unless ``drafts`` are checked.
             positions: int32 [K], the position that each new token will take, which is the
-                number of tokens its sequence has now.
+                number of tokens its sequence has by then.
+            drafts: Which samples only count if those before them are as expected; what is chosen
+                for a sample that does not count means nothing.
 
         Returns:
             Token ids int32 [K], and log-probabilities by index into K where asked for.
@@ -156,17 +170,62 @@ class Sampler:
         edited, plain = np.flatnonzero(is_edited), np.flatnonzero(is_drawn & ~is_edited)
         if plain.size:
             tokens[plain] = draw(self._draws(logits, maxima, plain, rows[plain], positions[plain]))
-        if edited.size:
-            tokens[edited] = self._choose_edited(
-                logits[torch.from_numpy(edited).to(logits.device)],
-                rows[edited],
-                positions[edited],
-                is_holding_back[edited],
+        counts = np.ones(len(rows), dtype=np.bool_)
+        for turn in _turns(edited, drafts):
+            # What an edit does to a logit depends on the tokens before, so on what counted of them.
+            counted = turn[counts[turn]]
+            if not counted.size:
+                break
+            tokens[counted] = self._choose_edited(
+                logits[torch.from_numpy(counted).to(logits.device)],
+                rows[counted],
+                positions[counted],
+                is_holding_back[counted],
             )
-        logprobs = self._logprobs(logits, maxima, tokens, rows, flags)
-        for index in np.flatnonzero(flags & _EDITS).tolist():
-            self._edits.record(int(rows[index]), int(tokens[index]))
-        return tokens.astype(np.int32), logprobs
+            for index in counted[flags[counted] & _EDITS != 0].tolist():
+                self._edits.record(int(rows[index]), int(tokens[index]))
+            if drafts is not None:
+                led = turn[drafts.num_behind[turn] > 0]
+                counts[led + 1] = counts[led] & (tokens[led] == drafts.expected[led])
+        return tokens.astype(np.int32), self._logprobs(logits, maxima, tokens, rows, flags)
+
+    def extend(self, row: int, token_id: int) -> None:
+        """Count a token that the beam in ``row`` was given."""
+        if self._flags[row] & _BEAM_EDITS:
+            self._edits.record(row, token_id)
+
+    def wants_candidates(self, rows: Int32Array) -> NDArray[np.bool_]:
+        """Which of ``rows`` are beams: bool [n]. What ``sample`` says of them means nothing."""
+        wants: NDArray[np.bool_] = self._num_candidates[rows] > 0
+        return wants
+
+    def candidates(
+        self, logits: torch.Tensor, rows: Int32Array, positions: Int32Array
+    ) -> list[Candidates]:
+        """The best tokens of n beams; see ``candidates`` for what their figures mean.
+
+        Args:
+            logits: float32 [n, V]; left unchanged.
+            rows: int32 [n], admitted rows that want candidates.
+            positions: int32 [n], the position of the token that each is about to get.
+
+        Raises:
+            InternalError: LOGITS_NOT_FINITE, as ``sample``.
+        """
+        _check_finite(logits.amax(1), rows)
+        logprobs = logits.log_softmax(1)
+        is_holding_back = positions < self._earliest_candidate_stop[rows]
+        edited = np.flatnonzero((self._flags[rows] & _BEAM_EDITS != 0) | is_holding_back)
+        if edited.size:
+            for row, position in zip(
+                rows[edited].tolist(), positions[edited].tolist(), strict=True
+            ):
+                self._edits.check_position(row, position)
+            index = torch.from_numpy(edited).to(logits.device)
+            part = logprobs[index]
+            self._edits.apply(part, rows[edited].tolist(), is_holding_back[edited])
+            logprobs[index] = part
+        return best_candidates(logprobs, self._num_candidates[rows])
 
     def wants_prompt_logprobs(self, row: int) -> bool:
         """Whether the sequence in ``row`` asked for log-probabilities of its prompt."""
@@ -248,6 +307,16 @@ class Sampler:
         num_best = self._num_logprobs[rows[asking]]
         found = token_logprobs(logits, maxima, asking, tokens[asking], num_best)
         return dict(zip(asking.tolist(), found, strict=True))
+
+
+def _turns(index: NDArray[np.int64], drafts: DraftSamples | None) -> list[NDArray[np.int64]]:
+    """Samples in which no sequence stands twice, each turn behind those that come before it."""
+    if drafts is None:
+        return [index] if index.size else []
+    samples = np.arange(len(drafts.num_behind))
+    depths = samples - np.maximum.accumulate(np.where(drafts.is_first, samples, 0))
+    depths = depths[index]
+    return [index[depths == depth] for depth in range(int(depths.max(initial=-1)) + 1)]
 
 
 def _check_finite(maxima: torch.Tensor, rows: Int32Array) -> None:

@@ -20,9 +20,7 @@ import numpy as np
 
 from pageframe.core.clock import ManualClock
 from pageframe.core.errors import ResourceExhaustedError
-from pageframe.core.limits import LIMITS
 from pageframe.core.sampling import SamplingParams
-from pageframe.core.step import TokenLogprobs
 from pageframe.executor.batch import (
     BlockMoves,
     Int32Array,
@@ -38,6 +36,8 @@ from pageframe.executor.model.pool_checks import (
     check_pool_size,
 )
 from pageframe.executor.model.sim_arena import TokenArena, UInt64Array
+from pageframe.executor.model.sim_candidates import sim_candidates
+from pageframe.executor.model.sim_distribution import Distribution
 
 # Steele, Lea, Flood, "Fast splittable pseudorandom number generators" (OOPSLA 2014).
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -53,7 +53,7 @@ class SimCost:
 
     Attributes:
         step_ns: Every step.
-        prefill_token_ns: Each token of a sequence that is catching up.
+        prefill_token_ns: Each token of a sequence that is catching up, and each draft.
         decode_sequence_ns: Each sequence that decodes.
         context_token_ns: Each token of context that a sequence of the step attends to.
         move_block_ns: Each block moved to the host tier or from there.
@@ -67,10 +67,14 @@ class SimCost:
 
     def of(self, batch: StepBatch) -> int:
         """Nanoseconds that ``batch`` lasts."""
-        num_prefill_tokens = len(batch.token_ids) - batch.num_decodes
+        num_decodes = batch.num_decodes
+        if batch.drafts is not None:
+            num_decodes += int(
+                np.count_nonzero(batch.drafts.is_first & (batch.drafts.num_behind > 0))
+            )
         cost_ns = self.step_ns
-        cost_ns += self.prefill_token_ns * num_prefill_tokens
-        cost_ns += self.decode_sequence_ns * batch.num_decodes
+        cost_ns += self.prefill_token_ns * (len(batch.token_ids) - num_decodes)
+        cost_ns += self.decode_sequence_ns * num_decodes
         cost_ns += self.context_token_ns * int(batch.context_lens.sum())
         return round(cost_ns)
 
@@ -150,11 +154,12 @@ class SimRunner(ModelRunner):
         self._config = config
         self._clock = clock
         self._eos_token_id = eos[0] if eos else -1
-        self._distribution = _Distribution(self._plain_ids, eos, config.eos_probability)
+        self._distribution = Distribution(self._plain_ids, eos, config.eos_probability)
         # Compared with 32 bits of the hash.
         self._eos_below = np.uint64(round(config.eos_probability * 2**32))
         self._keys = np.zeros(config.max_num_rows, dtype=np.uint64)
         self._num_logprobs: dict[int, int] = {}
+        self._num_candidates: dict[int, int] = {}
         # First position where a stop may come, and what is a stop; only rows with min_tokens.
         self._held_back: dict[int, tuple[int, frozenset[int]]] = {}
         self._prompt_wishes: dict[int, _PromptWish] = {}
@@ -246,6 +251,8 @@ class SimRunner(ModelRunner):
         seed = np.array([sampling.seed], dtype=np.uint64)
         key = _mix(_mix(seed) + np.uint64(sample_index + 1))
         self._keys[row] = 0 if sampling.is_greedy else key[0]
+        if sampling.num_candidates:
+            self._num_candidates[row] = sampling.num_candidates
         if sampling.num_logprobs >= 0:
             self._num_logprobs[row] = sampling.num_logprobs
         if sampling.min_tokens:
@@ -260,8 +267,12 @@ class SimRunner(ModelRunner):
                 num_best=sampling.num_prompt_logprobs,
             )
 
+    def extend(self, row: int, token_id: int) -> None:
+        """Nothing counts tokens here."""
+
     def release(self, row: int) -> None:
         """Forget ``row``."""
+        self._num_candidates.pop(row, None)
         self._num_logprobs.pop(row, None)
         self._held_back.pop(row, None)
         self._prompt_wishes.pop(row, None)
@@ -270,8 +281,11 @@ class SimRunner(ModelRunner):
         """Write tokens to their slots, read histories back, and pick tokens."""
         start_ns = time.monotonic_ns()
         self._arena.write(batch.slots, batch.token_ids)
-        output = StepOutput(token_ids=self._sample(batch))
+        drawn = self._draw(batch)
+        output = StepOutput(token_ids=self._sample(batch, drawn))
         self._add_logprobs(batch, output)
+        if self._num_candidates:
+            self._add_candidates(batch, drawn, output)
         output.execute_ns = self._pass_time(start_ns, self._config.cost.of(batch))
         return output
 
@@ -279,11 +293,17 @@ class SimRunner(ModelRunner):
         """Give the arena back."""
         self._arena = TokenArena(0, 1, 0)
 
-    def _sample(self, batch: StepBatch) -> Int32Array:
-        positions = batch.context_lens[batch.samples]
-        rows = batch.sample_rows
+    def _draw(self, batch: StepBatch) -> UInt64Array:
+        """64 bits for each sample, by its random key and by all tokens before it."""
+        positions = batch.sample_positions
         history = self._arena.hash_histories(batch.block_tables[batch.samples], positions)
-        drawn = _mix(history + self._keys[rows] + positions.astype(np.uint64))
+        keys = self._keys[batch.sample_rows]
+        drawn: UInt64Array = _mix(history + keys + positions.astype(np.uint64))
+        return drawn
+
+    def _sample(self, batch: StepBatch, drawn: UInt64Array) -> Int32Array:
+        positions = batch.sample_positions
+        rows = batch.sample_rows
         # The high half picks among the plain tokens, the low half decides about the end.
         place = ((drawn >> _HALF) * np.uint64(self._plain_ids.size)) >> _HALF
         token_ids: Int32Array = self._plain_ids[place.astype(np.intp)]
@@ -304,6 +324,23 @@ class SimRunner(ModelRunner):
                         break
                     token_id = (token_id + 1) % self._config.vocab_size
                 token_ids[index] = token_id
+
+    def _add_candidates(self, batch: StepBatch, drawn: UInt64Array, output: StepOutput) -> None:
+        """What beams could go on with; they get no token."""
+        positions = batch.sample_positions.tolist()
+        for index, row in enumerate(batch.sample_rows.tolist()):
+            count = self._num_candidates.get(row, 0)
+            if not count:
+                continue
+            first, stops = self._held_back.get(row, (0, frozenset()))
+            output.token_ids[index] = -1
+            output.candidates[index] = sim_candidates(
+                int(drawn[index]),
+                count,
+                self._plain_ids,
+                self._eos_token_id if self._eos_below else -1,
+                stops if positions[index] < first else frozenset(),
+            )
 
     def _add_logprobs(self, batch: StepBatch, output: StepOutput) -> None:
         if self._num_logprobs:
@@ -332,32 +369,6 @@ class SimRunner(ModelRunner):
         if remaining_ns > 0:
             time.sleep(remaining_ns / 1e9)
         return time.monotonic_ns() - start_ns
-
-
-class _Distribution:
-    """The log-probabilities of all tokens, which are the same at every position."""
-
-    def __init__(
-        self, plain_ids: Int32Array, eos_token_ids: list[int], eos_probability: float
-    ) -> None:
-        with np.errstate(divide="ignore"):
-            self._plain = float(np.log((1 - eos_probability) / plain_ids.size))
-            eos = [float(np.log(eos_probability)), *([-np.inf] * len(eos_token_ids[1:]))]
-        self._eos = dict(zip(eos_token_ids, eos, strict=False))
-        known = [
-            (token_id, self._plain) for token_id in plain_ids[: LIMITS.num_logprobs_max].tolist()
-        ]
-        self._best = sorted([*known, *self._eos.items()], key=lambda pair: (-pair[1], pair[0]))
-
-    def describe(self, token_id: int, num_best: int) -> TokenLogprobs:
-        """The token's own log-probability and the ``num_best`` best ones, equals by id."""
-        best = self._best[:num_best]
-        return TokenLogprobs(
-            token_id=token_id,
-            logprob=self._eos.get(token_id, self._plain),
-            top_token_ids=[token_id for token_id, _ in best],
-            top_logprobs=[logprob for _, logprob in best],
-        )
 
 
 def _mix(words: UInt64Array) -> UInt64Array:

@@ -9,13 +9,19 @@ What a model keeps per token is not read from its config, where each family says
 words: one token is run through it before there is any pool, and the attention calls are recorded.
 """
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AttentionInterface, AutoModelForCausalLM
+from transformers import (
+    AttentionInterface,
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from pageframe.core.errors import UnimplementedError
 from pageframe.executor.model.decoder import KvShape
@@ -36,6 +42,7 @@ class _Call:
     key_dim: int
     value_dim: int
     num_keys: int
+    window: int | None
     is_causal: bool
     unknown: tuple[str, ...]
 
@@ -55,7 +62,6 @@ def paged_attention_forward(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,  # noqa: ARG001
     scaling: float | None = None,
-    sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention function for ``AttentionInterface``.
@@ -68,14 +74,14 @@ def paged_attention_forward(
         value: The same.
         attention_mask: Not used; transformers builds none for this function.
         scaling: Multiplies scores; None for ``head_dim ** -0.5``.
-        sliding_window: Positions that a token sees; None for all.
-        **kwargs: Whatever else the model passes on.
+        **kwargs: Whatever else the model passes on. ``sliding_window`` is how many positions a
+            token sees, None for all; a module that does not pass it on may have it.
 
     Returns:
         shape (1, T, num_heads, head_dim), and None for the weights.
     """
     tables: _Tables = getattr(module, _TABLES_ATTRIBUTE)
-    window = sliding_window or None
+    window = kwargs.get("sliding_window", getattr(module, "sliding_window", None)) or None
     if tables.kv is None:
         tables.calls.append(
             _Call(
@@ -84,6 +90,7 @@ def paged_attention_forward(
                 key_dim=key.shape[3],
                 value_dim=value.shape[3],
                 num_keys=key.shape[2],
+                window=window,
                 is_causal=getattr(module, "is_causal", True) is not False,
                 unknown=tuple(name for name in _UNKNOWN_ARGUMENTS if kwargs.get(name) is not None),
             )
@@ -126,7 +133,7 @@ class TransformersDecoder:
                 error
             )
         progress(1, 1)
-        self._model: torch.nn.Module = model.eval().to(device)
+        self._model: PreTrainedModel = model.eval().to(device)
         self._tables = _Tables()
         for module in self._model.modules():
             if hasattr(module, "layer_idx"):
@@ -188,12 +195,32 @@ class TransformersDecoder:
                 first.key_dim,
             ):
                 raise _unsupported("keys and values differ in shape, among them or among layers")
+            self._check_window(call)
         num_layers = len(calls)
         if sorted(call.layer_index for call in calls) != list(range(num_layers)):
             raise _unsupported("its layers do not each keep keys and values of their own")
         return KvShape(
             num_layers=num_layers, num_kv_heads=first.num_kv_heads, head_dim=first.key_dim
         )
+
+    def _check_window(self, call: _Call) -> None:
+        """Refuse a layer that hides positions by a mask alone, which nobody makes for us."""
+        config = self._model.config.get_text_config()
+        kinds = getattr(config, "layer_types", None)
+        kind = "sliding_attention" if kinds is None else kinds[call.layer_index]
+        if kind == "chunked_attention":
+            raise _unsupported(f"layer {call.layer_index} sees only its chunk of the positions")
+        window = getattr(config, "sliding_window", None)
+        is_used = getattr(config, "use_sliding_window", True) and kind == "sliding_attention"
+        if is_used and window and window < _num_positions(config) and call.window is None:
+            raise _unsupported(
+                f"layer {call.layer_index} hides all but {window} positions by a mask alone"
+            )
+
+
+def _num_positions(config: PreTrainedConfig) -> int:
+    """The longest sequence that the config speaks of; without bound where it does not."""
+    return int(getattr(config, "max_position_embeddings", None) or sys.maxsize)
 
 
 def _unsupported(why: str) -> UnimplementedError:

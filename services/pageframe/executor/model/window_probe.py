@@ -32,16 +32,10 @@ class _WindowRecorder(PagedKv):
         return query.new_zeros(query.shape)
 
 
-def probe_window_tokens(decoder: Decoder, device: torch.device) -> int:
-    """Positions that a token sees in every layer, itself included.
-
-    Returns:
-        0 when some layer sees everything, and when layers differ: then nothing may be given up.
-    """
+def probe_windows(decoder: Decoder, device: torch.device) -> list[int]:
+    """Positions that a token sees in each layer, itself included; 0 for all."""
     recorder = _WindowRecorder()
     zero = torch.zeros(1, dtype=torch.int64, device=device)
     with torch.inference_mode():
         decoder.forward(recorder, zero, zero, zero)
-    windows = set(recorder.windows.values())
-    window = windows.pop() if len(windows) == 1 else None
-    return window or 0
+    return [recorder.windows[layer] or 0 for layer in range(decoder.kv_shape.num_layers)]

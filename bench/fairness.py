@@ -1,0 +1,289 @@
+"""What a tenant that floods does to one that sends little: the real scheduler in virtual time.
+
+Tenant ``light`` sends a thin Poisson stream; tenant ``flood`` sends nothing, what its weight grants
+it, or ten times what the whole machine can serve. Both have weight 1. The same requests of
+``light`` come at the same times in all runs, so their times to the first token can be compared.
+
+    run              flood sends                  order
+    alone            nothing                      fair
+    at its share     half of what fits            fair
+    flood            ten times what fits          fair
+    first come       ten times what fits          fcfs
+
+Then both flood, with weights 3 and 1, and the tokens that each gets are compared with the weights.
+Time is virtual: an 8B model on an H200, see ``lab/simulate_cost``. The baseline of the promise is
+``at its share``: light must not be able to tell a flood from a neighbour who keeps to its part.
+Time to the first token is told in steps as well: a full machine takes longer steps, with many long
+outputs several times as long, and no order of requests changes that.
+"""
+
+import argparse
+import json
+import platform
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pageframe.lab.simulate_arrivals import Arrival
+from pageframe.lab.simulate_cost import H200_8B
+from pageframe.lab.virtual import VirtualConfig, VirtualRun, VirtualServer
+from pageframe.scheduler.options import SchedulerOptions
+
+_RESULTS = Path(__file__).with_name("results") / "fairness.json"
+_RISE_MAX = 0.20
+_SHARE_ERROR_MAX = 0.05
+_NUM_QUEUED_MAX = 256
+_NUM_CAPACITY_REQUESTS = 600
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """The replica under test.
+
+    Attributes:
+        max_num_running: Slots.
+        token_budget: Most tokens of a step.
+        num_blocks: Blocks of 16 tokens.
+    """
+
+    name: str
+    max_num_running: int
+    token_budget: int
+    num_blocks: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stream:
+    """A Poisson stream of requests with log-normal lengths; tokens are means."""
+
+    tenant: str
+    rate_per_s: float
+    num_prompt_tokens: int
+    num_output_tokens: int
+
+    def arrivals(self, duration_s: float, seed: int) -> list[Arrival]:
+        """Requests within ``duration_s``."""
+        rng = np.random.default_rng(seed)
+        num_requests = int(self.rate_per_s * duration_s)
+        times = np.sort(rng.uniform(0, duration_s, num_requests))
+        prompts = _lengths(rng, self.num_prompt_tokens, num_requests)
+        outputs = _lengths(rng, self.num_output_tokens, num_requests)
+        return [
+            Arrival(
+                arrival_s=float(times[i]),
+                num_prompt_tokens=int(prompts[i]),
+                num_output_tokens=int(outputs[i]),
+                tenant=self.tenant,
+            )
+            for i in range(num_requests)
+        ]
+
+
+def _lengths(rng: np.random.Generator, mean: int, num: int) -> NDArray[np.int64]:
+    sigma = 0.6
+    drawn = rng.lognormal(np.log(mean) - sigma**2 / 2, sigma, num)
+    return np.clip(drawn, 1, 4 * mean).astype(np.int64)
+
+
+SLOTS = Machine(name="slots are short", max_num_running=256, token_budget=512, num_blocks=52_000)
+BLOCKS = Machine(name="blocks are short", max_num_running=256, token_budget=512, num_blocks=3_000)
+
+
+_STUDIES = ((SLOTS, (400, 200)), (BLOCKS, (400, 200)), (SLOTS, (200, 2000)))
+
+
+def serve(
+    machine: Machine,
+    arrivals: Iterable[Arrival],
+    order: str,
+    weights: dict[str, float],
+    *,
+    max_queued_requests: int = _NUM_QUEUED_MAX,
+) -> VirtualRun:
+    """One run."""
+    options = SchedulerOptions(
+        token_budget=machine.token_budget,
+        max_num_running=machine.max_num_running,
+        policies={"order": order},
+        tenant_weights=weights,
+        max_queued_requests=max_queued_requests,
+    )
+    server = VirtualServer(
+        VirtualConfig(cost=H200_8B, options=options, num_blocks=machine.num_blocks)
+    )
+    return server.serve(sorted(arrivals, key=lambda arrival: arrival.arrival_s))
+
+
+def first_tokens(run: VirtualRun, tenant: str) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Milliseconds, and steps that ended, until the first token of each request of ``tenant``."""
+    ids, times = run.token_times()
+    ends = np.frombuffer(run.steps.end_ns, dtype=np.int64)
+    _, first = np.unique(ids, return_index=True)
+    waits_ns, num_steps = [], []
+    for index in first:
+        arrival = run.arrivals[run.request_of[int(ids[index])]]
+        if arrival.tenant == tenant:
+            span_ns = np.array([arrival.arrival_s * 1e9, times[index]])
+            waits_ns.append(span_ns[1] - span_ns[0])
+            before, after = np.searchsorted(ends, span_ns, side="right")
+            num_steps.append(after - before)
+    return np.array(waits_ns) / 1e6, np.array(num_steps)
+
+
+def tokens_by_tenant(run: VirtualRun, start_s: float, end_s: float) -> dict[str, float]:
+    """Prompt and output tokens of each tenant within a span of time.
+
+    A prompt counts where its first token comes.
+    """
+    ids, times = run.token_times()
+    inside = (times >= start_s * 1e9) & (times < end_s * 1e9)
+    _, first = np.unique(ids, return_index=True)
+    served: dict[str, float] = {}
+    for sequence_id, num_tokens in zip(*np.unique(ids[inside], return_counts=True), strict=True):
+        arrival = run.arrivals[run.request_of[int(sequence_id)]]
+        served[arrival.tenant] = served.get(arrival.tenant, 0) + float(num_tokens)
+    for index in first[inside[first]]:
+        arrival = run.arrivals[run.request_of[int(ids[index])]]
+        served[arrival.tenant] += arrival.num_prompt_tokens
+    return served
+
+
+def capacity_per_s(machine: Machine, stream: Stream) -> float:
+    """Requests of ``stream`` a second that the machine can serve: all are there from the start."""
+    arrivals = [
+        Arrival(
+            arrival_s=0.0,
+            num_prompt_tokens=it.num_prompt_tokens,
+            num_output_tokens=it.num_output_tokens,
+            tenant=it.tenant,
+        )
+        for it in stream.arrivals(1.0, seed=5)
+    ]
+    run = serve(machine, arrivals, "fair", {}, max_queued_requests=len(arrivals))
+    ends = np.sort(np.array(run.end_ns)) / 1e9
+    # The middle part, when the machine is neither filling up nor running empty.
+    low, high = len(ends) // 4, len(ends) * 3 // 4
+    return float((high - low) / (ends[high] - ends[low]))
+
+
+def isolate(machine: Machine, duration_s: float, shape: tuple[int, int]) -> dict[str, Any]:
+    """``light`` beside every kind of neighbour."""
+    flood = Stream(
+        tenant="flood",
+        rate_per_s=_NUM_CAPACITY_REQUESTS,
+        num_prompt_tokens=shape[0],
+        num_output_tokens=shape[1],
+    )
+    capacity = capacity_per_s(machine, flood)
+    light = Stream(
+        tenant="light", rate_per_s=capacity / 10, num_prompt_tokens=200, num_output_tokens=100
+    )
+    ours = light.arrivals(duration_s, seed=1)
+    runs = {
+        "alone": (0.0, "fair"),
+        "at its share": (capacity / 2, "fair"),
+        "flood": (10 * capacity, "fair"),
+        "first come": (10 * capacity, "fcfs"),
+    }
+    rows: dict[str, Any] = {}
+    for name, (rate, order) in runs.items():
+        start_s = time.monotonic()
+        theirs = Stream(
+            tenant="flood",
+            rate_per_s=rate,
+            num_prompt_tokens=shape[0],
+            num_output_tokens=shape[1],
+        ).arrivals(duration_s, seed=2)
+        run = serve(machine, [*ours, *theirs], order, {})
+        waits_ms, num_steps = first_tokens(run, "light")
+        mean_ms = float(np.diff(np.array(run.steps.end_ns)).mean()) / 1e6
+        rows[name] = {
+            "num_requests": len(waits_ms),
+            "num_refused": sum(run.refused.values()),
+            "num_preemptions": run.num_preemptions,
+            "first_token_ms": _percentiles(waits_ms),
+            "first_token_steps": _percentiles(num_steps),
+            "step_ms_mean": round(mean_ms, 2),
+            "wall_s": round(time.monotonic() - start_s, 1),
+        }
+        print(machine.name, shape, name, rows[name], flush=True)
+    base = rows["at its share"]["first_token_ms"]["p99"]
+    rise = rows["flood"]["first_token_ms"]["p99"] / base - 1
+    return {
+        "flood_tokens": {"prompt": shape[0], "output": shape[1]},
+        "capacity_requests_per_s": round(capacity, 2),
+        "light_requests_per_s": round(capacity / 10, 2),
+        "runs": rows,
+        "rise_of_p99_over_share": round(rise, 4),
+        "rise_of_p99_over_alone": round(
+            rows["flood"]["first_token_ms"]["p99"] / rows["alone"]["first_token_ms"]["p99"] - 1, 4
+        ),
+        "rise_of_p99_in_steps": rows["flood"]["first_token_steps"]["p99"]
+        - rows["at its share"]["first_token_steps"]["p99"],
+        "holds": bool(rise < _RISE_MAX),
+    }
+
+
+def _percentiles(values: NDArray[Any]) -> dict[str, float]:
+    return {f"p{p}": round(float(np.percentile(values, p)), 2) for p in (50, 90, 99)}
+
+
+def divide(machine: Machine, duration_s: float) -> dict[str, Any]:
+    """Both flood, with weights 3 and 1; ``small`` has requests of another shape."""
+    streams = [
+        Stream(tenant="large", rate_per_s=200, num_prompt_tokens=800, num_output_tokens=200),
+        Stream(tenant="small", rate_per_s=400, num_prompt_tokens=200, num_output_tokens=100),
+    ]
+    weights = {"large": 1.0, "small": 3.0}
+    arrivals = [it for i, s in enumerate(streams) for it in s.arrivals(duration_s, seed=10 + i)]
+    run = serve(machine, arrivals, "fair", weights)
+    served = tokens_by_tenant(run, duration_s / 4, duration_s)
+    part = served["small"] / sum(served.values())
+    return {
+        "weights": weights,
+        "tokens": {name: round(num) for name, num in served.items()},
+        "part_of_small": round(part, 4),
+        "part_due": 0.75,
+        "holds": bool(abs(part - 0.75) < _SHARE_ERROR_MAX),
+    }
+
+
+def main() -> int:
+    """Run all, write the results, and say whether the promise holds."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--seconds", type=float, default=120, help="virtual time of each run")
+    parser.add_argument("--output", type=Path, default=_RESULTS)
+    args = parser.parse_args()
+    studies: dict[str, Any] = {}
+    for machine, shape in _STUDIES:
+        name = f"{machine.name}, flood of {shape[0]} + {shape[1]} tokens"
+        studies[name] = isolate(machine, args.seconds, shape)
+    shares = {machine.name: divide(machine, args.seconds / 2) for machine in (SLOTS, BLOCKS)}
+    result = {
+        "command": "make fairness",
+        "python": platform.python_version(),
+        "time": "virtual",
+        "cost": H200_8B.name,
+        "promise": f"p99 to the first token rises by less than {_RISE_MAX:.0%} over a neighbour "
+        "that keeps to its share",
+        "isolation": studies,
+        "shares": shares,
+    }
+    args.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(shares, indent=2))
+    holds = [study["holds"] for study in (*studies.values(), *shares.values())]
+    for name, study in studies.items():
+        print(
+            f"{name}: p99 {study['rise_of_p99_over_share']:+.1%} over a neighbour at its share, "
+            f"{study['rise_of_p99_over_alone']:+.1%} over nobody"
+        )
+    return 0 if all(holds) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,88 @@
+"""A model runner that has seen it all: it gives the tokens that a recorded run sampled."""
+
+from collections import deque
+
+import numpy as np
+
+from pageframe.core.replica import ReplicaFacts
+from pageframe.core.step import StepResult
+from pageframe.executor.batch import Int64Array, ModelFacts, StepBatch, StepOutput
+from pageframe.executor.engine import StepEngine
+from pageframe.lab.tensorless import TensorlessRunner
+
+_NO_TOKEN = -1
+
+
+class RecordedFailureError(RuntimeError):
+    """The recorded runner failed in this step, and so does this one."""
+
+
+class ReplayRunner(TensorlessRunner):
+    """Answers each step from a recorded result.
+
+    Args:
+        facts: What the recorded executor served.
+
+    Attributes:
+        engine: Who drives it; says whose row is whose.
+        recorded: The result of the step that comes.
+    """
+
+    def __init__(self, facts: ReplicaFacts) -> None:
+        self.facts = ModelFacts(
+            name=facts.model,
+            folder=facts.model_folder,
+            vocab_size=facts.vocab_size,
+            max_model_len=facts.max_model_len,
+            eos_token_ids=facts.eos_token_ids,
+            kv_bytes_per_token=facts.kv_bytes_per_token,
+            device=facts.device,
+            dtype=facts.dtype,
+            kv_dtype=facts.kv_dtype,
+            runner=facts.runner,
+        )
+        self.engine: StepEngine
+        self.recorded: StepResult
+
+    def execute(self, batch: StepBatch) -> StepOutput:
+        """Give each sequence what it got in the recorded step.
+
+        Where drafts were checked a sequence samples more often than it got tokens; what it sampled
+        behind the last one that it kept does not matter.
+
+        Raises:
+            RecordedFailureError: the recorded runner failed here.
+        """
+        recorded = self.recorded
+        sequence_ids: Int64Array = self.engine.memory.sequences.sequence_ids
+        tokens: dict[int, deque[int]] = {}
+        places: dict[int, int] = {}
+        for place, (sequence_id, token_id) in enumerate(
+            zip(recorded.sampled_ids, recorded.token_ids, strict=True)
+        ):
+            if token_id != _NO_TOKEN:
+                tokens.setdefault(sequence_id, deque()).append(token_id)
+                places.setdefault(sequence_id, place)
+        sampled_ids = sequence_ids[batch.sample_rows].tolist()
+        if sampled_ids and not tokens and not recorded.candidates and _has_failed(recorded):
+            raise RecordedFailureError(f"step {recorded.step} failed when it was recorded")
+        output = StepOutput(token_ids=np.zeros(len(sampled_ids), dtype=np.int32))
+        for index, sequence_id in enumerate(sampled_ids):
+            if sequence_id in recorded.candidates:
+                output.token_ids[index] = _NO_TOKEN
+                output.candidates[index] = recorded.candidates[sequence_id]
+            elif left := tokens.get(sequence_id):
+                output.token_ids[index] = left.popleft()
+                logprobs = recorded.logprobs.get(places[sequence_id])
+                places[sequence_id] += 1
+                if logprobs is not None:
+                    output.logprobs[index] = logprobs
+        for row in batch.rows.tolist():
+            prompt_logprobs = recorded.prompt_logprobs.get(int(sequence_ids[row]))
+            if prompt_logprobs is not None:
+                output.prompt_logprobs[row] = prompt_logprobs
+        return output
+
+
+def _has_failed(result: StepResult) -> bool:
+    return _NO_TOKEN in result.token_ids

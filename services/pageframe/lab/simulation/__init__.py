@@ -1,0 +1,1 @@
+"""A seeded simulation of the whole system: one process, one thread, virtual time."""

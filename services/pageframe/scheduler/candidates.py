@@ -1,0 +1,129 @@
+"""Whom policies may choose as victims, what they are told of them, and what they may answer."""
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import NamedTuple
+
+from pageframe.core.plan import Recovery
+from pageframe.core.replica import ReplicaFacts
+from pageframe.scheduler.policies.chosen import Policies
+from pageframe.scheduler.policies.protocols import Costs, VictimView
+from pageframe.scheduler.rates import Rates
+from pageframe.scheduler.roster import Roster
+from pageframe.scheduler.sequence import Sequence
+
+NUM_CANDIDATES_MAX = 16
+"""So many are looked at together, from the youngest on: a plan must not cost more because more run.
+The next ones are looked at when these do not free enough."""
+
+
+class Shortage(NamedTuple):
+    """Why somebody has to give way.
+
+    Attributes:
+        tick: In which step.
+        now_ns: When it is planned.
+        num_blocks: Blocks that are short in it; 0 when all that can be had are wanted.
+        num_blocks_soon: Blocks that will be within a few steps, at least ``num_blocks``.
+    """
+
+    tick: int
+    now_ns: int
+    num_blocks: int
+    num_blocks_soon: int
+
+    def less(self, num_blocks: int) -> "Shortage":
+        """What is left of it when somebody has given up so many."""
+        return self._replace(
+            num_blocks=self.num_blocks - num_blocks,
+            num_blocks_soon=self.num_blocks_soon - num_blocks,
+        )
+
+
+class Candidates:
+    """Asks the policies of the groups ``victim`` and ``recovery``.
+
+    Args:
+        roster: Who runs.
+        rates: What getting something back costs.
+        policies: Whom to ask.
+    """
+
+    def __init__(self, roster: Roster, rates: Rates, policies: Policies) -> None:
+        self._roster = roster
+        self._rates = rates
+        self._policies = policies
+        self._has_host_tier = False
+
+    def restart(self, facts: ReplicaFacts) -> None:
+        """Another executor, perhaps without a host tier."""
+        self._has_host_tier = facts.num_host_blocks > 0
+
+    def ranked(self, youngest_first: Iterable[Sequence], shortage: Shortage) -> Iterator[Sequence]:
+        """``youngest_first`` in the order of the victim policy, few at a time."""
+        remaining = iter(youngest_first)
+        while chosen := list(islice(remaining, NUM_CANDIDATES_MAX)):
+            by_id = {sequence.sequence_id: sequence for sequence in chosen}
+            if len(chosen) > 1:
+                views = tuple(self._view(each, shortage) for each in chosen)
+                for sequence_id in self._policies.victim.order(views, shortage.now_ns):
+                    yield by_id.pop(sequence_id)
+            yield from by_id.values()
+
+    def recovery_of(self, victim: Sequence, shortage: Shortage) -> tuple[Recovery, Costs]:
+        """How ``victim`` comes back, and what each way would cost."""
+        view = self._view(victim, shortage)
+        return self._policies.recovery.choose(view, shortage.now_ns), view.costs
+
+    def num_own_blocks(self, sequence: Sequence) -> int:
+        """Blocks that come free with it, as far as it shares none of the others."""
+        num_tokens = max(sequence.num_computed, sequence.num_shared_tokens)
+        capacity = self._roster.capacity
+        if sequence.search is not None:
+            return sequence.search.num_blocks(capacity)
+        return capacity.num_blocks(num_tokens) - sequence.num_shared_tokens // capacity.block_size
+
+    def _view(self, sequence: Sequence, shortage: Shortage) -> VictimView:
+        submission = sequence.submission
+        last_tick = sequence.preempt_tick
+        num_blocks = self.num_own_blocks(sequence)
+        return VictimView(
+            sequence_id=sequence.sequence_id,
+            tenant=submission.tenant,
+            priority=submission.priority,
+            join_number=sequence.join_number,
+            num_computed_tokens=sequence.num_computed,
+            num_output_tokens_left=submission.sampling.max_tokens - len(sequence.output),
+            num_blocks=num_blocks,
+            num_blocks_short=shortage.num_blocks,
+            num_blocks_soon=shortage.num_blocks_soon,
+            num_preemptions=sequence.num_preemptions,
+            num_steps_since_preempted=-1 if last_tick is None else shortage.tick - last_tick,
+            has_lost_tail=sequence.has_lost_tail,
+            costs=self._costs(sequence, num_blocks, shortage.num_blocks),
+        )
+
+    def _costs(self, sequence: Sequence, num_blocks: int, num_blocks_short: int) -> Costs:
+        """What is shared stays in memory; of the rest, as much as victims usually find again does.
+
+        A swap moves each block twice. A tail is at least a
+        block and less than the whole; its last block may be begun only.
+
+            0          shared                  kept                   num_computed
+            [── others' ──)[── own, kept ──)[── as many blocks as short ──)
+        """
+        rates, capacity = self._rates, self._roster.capacity
+        num_computed = sequence.num_computed
+        num_lost = max(0, num_computed - sequence.num_shared_tokens)
+        swap_ns = tail_ns = None
+        if self._has_host_tier:
+            swap_ns = round(2 * capacity.num_blocks(num_computed) * rates.block_ns)
+        if 0 < num_blocks_short < num_blocks:
+            num_kept_blocks = capacity.num_blocks(num_computed) - num_blocks_short
+            num_tail = max(0, num_computed - num_kept_blocks * capacity.block_size)
+            tail_ns = round(num_tail * rates.token_ns)
+        return Costs(
+            recompute_ns=round(num_lost * rates.token_ns * rates.paid_share),
+            swap_ns=swap_ns,
+            tail_ns=tail_ns,
+        )

@@ -1,0 +1,419 @@
+"""What a scheduler recorded is replayed decision for decision, and so is KV memory."""
+
+import dataclasses
+import io
+import random
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from pageframe.core.journal import (
+    Cancelled,
+    Entry,
+    ExecutorLost,
+    Header,
+    MemorySetup,
+    Planned,
+    ResultTaken,
+    Submitted,
+)
+from pageframe.core.plan import Recovery, StepPlan
+from pageframe.core.sampling import SamplingParams
+from pageframe.core.step import StepResult
+from pageframe.core.trace import NullTraceSink
+from pageframe.executor.engine import StepEngine
+from pageframe.executor.model.sim import SimConfig, SimCost, SimRunner
+from pageframe.lab.quiet_trace import QuietTraceSink
+from pageframe.lab.replay import replay
+from pageframe.scheduler.core import Scheduler
+from pageframe.scheduler.journal import Journal, RecordingScheduler
+from pageframe.wire.journal import JournalReader
+from unit.scheduler.driver import Driver, make_submission
+
+MAX_LEN = 128
+NUM_BLOCKS = 90
+BLOCK_SIZE = 4
+
+
+class Notes(Journal):
+    """A journal in memory."""
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+
+    def write(self, record: bytes, now_ns: int) -> None:
+        self.data += record
+
+    @property
+    def entries(self) -> list[Entry]:
+        return list(JournalReader(io.BytesIO(bytes(self.data))))
+
+
+class PlayedEngine:
+    """A step engine behind the face that the driver expects; several may share a clock."""
+
+    def __init__(self, clock) -> None:
+        runner = SimRunner(
+            SimConfig(
+                max_model_len=MAX_LEN,
+                max_num_rows=32,
+                eos_probability=0.01,
+                cost=SimCost(step_ns=1e6, prefill_token_ns=1e4),
+            ),
+            clock,
+        )
+        self.clock = clock
+        self.engine = StepEngine(
+            runner,
+            num_blocks=NUM_BLOCKS,
+            block_size=BLOCK_SIZE,
+            max_num_sequences=32,
+            max_step_tokens=256,
+            max_model_len=MAX_LEN,
+            trace=NullTraceSink(),
+            clock=clock,
+            num_host_slots=40,
+        )
+        self.facts = self.engine.describe("played")
+        self.cancel = self.engine.cancel
+        self.account = self.engine.account
+        self.results: list[StepResult] = []
+
+    @property
+    def now_ns(self) -> int:
+        return self.clock.now_ns()
+
+    @now_ns.setter
+    def now_ns(self, value: int) -> None:
+        assert value == self.clock.now_ns()
+
+    def step(self, plan: StepPlan) -> StepResult:
+        result = self.engine.step(plan)
+        self.results.append(result)
+        return result
+
+
+class Recording(Driver):
+    """A driver whose scheduler keeps a journal; executors of its own come and go."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.engine.__init__(self.clock)
+        self.notes = Notes()
+        self.scheduler = RecordingScheduler(
+            self.facts,
+            self.scheduler._options,
+            trace=self.trace,
+            clock=self.clock,
+            journal=self.notes,
+            memory=MemorySetup(),
+        )
+
+    def take(self, events) -> None:
+        """Other tests look at what gateways are told."""
+
+    def another_executor(self) -> None:
+        self.lose_executor()
+        for _ in range(3):
+            assert self.send_plan() is None
+        results = self.engine.results
+        self.engine = PlayedEngine(self.clock)
+        self.engine.results = results
+        now_ns = self.clock.now_ns()
+        account = self.engine.account()
+        self.take(self.scheduler.on_executor_ready(self.facts, account, now_ns))
+
+    def same_executor_again(self) -> None:
+        self.lose_executor()
+        self.engine.engine.reset()
+        now_ns = self.clock.now_ns()
+        account = self.engine.account()
+        self.take(self.scheduler.on_executor_ready(self.facts, account, now_ns))
+
+
+def make_recording(**options) -> Recording:
+    from pageframe.core.clock import ManualClock
+
+    engine = PlayedEngine(ManualClock(1_000_000))
+    options.setdefault("max_num_running", 24)
+    options.setdefault("token_budget", 64)
+    return Recording(facts=engine.facts, engine=engine, **options)
+
+
+def random_submission(handle: int, rng: random.Random, now_ns: int):
+    start = rng.choice([5, 5, 5, 100 * (handle % 300)])
+    num_prompt_tokens = rng.choice([1, 3, 9, 20, 33, 64])
+    return make_submission(
+        handle,
+        [start + index for index in range(num_prompt_tokens)],
+        sampling=SamplingParams(
+            temperature=rng.choice([0.0, 1.0]),
+            seed=handle,
+            max_tokens=rng.choice([1, 4, 20, 60]),
+            num_logprobs=rng.choice([-1, -1, 2]),
+            num_prompt_logprobs=rng.choice([-1, -1, -1, 1]),
+        ),
+        num_samples=rng.choice([1, 1, 1, 2, 4]),
+        priority=rng.choice([0, 0, 1]),
+        tenant=rng.choice(["", "alice", "bob"]),
+        deadline_ns=rng.choice([0, 0, 0, now_ns + rng.randrange(1, 300_000_000)]),
+        **rng.choice([{}, {"trace_id": bytes(range(16)), "span_id": bytes(range(1, 9))}]),
+        request_id=f"request-{handle}",
+    )
+
+
+def disturb(driver: Recording, rng: random.Random, num_submitted: int, *, refuses: bool) -> None:
+    act = rng.random()
+    handle = rng.randint(max(1, num_submitted - 30), max(1, num_submitted))
+    if act < 0.010:
+        driver.take(driver.scheduler.cancel(rng.choice([1, 2]), handle))
+    elif act < 0.020:
+        driver.take(driver.scheduler.finish_sample(rng.choice([1, 2]), handle, rng.randrange(3)))
+    elif act < 0.021:
+        driver.take(driver.scheduler.cancel_gateway(2))
+    elif act < 0.023 and driver.plans and refuses:
+        driver.run_engine(refuse=True)
+    elif act < 0.025:
+        driver.another_executor()
+
+
+def record(num_requests: int, seed: int, *, refuses: bool = False, **options) -> Recording:
+    rng = random.Random(seed)
+    driver = make_recording(**options)
+    num_submitted = 0
+    while num_submitted < num_requests or not driver.scheduler.is_idle:
+        act = rng.random()
+        driver.take(driver.scheduler.expire(driver.clock.now_ns()))
+        if num_submitted < num_requests and act < 0.15:
+            num_submitted += 1
+            submission = random_submission(num_submitted, rng, driver.clock.now_ns())
+            driver.submit(submission, rng.choice([1, 2]))
+        elif act < 0.5:
+            driver.send_plan()
+        elif act < 0.8 and driver.plans:
+            driver.run_engine()
+        elif driver.results:
+            driver.receive()
+        elif not driver.plans and driver.send_plan() is None:
+            driver.clock.advance_ns(1_000_000)
+        disturb(driver, rng, num_submitted, refuses=refuses)
+    return driver
+
+
+def happened(driver: Recording) -> Counter:
+    found: Counter = Counter()
+    for entry in driver.notes.entries:
+        found[type(entry.call).__name__] += 1
+    for result in driver.engine.results:
+        found["preempted"] += len(result.preempted_ids)
+        found["forked"] += len(result.forked_ids)
+        found["refused plans"] += bool(result.refusal)
+        for account in result.accounts.values():
+            found["hits"] += account.num_cached_tokens > 0
+            found["copies"] += account.num_copies_on_write
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lookahead", [True, False])
+def test_a_thousand_requests_are_replayed_decision_for_decision(lookahead):
+    seed = 7 + lookahead
+    print(f"seed={seed}")
+    driver = record(1000, seed, lookahead=lookahead, trace=QuietTraceSink())
+    found = happened(driver)
+    assert found["Submitted"] == 1000
+    for what in ("Cancelled", "GatewayCancelled", "SampleFinished", "ExecutorLost"):
+        assert found[what] > 2, found
+    for what in ("preempted", "forked", "hits", "copies"):
+        assert found[what] > 2, found
+    report = replay(driver.notes.entries)
+    assert report.difference is None, "\n".join(report.difference.lines())
+    assert report.num_steps == report.num_steps_same > 1000
+    assert report.memory_stopped == ""
+    assert report.num_results == report.num_results_same > 1000
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_plans_that_are_refused_on_the_way_are_planned_again_in_the_same_way(seed):
+    # The driver spoils them on their way to the engine, so memory cannot refuse them again.
+    print(f"seed={seed}")
+    driver = record(120, seed, refuses=True)
+    assert happened(driver)["refused plans"] > 0
+    report = replay(driver.notes.entries, compares_memory=False)
+    assert report.difference is None, "\n".join(report.difference.lines())
+    assert report.num_steps == report.num_steps_same
+    assert report.num_results == 0
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("recovery", list(Recovery))
+def test_any_recovery_and_budget_is_replayed(recovery, seed):
+    print(f"seed={seed}")
+    rng = random.Random(seed)
+    driver = record(
+        120,
+        seed,
+        recovery=recovery,
+        token_budget=rng.choice([25, 64, 256]),
+        target_itl_ns=rng.choice([0, 2_000_000]),
+        prefill_chunk_tokens=rng.choice([0, 7]),
+    )
+    report = replay(driver.notes.entries)
+    assert report.difference is None, "\n".join(report.difference.lines())
+    assert report.num_steps == report.num_steps_same
+    assert report.num_results == report.num_results_same
+
+
+def test_an_executor_that_comes_back_has_what_was_cached_when_nothing_was_on_its_way():
+    driver = make_recording()
+    for handle in range(1, 6):
+        driver.submit(make_submission(handle, 30, max_tokens=5))
+    driver.run()
+    driver.same_executor_again()
+    driver.submit(make_submission(9, 30, max_tokens=5))
+    driver.run()
+    report = replay(driver.notes.entries)
+    assert report.is_same
+    assert report.memory_stopped == ""
+    assert report.num_results == report.num_results_same > 5
+
+
+def test_a_pool_that_somebody_else_changed_is_not_compared_any_more():
+    driver = make_recording()
+    driver.submit(make_submission(1, 30, max_tokens=5))
+    driver.run()
+    account = dataclasses.replace(driver.engine.account(), free=1, held=88)
+    driver.take(driver.scheduler.on_result(StepResult(step=0, account=account), 5_000_000))
+    report = replay(driver.notes.entries)
+    assert report.is_same
+    assert "changed by somebody else when nothing ran" in report.memory_stopped
+
+
+class Contrary(Scheduler):
+    """Asks for one token less in its fifth plan."""
+
+    def plan(self, now_ns):
+        plan = super().plan(now_ns)
+        if plan is not None and plan.step == 5 and plan.may.num_tokens:
+            plan.may.num_tokens[0] -= 1
+        return plan
+
+
+def contrary(header, options, trace, clock):
+    return Contrary(header.facts, options, trace=trace, clock=clock)
+
+
+def test_the_first_difference_is_shown():
+    driver = make_recording(token_budget=10, lookahead=False)
+    driver.submit(make_submission(1, 100, max_tokens=3))
+    driver.run()
+    report = replay(driver.notes.entries, make_scheduler=contrary)
+    assert not report.is_same
+    assert (report.num_steps_same, report.num_steps) == (4, 12)
+    difference = report.difference
+    assert (difference.what, difference.step) == ("plan", 5)
+    lines = difference.lines()
+    assert "-  num_tokens: [10]" in lines
+    assert "+  num_tokens: [9]" in lines
+
+
+def replace_call(entries: list[Entry], place: int, call) -> list[Entry]:
+    return [*entries[:place], dataclasses.replace(entries[place], call=call), *entries[place + 1 :]]
+
+
+def test_a_result_that_memory_does_not_give_again_is_a_difference():
+    driver = make_recording()
+    driver.submit(make_submission(1, 30, max_tokens=5))
+    driver.run()
+    entries = driver.notes.entries
+    (place, *_) = [i for i, entry in enumerate(entries) if isinstance(entry.call, ResultTaken)]
+    result = dataclasses.replace(entries[place].call.result)
+    result.account = dataclasses.replace(result.account, free=result.account.free - 1)
+    report = replay(replace_call(entries, place, ResultTaken(result)))
+    assert report.difference.what == "result"
+    assert any("free" in line for line in report.difference.lines())
+
+
+def test_a_refused_submission_is_refused_again():
+    driver = make_recording()
+    driver.submit(make_submission(1))
+    with pytest.raises(Exception, match="alive already"):
+        driver.submit(make_submission(2, request_id="request-1"))
+    driver.run()
+    entries = driver.notes.entries
+    (refused,) = [entry for entry in entries if entry.raised]
+    assert refused.raised == "DUPLICATE_REQUEST"
+    assert replay(entries).is_same
+    place = entries.index(refused)
+    entries[place] = dataclasses.replace(refused, raised="")
+    difference = replay(entries).difference
+    assert (difference.what, difference.replayed) == ("failure", "DUPLICATE_REQUEST")
+
+
+def test_what_was_cut_off_is_left_out():
+    driver = record(30, 3)
+    entries = driver.notes.entries
+    data = bytes(driver.notes.data)
+    for num_bytes in (len(data), len(data) - 1, len(data) // 2, 100):
+        reader = JournalReader(io.BytesIO(data[:num_bytes]))
+        read = list(reader)
+        assert read == entries[: len(read)]
+        assert reader.num_records == len(read)
+        again = JournalReader(io.BytesIO(data[: num_bytes - reader.num_bytes_cut]))
+        assert len(list(again)) == len(read)
+        assert again.num_bytes_cut == 0
+        if read:
+            assert replay(read).is_same
+        assert (num_bytes == len(data)) == (len(read) == len(entries))
+
+
+def test_every_call_that_changes_a_scheduler_is_recorded():
+    reading = {"facts", "is_idle", "next_deadline_ns", "snapshot"}
+    calls = {name for name in vars(Scheduler) if not name.startswith("_")} - reading
+    assert calls <= set(vars(RecordingScheduler))
+
+
+def test_the_first_record_says_what_was_recorded():
+    driver = make_recording(token_budget=33)
+    header = driver.notes.entries[0].call
+    assert isinstance(header, Header)
+    assert header.facts == driver.facts
+    assert '"token_budget":33' in header.options_json
+    assert not header.is_traced
+
+
+def test_another_process_with_other_hashes_replays_the_same(tmp_path: Path):
+    driver = record(150, 11)
+    path = tmp_path / "journal"
+    path.write_bytes(driver.notes.data)
+    program = (
+        "import sys; from pageframe.lab.replay import replay;"
+        "from pageframe.wire.journal import JournalReader;"
+        "report = replay(JournalReader(open(sys.argv[1], 'rb')));"
+        "print(report.is_same, report.num_steps_same == report.num_steps > 100)"
+    )
+    for seed in ("1", "2"):
+        done = subprocess.run(
+            [sys.executable, "-c", program, str(path)],
+            env={"PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout.split() == ["True", "True"], done.stderr
+
+
+def test_calls_keep_their_order_and_their_time():
+    driver = make_recording()
+    driver.submit(make_submission(1))
+    driver.clock.advance_ns(5)
+    driver.take(driver.scheduler.cancel(1, 1))
+    driver.send_plan()
+    calls = [(entry.now_ns, type(entry.call)) for entry in driver.notes.entries[1:]]
+    assert calls[:2] == [(1_000_000, Submitted), (1_000_005, Cancelled)]
+    assert calls[-1] == (1_000_005, Planned)
+    driver.lose_executor()
+    assert isinstance(driver.notes.entries[-1].call, ExecutorLost)
