@@ -17,7 +17,8 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export OMP_WAIT_POLICY ?= passive
 
 .PHONY: help setup setup-bench up test verify fix protos protos-check bench clean \
-  bench-memory paper kv-dtype long-context soak trace-audit tenant-isolation sim chaos \
+  bench-memory paper kv-dtype long-context soak trace-audit tenant-isolation fairness planning \
+  preemption stall-free sim chaos \
   verify-format verify-lint verify-types verify-imports verify-protos fix-format fix-lint
 
 help: ## Show this help
@@ -112,6 +113,18 @@ trace-audit: setup ## Rebuild the pool from its trace alone; then a trace under 
 tenant-isolation: setup ## See whether time tells one tenant of another's prompts
 	@model=$$(pageframe model prepare smollm2-135m-instruct) && \
 	python -m bench.tenant_isolation --model "$$model" $(ARGS)
+
+fairness: setup ## See what a tenant that floods does to one that sends little (virtual time)
+	@python -m bench.fairness $(ARGS)
+
+planning: setup-bench ## Measure what a step costs the scheduler, by what changes in it
+	@python -m bench.planning $(ARGS)
+
+stall-free: setup-bench ## Long prompts beside decodes, with and without a target (simulated H200)
+	@python -m bench.stall_free $(ARGS)
+
+preemption: setup ## Measure preempting: twice as many blocks wanted as there are, by policy
+	@python -m bench.preemption $(ARGS)
 
 clean: ## Remove caches and build output; keeps .venv and prepared models
 	@rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist

@@ -39,7 +39,7 @@ from pageframe.telemetry import spans
 _RESULTS = Path(__file__).resolve().parent / "results"
 _HOST_BYTES_PER_NS = 55.0
 _BLOCK_SIZE = 16
-_MAX_MODEL_LEN = 20_480
+_MAX_MODEL_LEN = 8192
 _TOKEN_BUDGET = 2048
 _NS = 1e9
 _GATEWAY = 1
@@ -74,9 +74,9 @@ SCENARIOS = (
     ),
     Scenario(
         name="few long",
-        num_requests=48,
-        num_prompt_tokens=(8000, 16000),
-        num_output_tokens=(500, 2000),
+        num_requests=24,
+        num_prompt_tokens=(500, 1000),
+        num_output_tokens=(3000, 5000),
         num_running=12,
     ),
 )

@@ -174,7 +174,9 @@ def show(step_ms: float, rows: list[Row]) -> None:
             f"{itl['p99'] / step_ms:.2f}",
             *(f"{ttft[key]:.0f} ms" if ttft else "" for key in ("p50", "p99")),
         )
-    Console().print(table)
+    console = Console()
+    console.width = max(console.width, 110)
+    console.print(table)
 
 
 def draw(step_ms: float, rows: list[Row], path: Path) -> None:
@@ -186,12 +188,12 @@ def draw(step_ms: float, rows: list[Row], path: Path) -> None:
             if row.machine == machine or row.name == "undisturbed":
                 ordered = np.sort(row.itl_ms)
                 axes.plot(ordered, 1 - np.arange(len(ordered)) / len(ordered), label=row.name)
-        axes.axvline(2 * step_ms, color="#bb3333", linewidth=0.8)
+        axes.axvline(2 * step_ms, color="black", linestyle="--", linewidth=0.8)
         axes.axhline(0.01, color="#bbbbbb", linewidth=0.8)
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.set_xlabel("time between tokens [ms]")
-        axes.set_title(f"{machine} machine; red: target")
+        axes.set_title(f"{machine} machine; dashed: target")
     panels[0].set_ylabel("share that waits longer")
     panels[0].legend(fontsize="small")
     figure.savefig(path, dpi=110)

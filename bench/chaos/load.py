@@ -99,13 +99,16 @@ def make_requests(rng: random.Random, vocab_size: int, longest: int) -> list[Gen
     requests = []
     for number in range(NUM_STREAMS):
         own = [rng.randrange(3, vocab_size) for _ in range(rng.randint(1, 40))]
+        # What cannot be resumed has to come to its end between two deaths.
+        num_samples = 3 if number % 8 == 7 else 1
+        max_tokens = rng.randint(longest // 4, longest)
         requests.append(
             GenerationRequest(
                 token_ids=(prefix[: rng.randint(1, 60)] if number % 2 else []) + own,
-                max_tokens=rng.randint(longest // 4, longest),
+                max_tokens=max_tokens if num_samples == 1 else longest // 8,
                 seed=rng.getrandbits(32),
                 temperature=rng.choice((0.0, 1.0)),
-                num_samples=3 if number % 8 == 7 else 1,
+                num_samples=num_samples,
                 ignore_eos=True,
             )
         )

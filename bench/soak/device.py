@@ -124,6 +124,9 @@ class Device:
         assert row not in self._samplers, f"row {row} is taken"
         self._samplers[row] = sampling.seed, sample_index
 
+    def extend(self, row: int, token_id: int) -> None:
+        """No token counts for what is sampled after it but by its fingerprint."""
+
     def release(self, row: int) -> None:
         """See ``ModelRunner``."""
         del self._samplers[row]

@@ -8,6 +8,7 @@ from exactness.driver import Driver
 from pageframe.core.sampling import SamplingParams
 from pageframe.executor.model.loader import load_runner
 
+FAMILIES = sorted({*tiny_models.NAMES, *tiny_models.MIXED})
 _NUM_TOKENS_IN_POOL = 768
 
 
@@ -33,7 +34,7 @@ def _assert_equal(sequences, answers):
     assert num_stopped == 0, f"{num_stopped} answers hang on rounding"
 
 
-@pytest.mark.parametrize("name", sorted({*tiny_models.NAMES, *tiny_models.MIXED}))
+@pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("block_size", [1, 16, 64])
 @pytest.mark.parametrize("chunk_size", [1, 7, 64])
 def test_greedy_tokens_equal_hugging_face(tiny_model, name, block_size, chunk_size):
@@ -53,9 +54,9 @@ def test_transformers_runner_takes_native_models_too(tiny_model, name):
 
 def test_answers_tell_models_apart(tiny_model):
     """If families agreed by accident, or answers were constant, equality would mean little."""
-    answers = [tiny_model(name)[2] for name in tiny_models.NAMES]
+    answers = [tiny_model(name)[2] for name in FAMILIES]
     first = {tuple(answer[4].token_ids) for answer in answers}
-    assert len(first) == len(tiny_models.NAMES)
+    assert len(first) == len(FAMILIES)
     for family in answers:
         assert len({token for answer in family for token in answer.token_ids}) > 20
 

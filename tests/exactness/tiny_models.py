@@ -109,6 +109,8 @@ def _gemma2() -> PreTrainedConfig:
         query_pre_attn_scalar=16,
         sliding_window=13,
         attn_logit_softcapping=None,
+        # Tied, so small a model says its last token again, whatever it attends to.
+        tie_word_embeddings=False,
     )
 
 
@@ -120,6 +122,7 @@ def _gemma3() -> PreTrainedConfig:
         query_pre_attn_scalar=16,
         sliding_window=9,
         sliding_window_pattern=3,
+        tie_word_embeddings=False,
     )
 
 

@@ -74,7 +74,7 @@ def test_sixty_four_samples(llama_system: System) -> None:
 
 def test_a_search_that_is_too_late_leaves_nothing_behind(slow_system: System) -> None:
     search = BeamParams(num_beams=4)
-    request = GenerationRequest(prompt=PROMPT, max_tokens=2000, beam_search=search)
+    request = GenerationRequest(prompt=PROMPT, max_tokens=400, beam_search=search)
     with slow_system.client() as client, pytest.raises(DeadlineError):
         client.complete(request, timeout_s=0.5)
     slow_system.settle()

@@ -44,7 +44,7 @@ def requests() -> list[GenerationRequest]:
 def begin_and_go_away(system: System) -> None:
     """A caller that leaves after its first token."""
     request = GenerateRequest(
-        token_ids=TokenIds(values=[9] * 30),
+        token_ids=TokenIds(ids=[9] * 30),
         sampling=SamplingParameters(max_tokens=3000, seed=1, ignore_eos=True),
     )
     with system.stream(request) as messages:

@@ -45,6 +45,23 @@ class LateEngine(RealEngine):
             self.complete_now(self.finished_step)
 
 
+class WatchfulDriver(Driver):
+    """Sees to it that nobody is thrown out for someone younger."""
+
+    def send_plan(self):
+        plan = super().send_plan()
+        running = self.scheduler._roster.running
+        for victim_id, beneficiary_id in zip(
+            plan.victims.sequence_ids if plan else (),
+            plan.victims.beneficiary_ids if plan else (),
+            strict=True,
+        ):
+            # The oldest only for itself: somebody unknown holds blocks, and all start from nothing.
+            is_younger = running[victim_id].join_number > running[beneficiary_id].join_number
+            assert is_younger or victim_id == beneficiary_id
+        return plan
+
+
 def some_request(rng: random.Random, handle: int):
     num_prompt_tokens = rng.choice([1, 3, 8, 17, 33, 50])
     start = rng.choice([5, 100 * handle])
@@ -79,7 +96,7 @@ def serve(seed: int, victim: str, recovery: str) -> LateEngine:
         num_host_slots=rng.choice([0, 3, 16 // block_size + 1]),
         has_prefix_cache=rng.random() < 0.7,
     )
-    driver = Driver(
+    driver = WatchfulDriver(
         facts=engine.facts,
         engine=engine,
         token_budget=rng.choice([2, 7, 40]),
@@ -91,8 +108,9 @@ def serve(seed: int, victim: str, recovery: str) -> LateEngine:
     requests = [some_request(rng, handle) for handle in range(1, 13)]
     for request in requests:
         driver.submit(request)
-    # A step may be refused as often as one is late.
-    driver.run((1 + NUM_STEPS_LATE_MAX) * num_steps_alone(requests, driver.token_budget))
+    # A plan may be refused as often as a step is late; the driver counts plans and results.
+    num_plans_max = (1 + NUM_STEPS_LATE_MAX) * num_steps_alone(requests, driver.token_budget)
+    driver.run(2 * num_plans_max)
     assert_scheduler_consistent(driver.scheduler)
     for request in requests:
         for sample_index in range(request.num_samples):

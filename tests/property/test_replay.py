@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from pageframe.core.beams import BeamParams
+from pageframe.core.clock import ManualClock
 from pageframe.core.journal import (
     Cancelled,
     Entry,
@@ -21,6 +23,7 @@ from pageframe.core.journal import (
     Submitted,
 )
 from pageframe.core.plan import Recovery, StepPlan
+from pageframe.core.request import Delivery
 from pageframe.core.sampling import SamplingParams
 from pageframe.core.step import StepResult
 from pageframe.core.trace import NullTraceSink
@@ -55,9 +58,11 @@ class Notes(Journal):
 class PlayedEngine:
     """A step engine behind the face that the driver expects; several may share a clock."""
 
-    def __init__(self, clock) -> None:
+    def __init__(self, clock, vocab_size: int = 32_000) -> None:
+        self.vocab_size = vocab_size
         runner = SimRunner(
             SimConfig(
+                vocab_size=vocab_size,
                 max_model_len=MAX_LEN,
                 max_num_rows=32,
                 eos_probability=0.01,
@@ -101,7 +106,7 @@ class Recording(Driver):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.engine.__init__(self.clock)
+        self.engine.__init__(self.clock, self.engine.vocab_size)
         self.notes = Notes()
         self.scheduler = RecordingScheduler(
             self.facts,
@@ -120,7 +125,7 @@ class Recording(Driver):
         for _ in range(3):
             assert self.send_plan() is None
         results = self.engine.results
-        self.engine = PlayedEngine(self.clock)
+        self.engine = PlayedEngine(self.clock, self.engine.vocab_size)
         self.engine.results = results
         now_ns = self.clock.now_ns()
         account = self.engine.account()
@@ -134,10 +139,8 @@ class Recording(Driver):
         self.take(self.scheduler.on_executor_ready(self.facts, account, now_ns))
 
 
-def make_recording(**options) -> Recording:
-    from pageframe.core.clock import ManualClock
-
-    engine = PlayedEngine(ManualClock(1_000_000))
+def make_recording(vocab_size: int = 32_000, **options) -> Recording:
+    engine = PlayedEngine(ManualClock(1_000_000), vocab_size)
     options.setdefault("max_num_running", 24)
     options.setdefault("token_budget", 64)
     return Recording(facts=engine.facts, engine=engine, **options)
@@ -265,6 +268,31 @@ def test_any_recovery_and_budget_is_replayed(recovery, seed):
     assert report.difference is None, "\n".join(report.difference.lines())
     assert report.num_steps == report.num_steps_same
     assert report.num_results == report.num_results_same
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_drafts_and_searches_are_replayed(seed):
+    print(f"seed={seed}")
+    rng = random.Random(seed)
+    # So few tokens that what comes has often come before.
+    driver = make_recording(num_draft_tokens=3, vocab_size=8)
+    for handle in range(1, 40):
+        prompt = [rng.choice([5, 6]) for _ in range(rng.choice([8, 30, 50]))]
+        sampling = SamplingParams(temperature=0.0, max_tokens=rng.choice([3, 30]), seed=handle)
+        search = {"beams": BeamParams(num_beams=3), "delivery": Delivery.FINAL}
+        fields = search if handle % 4 == 0 else {}
+        driver.submit(make_submission(handle, prompt, sampling=sampling, **fields))
+        for _ in range(rng.randrange(8)):
+            driver.step()
+        if rng.random() < 0.2:
+            driver.take(driver.scheduler.cancel(1, rng.randint(1, handle)))
+    driver.run()
+    results = driver.engine.results
+    assert any(result.candidates for result in results)
+    assert any(result.drafted_ids for result in results)
+    report = replay(driver.notes.entries)
+    assert report.difference is None, "\n".join(report.difference.lines())
+    assert report.num_results == report.num_results_same > 100
 
 
 def test_an_executor_that_comes_back_has_what_was_cached_when_nothing_was_on_its_way():

@@ -63,6 +63,12 @@ class Life:
             recovery=self.random.choice([*RECOVERY.built_in]),
             victim_policy=self.random.choice([*VICTIM.built_in]),
             quotas=quotas,
+            tenant_weights=self.random.choice([{}, {"bounded": 3.0}]),
+            priority_ageing_ns=self.random.choice([0, 2_000_000]),
+            more_policies={
+                "order": self.random.choice(["fair", "fcfs", "prefix-aware"]),
+                "admission": self.random.choice(["watermark", "conservative"]),
+            },
             engine=FakeEngine(
                 self.facts,
                 num_hit_tokens=hit_some if self.random.random() < 0.3 else lambda _: 0,

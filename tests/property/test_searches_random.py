@@ -9,6 +9,7 @@ import random
 import pytest
 
 from pageframe.core.beams import EarlyStopping
+from pageframe.core.plan import Recovery
 from pageframe.core.request import Submission
 from pageframe.core.sampling import SamplingParams
 from pageframe.core.step import FinishReason
@@ -90,11 +91,14 @@ def test_searches_find_what_they_find_alone(seed):
         "block_size": rng.choice((1, 4)),
         "has_prefix_cache": rng.random() < 0.7,
         "eos_probability": rng.choice((0.0, 1.0)),
+        "num_host_slots": rng.choice((0, 30)),
     }
     # What the widest needs alone, and at times much more.
     options["num_blocks"] = (133 if options["block_size"] == 1 else 36) * rng.choice((1, 1, 2))
     requests = [_request(rng, handle) for handle in range(1, NUM_REQUESTS + 1)]
-    driver = make_driver(max_num_running=rng.choice((4, 7, 12)), **options)
+    driver = make_driver(
+        max_num_running=rng.choice((4, 7, 12)), recovery=rng.choice(list(Recovery)), **options
+    )
     cancelled = _run(driver, requests, rng, loses=seed % 4 == 0, options=options)
     assert_engine_empty(driver)
     quiet = {"eos_probability": options["eos_probability"]}

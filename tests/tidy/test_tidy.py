@@ -157,7 +157,7 @@ def test_policy_and_memory_never_wait() -> None:
         *(services / "executor" / "memory").rglob("*.py"),
         *(
             path
-            for path in (services / "scheduler").glob("*.py")
+            for path in (services / "scheduler").rglob("*.py")
             if path.name not in SCHEDULER_EDGE
         ),
     ]

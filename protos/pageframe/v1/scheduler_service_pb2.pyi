@@ -501,6 +501,7 @@ class SnapshotResponse(_message.Message):
     POOL_FIELD_NUMBER: _builtins.int
     SEQUENCES_FIELD_NUMBER: _builtins.int
     EXECUTOR_CONNECTED_FIELD_NUMBER: _builtins.int
+    POLICIES_FIELD_NUMBER: _builtins.int
     num_waiting: _builtins.int
     """Samples that wait for their first admission."""
     num_running: _builtins.int
@@ -521,6 +522,10 @@ class SnapshotResponse(_message.Message):
     def sequences(self) -> _containers.RepeatedCompositeFieldContainer[Global___SequenceSnapshot]:
         """All living sequences."""
 
+    @_builtins.property
+    def policies(self) -> _containers.RepeatedCompositeFieldContainer[Global___PolicyAccount]:
+        """Who decides, by kind of decision."""
+
     def __init__(
         self,
         *,
@@ -532,14 +537,53 @@ class SnapshotResponse(_message.Message):
         pool: _kv_block_pb2.PoolAccount | None = ...,
         sequences: _abc.Iterable[Global___SequenceSnapshot] | None = ...,
         executor_connected: _builtins.bool = ...,
+        policies: _abc.Iterable[Global___PolicyAccount] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["pool", b"pool"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["executor_connected", b"executor_connected", "last_step", b"last_step", "num_preempted", b"num_preempted", "num_running", b"num_running", "num_steps_in_flight", b"num_steps_in_flight", "num_waiting", b"num_waiting", "pool", b"pool", "sequences", b"sequences"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["executor_connected", b"executor_connected", "last_step", b"last_step", "num_preempted", b"num_preempted", "num_running", b"num_running", "num_steps_in_flight", b"num_steps_in_flight", "num_waiting", b"num_waiting", "policies", b"policies", "pool", b"pool", "sequences", b"sequences"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SnapshotResponse: _TypeAlias = SnapshotResponse  # noqa: Y015
+
+@_typing.final
+class PolicyAccount(_message.Message):
+    """What became of the policies of one group."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROUP_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    SHADOW_NAME_FIELD_NUMBER: _builtins.int
+    NUM_ANSWERS_FIELD_NUMBER: _builtins.int
+    NUM_DISAGREEMENTS_FIELD_NUMBER: _builtins.int
+    group: _builtins.str
+    """The group: `order`, `admission`, `victim` or `recovery`."""
+    name: _builtins.str
+    """The policy that decides now; not the one that was chosen if that one broke."""
+    shadow_name: _builtins.str
+    """The policy that looks on; empty for none."""
+    num_answers: _builtins.int
+    """Answers that were compared with the shadow's."""
+    num_disagreements: _builtins.int
+    """How many of them were others."""
+    def __init__(
+        self,
+        *,
+        group: _builtins.str = ...,
+        name: _builtins.str = ...,
+        shadow_name: _builtins.str = ...,
+        num_answers: _builtins.int = ...,
+        num_disagreements: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["group", b"group", "name", b"name", "num_answers", b"num_answers", "num_disagreements", b"num_disagreements", "shadow_name", b"shadow_name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PolicyAccount: _TypeAlias = PolicyAccount  # noqa: Y015
 
 @_typing.final
 class SequenceSnapshot(_message.Message):

@@ -1,8 +1,16 @@
 """The API key of client commands: from a file, so that no list of processes shows it."""
 
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from pageframe.core.errors import InvalidRequestError
+
+ApiKeyFile = Annotated[
+    Path | None, typer.Option(help="File with the API key, where the server wants one.")
+]
+"""The option of a command."""
 
 
 def read_api_key(path: Path | None) -> str | None:

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from pageframe.cli.api_key import read_api_key
+from pageframe.cli.api_key import ApiKeyFile, read_api_key
 from pageframe.cli.exit_codes import EXIT_FAILURE, EXIT_OK
 from pageframe.cli.generation_json import error_to_json, request_from_line, result_to_json
 from pageframe.cli.server_address import find_server
@@ -36,6 +36,16 @@ _RETRY_FOR_S = 5.0
 _NUM_CONCURRENT_MAX = LIMITS.num_requests_per_gateway_max // 2
 
 
+_BestOf = Annotated[int | None, typer.Option(help="Sample this many, print the --n most probable.")]
+_Beams = Annotated[
+    int | None, typer.Option(help="Beam search of this width; prints the --n best outputs.")
+]
+_LengthPenalty = Annotated[
+    float, typer.Option(help="With --beams: above 0 favours long outputs, below 0 short ones.")
+]
+_EarlyStopping = Annotated[str, typer.Option(help="With --beams: heuristic, always or never.")]
+
+
 def generate(
     prompt: Annotated[
         str | None, typer.Argument(help="Text to continue; - reads it from standard input.")
@@ -46,18 +56,10 @@ def generate(
     top_k: Annotated[int, typer.Option(help="Keep this many tokens; 0 keeps all.")] = 0,
     min_p: Annotated[float, typer.Option(help="Least share of the best probability.")] = 0.0,
     n: Annotated[int, typer.Option("--n", help="Samples of the same prompt.")] = 1,
-    best_of: Annotated[
-        int | None, typer.Option(help="Sample this many, print the --n most probable.")
-    ] = None,
-    beams: Annotated[
-        int | None, typer.Option(help="Beam search of this width; prints the --n best outputs.")
-    ] = None,
-    length_penalty: Annotated[
-        float, typer.Option(help="With --beams: above 0 favours long outputs, below 0 short ones.")
-    ] = 1.0,
-    early_stopping: Annotated[
-        str, typer.Option(help="With --beams: heuristic, always or never.")
-    ] = "heuristic",
+    best_of: _BestOf = None,
+    beams: _Beams = None,
+    length_penalty: _LengthPenalty = 1.0,
+    early_stopping: _EarlyStopping = "heuristic",
     seed: Annotated[int | None, typer.Option(help="Same seed, same tokens.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Stop string; may be repeated.")] = None,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on after the end.")] = False,
@@ -78,9 +80,7 @@ def generate(
     ] = False,
     server: Annotated[str | None, typer.Option(help="HOST:PORT [PAGEFRAME_SERVER].")] = None,
     state_dir: Annotated[Path | None, typer.Option(help="Where `pageframe up` runs.")] = None,
-    api_key_file: Annotated[
-        Path | None, typer.Option(help="File with the API key, where the server wants one.")
-    ] = None,
+    api_key_file: ApiKeyFile = None,
 ) -> None:
     """Continue a prompt. Streams text, or prints one JSON object with --json.
 

@@ -108,6 +108,8 @@ def sample_to_json(sample: Sample) -> dict[str, Any]:
             "num_copies_on_write": account.num_copies_on_write,
             "num_blocks_saved": account.num_blocks_saved,
             "num_preemptions": account.num_preemptions,
+            "num_draft_tokens": account.num_draft_tokens,
+            "num_accepted_tokens": account.num_accepted_tokens,
             "elapsed_ms": account.elapsed_ns / 1e6,
             "compute_ms": account.compute_ns / 1e6,
             "stall_ms": {

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from pageframe.cli.api_key import read_api_key
+from pageframe.cli.api_key import ApiKeyFile, read_api_key
 from pageframe.cli.executor_address import find_executor
 from pageframe.cli.exit_codes import EXIT_FAILURE, EXIT_OK
 from pageframe.cli.generation_json import error_to_json
@@ -68,9 +68,7 @@ def pool(
         str | None, typer.Option(help="The executor: unix:/path or HOST:PORT.")
     ] = None,
     state_dir: Annotated[Path | None, typer.Option(help="Where `pageframe up` runs.")] = None,
-    api_key_file: Annotated[
-        Path | None, typer.Option(help="File with the API key, where the server wants one.")
-    ] = None,
+    api_key_file: ApiKeyFile = None,
 ) -> None:
     """Show the block pool, live: who holds what, and why. Or act on it with one of the options.
 

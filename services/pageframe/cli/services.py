@@ -63,6 +63,7 @@ def _exporter(launch: Launch, environ: Mapping[str, str]) -> ServiceSpec:
         parent_pid=launch.supervisor_pid,
         drain_seconds=_EXPORTER_DRAIN_SECONDS,
         is_lossless=launch.settings.trace is TraceMode.AUDIT,
+        spool_bytes_max=launch.settings.spool_size_bytes,
     )
     return ServiceSpec(
         name=EXPORTER,

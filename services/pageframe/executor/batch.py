@@ -193,8 +193,8 @@ class StepOutput:
     """What a step yields. ``token_ids``: int32 [K], in the order of ``StepBatch.samples``.
 
     A sequence that asks for candidates gets -1 for a token, and an entry in ``candidates``, by
-    index into K. ``logprobs`` is keyed by index into K, ``prompt_logprobs`` by row; the runner collects a
-    prompt's over its chunks and delivers them with the last one.
+    index into K. ``logprobs`` is keyed by index into K, ``prompt_logprobs`` by row; the runner
+    collects a prompt's over its chunks and delivers them with the last one.
     """
 
     token_ids: Int32Array

@@ -39,6 +39,7 @@ from pageframe.executor.memory.retaining import (
     forget_block,
     keep_session,
 )
+from pageframe.executor.memory.retention import HANDLE_TTL_NS_MAX
 from pageframe.executor.memory.sequence_table import NO_ROW, Sequence
 from pageframe.executor.memory.yielding import build_memory
 from pageframe.executor.reporting import (
@@ -77,6 +78,7 @@ class StepEngine:
         has_prefix_cache: Whether sequences share what others computed.
         eviction: Which cached block goes first; least recently used when absent.
         session_times: How long the blocks of a chat are kept.
+        handle_ttl_max_ns: Longest time that a prefix may be kept under a handle.
         drafter: Guesses tokens where a plan asks for drafts; from n-grams when absent.
 
     Attributes:
@@ -106,6 +108,7 @@ class StepEngine:
         has_prefix_cache: bool = True,
         eviction: EvictionPolicy | None = None,
         session_times: SessionTimes = _NO_SESSIONS,
+        handle_ttl_max_ns: int = HANDLE_TTL_NS_MAX,
         drafter: Drafter | None = None,
     ) -> None:
         facts = runner.facts
@@ -123,6 +126,7 @@ class StepEngine:
                 has_prefix_cache=has_prefix_cache,
                 model=facts.name,
                 kv_dtype=facts.kv_dtype,
+                handle_ttl_max_ns=handle_ttl_max_ns,
             ),
             trace=trace,
             eviction=eviction,

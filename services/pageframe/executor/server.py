@@ -190,6 +190,7 @@ def build_engine(launch: Launch, trace: TraceSink) -> StepEngine:
             idle_ns=round(settings.session_idle_seconds * NANOSECONDS_PER_SECOND),
             ttl_ns=round(settings.session_ttl_seconds * NANOSECONDS_PER_SECOND),
         ),
+        handle_ttl_max_ns=round(settings.handle_ttl_max_seconds * NANOSECONDS_PER_SECOND),
     )
     record_size(engine.memory.pool)
     announce_progress("warming up")

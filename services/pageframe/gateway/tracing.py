@@ -77,6 +77,11 @@ class GenerateTrace:
             spans.GEN_AI_REQUEST_SEED: str(sampling.seed),
             spans.GEN_AI_REQUEST_CHOICE_COUNT: request.num_samples,
         }
+        if request.best_of is not None:
+            self._attributes[spans.BEST_OF] = request.best_of
+        if request.beams is not None:
+            self._attributes[spans.NUM_BEAMS] = request.beams.num_beams
+            self._attributes[spans.GEN_AI_REQUEST_CHOICE_COUNT] = request.beams.num_return
         if request.stop:
             self._attributes[spans.GEN_AI_REQUEST_STOP_SEQUENCES] = list(request.stop)
 

@@ -23,8 +23,8 @@ class RecordedWorkload:
 
     Attributes:
         header: Of the journal.
-        arrivals: Requests that were taken in, in order of time. Each sample makes as many tokens
-            as sample 0 made, up to its end or to where it was cancelled.
+        arrivals: Requests that were taken in, in order of time; beam searches are left out. Each
+            sample makes as many tokens as sample 0 made, to its end or to where it was cancelled.
         cost: What steps cost, fitted to those that were measured.
         report: Of the replay that came before.
     """
@@ -176,6 +176,8 @@ def _arrivals_of(notes: _Notes) -> list[Arrival]:
     arrivals = []
     for name, entry in notes.submitted.items():
         submission, arrival_ns = entry.submission, notes.arrival_ns[name]
+        if submission.beams is not None:
+            continue
         deadline_ns = submission.deadline_ns - arrival_ns if submission.deadline_ns else 0
         arrivals.append(
             Arrival(

@@ -64,7 +64,13 @@ class ReplayRunner(TensorlessRunner):
                 tokens.setdefault(sequence_id, deque()).append(token_id)
                 places.setdefault(sequence_id, place)
         sampled_ids = sequence_ids[batch.sample_rows].tolist()
-        if sampled_ids and not tokens and not recorded.candidates and _has_failed(recorded):
+        failed_ids = {
+            sequence_id
+            for sequence_id, token_id in zip(recorded.sampled_ids, recorded.token_ids, strict=True)
+            if token_id == _NO_TOKEN
+        }
+        if failed_ids.issuperset(sequence_ids[batch.rows].tolist()):
+            # It fails as a whole: everybody in it ends, whether or not it would have sampled.
             raise RecordedFailureError(f"step {recorded.step} failed when it was recorded")
         output = StepOutput(token_ids=np.zeros(len(sampled_ids), dtype=np.int32))
         for index, sequence_id in enumerate(sampled_ids):
@@ -82,7 +88,3 @@ class ReplayRunner(TensorlessRunner):
             if prompt_logprobs is not None:
                 output.prompt_logprobs[row] = prompt_logprobs
         return output
-
-
-def _has_failed(result: StepResult) -> bool:
-    return _NO_TOKEN in result.token_ids

@@ -16,7 +16,9 @@ from pageframe.lab.tensorless import TensorlessRunner
 VOCAB_SIZE = 1 << 30
 """Large, so that a prompt's first token can tell it from all others."""
 
-_FIRST_SAMPLED_TOKEN_ID = np.int32(1 << 29)
+_FIRST_SAMPLED_TOKEN_ID = 1 << 29
+# Odd, so that no sequence says the same again: there is nothing to guess drafts from.
+_STRIDE = 65_537
 
 
 class VirtualRunner(TensorlessRunner):
@@ -62,5 +64,7 @@ class VirtualRunner(TensorlessRunner):
         self._on_execute(batch)
         cost_ns = self._cost.of(batch)
         self._clock.advance_ns(cost_ns)
-        token_ids: Int32Array = batch.sample_rows + _FIRST_SAMPLED_TOKEN_ID
+        positions = batch.sample_positions.astype(np.int64)
+        mixed = (positions * _STRIDE + batch.sample_rows) % _FIRST_SAMPLED_TOKEN_ID
+        token_ids: Int32Array = (mixed + _FIRST_SAMPLED_TOKEN_ID).astype(np.int32)
         return StepOutput(token_ids=token_ids, execute_ns=cost_ns)

@@ -48,7 +48,7 @@ class Admission:
         for others: that is no reason for another tenant to wait. Or when it waits for a leader:
         then those behind it may pass.
         """
-        if self._num_running >= self._roster.capacity.max_num_running:
+        if self._obstacle_to_all(draft) is StallCause.QUEUE:
             # Everybody in line waits for its turn, and that is what all were told as they came.
             return
         walk = self._roster.line.walk()

@@ -171,15 +171,12 @@ class BeamGroup:
         return branches
 
     def _ranked(self, candidates: Mapping[int, Candidates]) -> Iterator[_Continuation]:
-        """Continuations of all beams, best first; equals in the order of their beams."""
-        lists = [
-            [
-                _Continuation(beam.logprob + logprob, beam, token_id)
-                for token_id, logprob in zip(own.token_ids, own.logprobs, strict=True)
-            ]
-            for beam, own in ((beam, candidates[beam.beam_id]) for beam in self._beams)
-        ]
-        return heapq.merge(*lists, key=lambda continuation: -continuation.logprob)
+        """Continuations of all beams, best first; equals in the order of their beams.
+
+        Made as they are asked for: of num_beams ** 2 candidates about num_beams are.
+        """
+        each = (_continuations(beam, candidates[beam.beam_id]) for beam in self._beams)
+        return heapq.merge(*each, key=lambda continuation: -continuation.logprob)
 
     def _keep_best(self, ended: list[tuple[_Continuation, FinishReason]]) -> None:
         length = self.num_tokens**self._params.length_penalty
@@ -210,3 +207,8 @@ class BeamGroup:
             beams.append(_Beam(child_id, best.logprob, best.output))
         self._beams = beams
         return branches
+
+
+def _continuations(beam: _Beam, candidates: Candidates) -> Iterator[_Continuation]:
+    for token_id, logprob in zip(candidates.token_ids, candidates.logprobs, strict=True):
+        yield _Continuation(beam.logprob + logprob, beam, token_id)

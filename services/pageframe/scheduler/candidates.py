@@ -1,7 +1,7 @@
 """Whom policies may choose as victims, what they are told of them, and what they may answer."""
 
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from itertools import groupby, islice
 from typing import NamedTuple
 
 from pageframe.core.plan import Recovery
@@ -32,6 +32,13 @@ class Shortage(NamedTuple):
     num_blocks: int
     num_blocks_soon: int
 
+    def num_tail_blocks(self, num_blocks: int) -> int:
+        """How many of its ``num_blocks`` a victim gives up that keeps some.
+
+        As many as are short soon, so that it need not give way again at once.
+        """
+        return self.num_blocks_soon if self.num_blocks_soon < num_blocks else self.num_blocks
+
     def less(self, num_blocks: int) -> "Shortage":
         """What is left of it when somebody has given up so many."""
         return self._replace(
@@ -60,20 +67,30 @@ class Candidates:
         self._has_host_tier = facts.num_host_blocks > 0
 
     def ranked(self, youngest_first: Iterable[Sequence], shortage: Shortage) -> Iterator[Sequence]:
-        """``youngest_first`` in the order of the victim policy, few at a time."""
-        remaining = iter(youngest_first)
-        while chosen := list(islice(remaining, NUM_CANDIDATES_MAX)):
-            by_id = {sequence.sequence_id: sequence for sequence in chosen}
-            if len(chosen) > 1:
-                views = tuple(self._view(each, shortage) for each in chosen)
-                for sequence_id in self._policies.victim.order(views, shortage.now_ns):
-                    yield by_id.pop(sequence_id)
-            yield from by_id.values()
+        """``youngest_first`` in the order of the victim policy, few at a time.
 
-    def recovery_of(self, victim: Sequence, shortage: Shortage) -> tuple[Recovery, Costs]:
-        """How ``victim`` comes back, and what each way would cost."""
+        Whatever that says, those of tenants that take more than their part stay ahead of others.
+        """
+        above = self._roster.shares_above
+        for _, alike in groupby(youngest_first, lambda sequence: sequence.share in above):
+            while chosen := list(islice(alike, NUM_CANDIDATES_MAX)):
+                by_id = {sequence.sequence_id: sequence for sequence in chosen}
+                if len(chosen) > 1:
+                    views = tuple(self._view(each, shortage) for each in chosen)
+                    for sequence_id in self._policies.victim.order(views, shortage.now_ns):
+                        yield by_id.pop(sequence_id)
+                yield from by_id.values()
+
+    def recovery_of(self, victim: Sequence, shortage: Shortage) -> tuple[Recovery, int, Costs]:
+        """How ``victim`` comes back, the blocks of its tail, and what each way would cost.
+
+        The tail is 0 blocks unless it comes back that way.
+        """
         view = self._view(victim, shortage)
-        return self._policies.recovery.choose(view, shortage.now_ns), view.costs
+        recovery = self._policies.recovery.choose(view, shortage.now_ns)
+        is_tail = recovery is Recovery.TAIL
+        num_tail_blocks = shortage.num_tail_blocks(view.num_blocks) if is_tail else 0
+        return recovery, num_tail_blocks, view.costs
 
     def num_own_blocks(self, sequence: Sequence) -> int:
         """Blocks that come free with it, as far as it shares none of the others."""
@@ -100,17 +117,17 @@ class Candidates:
             num_preemptions=sequence.num_preemptions,
             num_steps_since_preempted=-1 if last_tick is None else shortage.tick - last_tick,
             has_lost_tail=sequence.has_lost_tail,
-            costs=self._costs(sequence, num_blocks, shortage.num_blocks),
+            costs=self._costs(sequence, num_blocks, shortage.num_tail_blocks(num_blocks)),
         )
 
-    def _costs(self, sequence: Sequence, num_blocks: int, num_blocks_short: int) -> Costs:
+    def _costs(self, sequence: Sequence, num_blocks: int, num_tail_blocks: int) -> Costs:
         """What is shared stays in memory; of the rest, as much as victims usually find again does.
 
         A swap moves each block twice. A tail is at least a
         block and less than the whole; its last block may be begun only.
 
             0          shared                  kept                   num_computed
-            [── others' ──)[── own, kept ──)[── as many blocks as short ──)
+            [── others' ──)[── own, kept ──)[── its tail ──)
         """
         rates, capacity = self._rates, self._roster.capacity
         num_computed = sequence.num_computed
@@ -118,8 +135,8 @@ class Candidates:
         swap_ns = tail_ns = None
         if self._has_host_tier:
             swap_ns = round(2 * capacity.num_blocks(num_computed) * rates.block_ns)
-        if 0 < num_blocks_short < num_blocks:
-            num_kept_blocks = capacity.num_blocks(num_computed) - num_blocks_short
+        if 0 < num_tail_blocks < num_blocks:
+            num_kept_blocks = capacity.num_blocks(num_computed) - num_tail_blocks
             num_tail = max(0, num_computed - num_kept_blocks * capacity.block_size)
             tail_ns = round(num_tail * rates.token_ns)
         return Costs(

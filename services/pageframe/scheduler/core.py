@@ -129,38 +129,8 @@ class Scheduler:
         self._searches = Searches(
             self._roster, self._endings, self._losses, tracer, self._sequence_ids
         )
-        self._planner = Planner(
-            self._roster,
-            self._flights,
-            self._preemption,
-            Admission(
-                self._roster,
-                self._flights,
-                self._preemption,
-                PrefixWait(self._roster, is_enabled=options.shares_prefixes),
-                self._tenants,
-                tracer,
-                self._policies.admission,
-            ),
-            forks,
-            self._tenants,
-            self._steering,
-            self._searches,
-            self._speculation,
-        )
-        self._settlement = Settlement(
-            self._roster,
-            self._flights,
-            self._preemption,
-            self._losses,
-            forks,
-            self._tenants,
-            self._endings,
-            tracer,
-            self._steering,
-            self._searches,
-            self._speculation,
-        )
+        self._planner = self._make_planner(options, forks)
+        self._settlement = self._make_settlement(forks)
         self._searches.restart(facts)
         self._preemption.forget(facts)
 
@@ -332,6 +302,42 @@ class Scheduler:
             self._policies,
             is_executor_ready=self._is_ready,
             is_draining=self._is_draining,
+        )
+
+    def _make_planner(self, options: SchedulerOptions, forks: Forks) -> Planner:
+        return Planner(
+            self._roster,
+            self._flights,
+            self._preemption,
+            Admission(
+                self._roster,
+                self._flights,
+                self._preemption,
+                PrefixWait(self._roster, is_enabled=options.shares_prefixes),
+                self._tenants,
+                self._tracer,
+                self._policies.admission,
+            ),
+            forks,
+            self._tenants,
+            self._steering,
+            self._searches,
+            self._speculation,
+        )
+
+    def _make_settlement(self, forks: Forks) -> Settlement:
+        return Settlement(
+            self._roster,
+            self._flights,
+            self._preemption,
+            self._losses,
+            forks,
+            self._tenants,
+            self._endings,
+            self._tracer,
+            self._steering,
+            self._searches,
+            self._speculation,
         )
 
     def _capacity_of(self, facts: ReplicaFacts) -> Capacity:

@@ -7,14 +7,13 @@ The oldest running sequence is never a victim, and the pool holds any one sequen
 from collections.abc import Iterable
 
 from pageframe.core.errors import InternalError
-from pageframe.core.plan import Recovery
 from pageframe.core.replica import ReplicaFacts
 from pageframe.core.step import RefusedBecause, StepResult
 from pageframe.scheduler.budget import Draft
 from pageframe.scheduler.candidates import Candidates, Shortage
 from pageframe.scheduler.flights import Flight, Flights
 from pageframe.scheduler.roster import Roster
-from pageframe.scheduler.sequence import Sequence
+from pageframe.scheduler.sequence import Sequence, SequenceState
 from pageframe.scheduler.tenants import Tenants
 
 _NUM_COOLING_STEPS = 8
@@ -61,9 +60,8 @@ class Preemption:
         """
         roster, flight = self._roster, draft.flight
         num_blocks_short = flight.num_blocks - num_blocks_free
-        # Prefills hold all blocks, none can grow and nobody decodes: the head has to go on.
-        is_stuck = self._is_stuck and roster.prefills and not (flight.num_decodes or roster.steered)
-        if self._num_refusals or is_stuck:
+        stuck_head = self._stuck_head(flight)
+        if self._num_refusals or stuck_head is not None:
             self._name_all(draft)
         elif num_blocks_short > 0:
             num_later = sum(map(roster.decodes.num_blocks_at, _next_ticks(flight.tick)))
@@ -74,8 +72,8 @@ class Preemption:
             flight.over_quota.add(sequences[0].submission.tenant)
             shortage = _shortage(flight, num_blocks_over)
             self._name(draft, reversed(sequences[1:]), sequences[0], shortage)
-        if is_stuck:
-            draft.ask_head(roster.prefills.first)
+        if stuck_head is not None:
+            draft.ask_head(stuck_head)
         elif not self._num_refusals:
             self._free_stuck_tenant(draft)
 
@@ -86,7 +84,6 @@ class Preemption:
         has_moved = bool(result.sampled_ids or result.computed_ids or result.candidates)
         if has_moved or result.preempted_ids:
             self._num_refusals = 0
-        if has_moved or result.preempted_ids:
             self._is_stuck = False
         if not has_moved and RefusedBecause.POOL_FULL in result.refused_because:
             # Until somebody moves: an empty step behind this one tells nothing else.
@@ -119,6 +116,18 @@ class Preemption:
         self._stuck_heads = []
         self._last_preempt_tick = None
         self._last_freed_tick = None
+
+    def _stuck_head(self, flight: Flight) -> Sequence | None:
+        """Who has to go on when prefills hold all blocks, none can grow and nobody decodes.
+
+        The first that runs. While nobody does, blocks are held by nobody who could give way; and
+        one that is still being admitted cannot be in ``must``.
+        """
+        roster = self._roster
+        if not self._is_stuck or flight.num_decodes or roster.steered:
+            return None
+        running = (s for s in roster.prefills if s.state is SequenceState.RUNNING)
+        return next(running, None)
 
     def _free_stuck_tenant(self, draft: Draft) -> None:
         """Let a prefill go on whose tenant is at its ceiling and has nothing that decodes.
@@ -184,7 +193,7 @@ class Preemption:
         if victim.sequence_id in flight.beneficiaries:
             return
         shortage = shortage or _shortage(flight, 0)
-        recovery, costs = self._candidates.recovery_of(victim, shortage)
+        recovery, num_tail_blocks, costs = self._candidates.recovery_of(victim, shortage)
         flight.beneficiaries[victim.sequence_id] = beneficiary
         flight.costs[victim.sequence_id] = costs
         draft.plan.victims.add(
@@ -192,7 +201,7 @@ class Preemption:
             victim.generation,
             recovery,
             beneficiary.sequence_id,
-            shortage.num_blocks if recovery is Recovery.TAIL else 0,
+            num_tail_blocks,
         )
 
 

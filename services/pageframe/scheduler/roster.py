@@ -18,7 +18,7 @@ from pageframe.scheduler.prefixes import Prefixes
 from pageframe.scheduler.queues import Backlog, SequenceQueue, by_join
 from pageframe.scheduler.request import Request
 from pageframe.scheduler.sequence import Sequence, SequenceState
-from pageframe.scheduler.shares import Shares
+from pageframe.scheduler.shares import Share, Shares
 from pageframe.scheduler.steered import Steered
 
 _WAITING_STATES = (SequenceState.WAITING, SequenceState.SIBLING, SequenceState.PREEMPTED)
@@ -70,10 +70,24 @@ class Roster:
         """The running sequence that joined first."""
         return next(iter(self.running.values()), None)
 
+    @property
+    def shares_above(self) -> set[Share]:
+        """Of tenants that take more than their part; none of one that is alone."""
+        if len(self.shares) < 2:
+            return set()
+        return {share for share in self.shares.all if self.shares.is_above(share, self.capacity)}
+
     def youngest_first(self) -> Iterator[Sequence]:
-        """Running sequences but the oldest, last joined first."""
-        oldest = self.oldest
-        return (sequence for sequence in reversed(self.running.values()) if sequence is not oldest)
+        """Running sequences but the oldest, last joined first.
+
+        Those of tenants that take more than their part go first: who sends little has joined last
+        more often than not, and would pay for the growth of others.
+        """
+        oldest, above = self.oldest, self.shares_above
+        for is_above in (True, False) if above else (False,):
+            for sequence in reversed(self.running.values()):
+                if sequence is not oldest and (sequence.share in above) is is_above:
+                    yield sequence
 
     def request_of(self, sequence: Sequence) -> Request:
         """The request that a sequence belongs to."""

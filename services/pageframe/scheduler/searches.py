@@ -50,6 +50,7 @@ class Search:
         dropped_ids: Beams without a child, which the next plan ends.
         living_ids: All that the executor may know of it; the root too until it has branched.
         num_tokens: Tokens that its beams have computed.
+        compute_start_ns: What its root had spent on computing when it began.
         account: What its beams did to memory, and what the root found there.
     """
 
@@ -59,7 +60,13 @@ class Search:
     dropped_ids: list[int] = field(default_factory=list)
     living_ids: set[int] = field(default_factory=set)
     num_tokens: int = 0
+    compute_start_ns: int = 0
     account: SequenceAccount = field(default_factory=SequenceAccount)
+
+    @property
+    def num_computed(self) -> int:
+        """Positions of the prompt and of each beam that are computed."""
+        return self.root.num_prompt_tokens + self.group.num_tokens - 1
 
     @property
     def executor_ids(self) -> set[int]:
@@ -126,9 +133,13 @@ class Searches:
 
     def add_to(self, draft: Draft) -> None:
         """Let all beams go on; like decodes they are never left out of a step."""
-        self._searches = [search for search in self._searches if search.root.search is search]
+        self.drop_ended()
         for search in self._searches:
             self._ask(draft, search)
+
+    def drop_ended(self) -> None:
+        """Forget searches that are over, so that their requests are gone at rest, too."""
+        self._searches = [search for search in self._searches if search.root.search is search]
 
     def name_beams(self, draft: Draft) -> None:
         """Put the beams of a root that is named as a victim into its place."""
@@ -150,7 +161,7 @@ class Searches:
                 named.add(sequence_id, generation, recovery, beneficiary_id, num_blocks)
                 continue
             for beam_id in sorted(search.living_ids.difference(search.dropped_ids)):
-                named.add(beam_id, 0, Recovery.RECOMPUTE, beneficiary_id)
+                named.add(beam_id, generation, Recovery.RECOMPUTE, beneficiary_id)
         draft.plan.victims = named
 
     def settle(self, flight: Flight, result: StepResult, start_ns: int, end_ns: int) -> None:
@@ -170,13 +181,11 @@ class Searches:
         the block that they share.
         """
         for parent_id, child_id, token_id in search.branches:
-            root = search.root
-            generation = root.generation if parent_id == root.sequence_id else 0
-            draft.plan.branches.add(parent_id, generation, child_id, token_id)
+            draft.plan.branches.add(parent_id, search.root.generation, child_id, token_id)
         draft.plan.finish += search.dropped_ids
         capacity = self._roster.capacity
         num_tokens = len(search.branches)
-        position = search.root.num_prompt_tokens + search.group.num_tokens - 1
+        position = search.num_computed
         num_blocks = num_tokens
         if position % capacity.block_size:
             num_blocks -= len({branch.parent_id for branch in search.branches})
@@ -204,6 +213,7 @@ class Searches:
             root=root,
             group=group,
             living_ids={root.sequence_id},
+            compute_start_ns=root.stalls.compute_ns,
             account=SequenceAccount(
                 num_blocks_peak=self._roster.capacity.num_blocks(root.num_prompt_tokens),
                 num_cached_tokens=root.num_shared_tokens,
@@ -238,6 +248,7 @@ class Searches:
             self._count(search)
             search.living_ids = children
             self._advance(search, result.candidates, end_ns)
+            self._end_repetition(search, end_ns)
         else:
             self._start_over(flight, search, result, start_ns)
 
@@ -251,6 +262,13 @@ class Searches:
             reason = search.outputs[0].finish_reason
             self._endings.end(root, reason, end_ns, account=search.account)
 
+    def _end_repetition(self, search: Search, end_ns: int) -> None:
+        """One that started over has caught up: the time until now went into what it had lost."""
+        root = search.root
+        if root.is_living and search.num_computed == root.stalls.num_lost_tokens:
+            self._tracer.end_run(root, end_ns)
+            root.stalls.count_again(search.compute_start_ns)
+
     def _count(self, search: Search) -> None:
         """The beams have computed a token each; count what that did to memory."""
         num_tokens = len(search.branches)
@@ -258,7 +276,7 @@ class Searches:
         # They cost what a prompt's tokens do, and none of them is known to be output.
         search.root.share.num_prompt_tokens += num_tokens
         capacity, account = self._roster.capacity, search.account
-        position = search.root.num_prompt_tokens + search.group.num_tokens - 1
+        position = search.num_computed
         num_parents = len({branch.parent_id for branch in search.branches})
         num_more = num_tokens - num_parents
         account.num_blocks_peak = max(account.num_blocks_peak, capacity.num_blocks(position + 1))
@@ -270,12 +288,14 @@ class Searches:
         self, flight: Flight, search: Search, result: StepResult, start_ns: int
     ) -> None:
         root, tracer = search.root, self._tracer
-        root.search = None
-        self._endings.abandon(search.executor_ids)
         tracer.end_run(root, start_ns)
+        if search.num_computed < root.stalls.num_lost_tokens:
+            root.stalls.count_again(search.compute_start_ns)
+        self._endings.abandon(search.executor_ids)
         lost = [k for k, beam_id in enumerate(result.preempted_ids) if beam_id in search.living_ids]
         if lost:
             self._losses.begin(root, flight, result, lost[0], start_ns)
+        root.search = None
         root.num_preemptions += 1
         root.preempt_tick = flight.tick
         self._roster.preempt(root, root.generation + 1)

@@ -213,8 +213,8 @@ class Sequence:
         # Derived while it decodes, so that a sampled token costs one append and nothing else.
         if not self.is_caught_up:
             return self.num_computed_known
-        # Of a search there is nothing left to compute but what its beams do.
-        return self.num_tokens - 1 if self.search is None else self.num_tokens
+        # Behind the prompt of a search it is the beams that go on; nothing is left to ask for.
+        return self.num_tokens - 1 if self.search is None else self.search.num_computed
 
     @property
     def num_planned(self) -> int:

@@ -20,6 +20,7 @@ from pageframe.scheduler.core import Scheduler
 from pageframe.scheduler.journal import JournalFile, RecordingScheduler
 from pageframe.scheduler.loop import SchedulerLoop
 from pageframe.scheduler.options import SchedulerOptions
+from pageframe.scheduler.policies.chosen import check_names
 from pageframe.scheduler.policies.guard import PolicyFault
 from pageframe.scheduler.servicer import SchedulerServicer
 from pageframe.telemetry.sink import RingTraceSink
@@ -38,6 +39,9 @@ async def serve_scheduler(launch: Launch) -> None:
     """Serve until told to stop."""
     settings = launch.settings
     clock = SystemClock()
+    # Before anybody waits for an executor only to be told then.
+    options = make_options(settings)
+    check_names(options.policies, options.shadow_policies)
     journal = open_journal(settings)
     trace = RingTraceSink.create(launch.ring_path("scheduler"), SERVICE_SCHEDULER, settings.trace)
 

@@ -166,6 +166,7 @@ class SchedulerServicer(scheduler_service_pb2_grpc.SchedulerServiceServicer):
             pool=pool_to_proto(snapshot.account),
             executor_connected=self._loop.is_connected,
             sequences=[_sequence_to_proto(entry, now_ns) for entry in snapshot.sequences],
+            policies=[pb.PolicyAccount(**count._asdict()) for count in snapshot.policies],
         )
 
 

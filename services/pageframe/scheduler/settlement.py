@@ -74,6 +74,7 @@ class Settlement:
             self._flights.account = result.account
             self._tenants.wake()
             self._release(result, now_ns)
+        self._searches.drop_ended()
 
     def _take_refusal(self, result: StepResult, now_ns: int) -> None:
         flight = self._flights.land_refused(result.step)

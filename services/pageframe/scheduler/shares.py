@@ -93,8 +93,6 @@ class Share:
         """A sequence runs no longer; by now it has ``num_tokens``."""
         self.num_running -= 1
         self._num_tokens_offset -= num_tokens
-        if not self.num_running:
-            self._num_tokens_offset = -self.num_output_tokens
 
     def catch_up(self, virtual_time: float) -> None:
         """Start no earlier than at ``virtual_time``."""
@@ -105,7 +103,8 @@ class Shares:
     """The accounts of all tenants.
 
     Args:
-        weights: By tenant, larger than 0; others have ``WEIGHT_DEFAULT``.
+        weights: By tenant, larger than 0; others have ``WEIGHT_DEFAULT``. Who is named here counts
+            as present always.
         num_tokens_ahead: Tokens by which who comes back is ahead of those who wait, at most.
     """
 
@@ -119,6 +118,8 @@ class Shares:
         self._weight_present = 0.0
         self._served_last: Share | None = None
         self._now_ns = 0
+        for tenant in weights:
+            self._appear(tenant)
 
     def __len__(self) -> int:
         return len(self._present)
@@ -132,9 +133,7 @@ class Shares:
         """The account of ``tenant``, one more of whose sequences lives."""
         share = self._present.get(tenant)
         if share is None:
-            share = Share(tenant, self._weights.get(tenant, WEIGHT_DEFAULT))
-            self._present[tenant] = share
-            self._weight_present += share.weight
+            share = self._appear(tenant)
         self._leaving.pop(tenant, None)
         share.num_living += 1
         return share
@@ -142,7 +141,7 @@ class Shares:
     def exit(self, share: Share) -> None:
         """One of its sequences has ended."""
         share.num_living -= 1
-        if not share.num_living:
+        if not share.num_living and share.tenant not in self._weights:
             self._leaving[share.tenant] = self._now_ns
 
     def wait(self, share: Share, first: Share | None) -> None:
@@ -202,3 +201,9 @@ class Shares:
         num_others = self._num_running - share.num_running
         unclaimed = 1.0 - part - num_others / capacity.max_num_running
         return min(1.0 / _HEADROOM_DIVISOR, max(0.0, unclaimed))
+
+    def _appear(self, tenant: str) -> Share:
+        share = Share(tenant, self._weights.get(tenant, WEIGHT_DEFAULT))
+        self._present[tenant] = share
+        self._weight_present += share.weight
+        return share

@@ -22,6 +22,7 @@ result is here, the plan after that one sets a block aside for each that may be.
 """
 
 from dataclasses import dataclass
+from math import sqrt
 
 from pageframe.core.limits import LIMITS
 from pageframe.core.plan import DraftBounds
@@ -46,6 +47,9 @@ _REST_STEPS = 16
 class StepPrices:
     """Learns what a token costs, from steps without prefill: least squares that forget.
 
+    Times are noisy, and a price that is too high stops drafts and with them the learning. So a
+    token is taken to cost what was measured less the standard error of that.
+
     Attributes:
         num_drafted: Draft tokens computed in a step, for each sequence that decodes; a mean.
         num_accepted: Those of them that were kept; likewise.
@@ -57,6 +61,7 @@ class StepPrices:
         self._time_ns = 0.0
         self._tokens_squared = 0.0
         self._tokens_time = 0.0
+        self._time_squared = 0.0
         self.num_drafted = 0.0
         self.num_accepted = 0.0
 
@@ -70,6 +75,7 @@ class StepPrices:
         self._time_ns = self._time_ns * _MEMORY + measured_ns
         self._tokens_squared = self._tokens_squared * _MEMORY + num_tokens**2
         self._tokens_time = self._tokens_time * _MEMORY + num_tokens * measured_ns
+        self._time_squared = self._time_squared * _MEMORY + float(measured_ns) ** 2
         gain = 1 - _MEMORY
         self.num_drafted += gain * (num_drafted / num_decodes - self.num_drafted)
         self.num_accepted += gain * (num_accepted / num_decodes - self.num_accepted)
@@ -87,9 +93,11 @@ class StepPrices:
         variance = self._tokens_squared / self._weight - mean_tokens**2
         if variance < _VARIANCE_MIN or mean_ns <= 0:
             return _UNKNOWN_PRICE
-        covariance = self._tokens_time / self._weight - mean_tokens * mean_ns
+        slope = (self._tokens_time / self._weight - mean_tokens * mean_ns) / variance
+        unexplained = self._time_squared / self._weight - mean_ns**2 - slope**2 * variance
+        error = sqrt(max(unexplained, 0.0) / (variance * self._weight))
         # A token costs something between nothing and its share of all.
-        token_ns = min(max(covariance / variance, 0.0), mean_ns / mean_tokens)
+        token_ns = min(max(slope - error, 0.0), mean_ns / mean_tokens)
         num_computed = num_decodes * (1 + self.num_drafted) + num_others
         step_ns = mean_ns + token_ns * (num_computed - mean_tokens)
         return min(1.0, token_ns * num_decodes * (1 + self.num_accepted) / step_ns)

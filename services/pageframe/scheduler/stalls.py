@@ -152,6 +152,11 @@ class StallMeter:
         self.busy_mark_ns = busy_ns
         return self.count_gaps(clock)
 
+    def count_again(self, compute_ns: int) -> None:
+        """All that was computed since ``compute_ns`` was spent had been computed before."""
+        self.add(self.lost_cause, self.compute_ns - compute_ns)
+        self.compute_ns = compute_ns
+
     def lose(self, cause: StallCause, num_computed: int) -> None:
         """What is computed is lost; to compute it again is time spent on ``cause``."""
         self.lost_cause = cause

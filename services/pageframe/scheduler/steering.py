@@ -54,6 +54,8 @@ _HEADROOM = 0.01
 _GROWTH = 2
 # Steps with prefill after which one beside decodes has none.
 _NUM_MIXED_STEPS_MAX = 100
+# Steps beside decodes without prefill, at first: until the first was measured, two are planned.
+_NUM_BARE_STEPS = 2
 
 
 @dataclass(slots=True)
@@ -96,7 +98,7 @@ class StepTimes:
         self._patience = _NUM_DEVIATIONS_MAX
         self.error = 0.0
         self.num_tokens_seen = 0
-        self.num_mixed_steps = _NUM_MIXED_STEPS_MAX
+        self.num_mixed_steps = 0
 
     def predict_ns(self, load: StepLoad) -> float:
         """Nanoseconds that a step of ``load`` is expected to last."""
@@ -244,6 +246,7 @@ class Steering:
     target_ns: int
     times: StepTimes = field(default_factory=StepTimes)
     _last_end_ns: int = 0
+    _num_bare_steps: int = _NUM_BARE_STEPS
 
     def allowance(self, flight: Flight) -> Allowance | None:
         """What prefill may take in the step of ``flight``; ``None`` is no bound.
@@ -256,6 +259,10 @@ class Steering:
         # Aim lower, the less predictions were worth lately.
         aim_ns = self.target_ns / (1 + _HEADROOM + _NUM_ERRORS * min(times.error, _ERROR_MAX))
         if times.num_mixed_steps >= _NUM_MIXED_STEPS_MAX:
+            times.num_mixed_steps = 0
+            self._num_bare_steps = 1
+        if self._num_bare_steps:
+            self._num_bare_steps -= 1
             return Allowance(0.0, 0.0, 0.0, 0, num_tokens_sure=0)
         alone_ns = times.predict_ns(StepLoad(flight.num_decodes, flight.num_context))
         num_tokens_max = max(NUM_PREFILL_TOKENS_MIN, _GROWTH * times.num_tokens_seen)
@@ -281,6 +288,7 @@ class Steering:
         """Another executor, perhaps another machine: nothing is known of it."""
         self.times = StepTimes()
         self._last_end_ns = 0
+        self._num_bare_steps = _NUM_BARE_STEPS
 
 
 def load_of(flight: Flight, result: StepResult) -> StepLoad:

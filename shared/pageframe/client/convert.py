@@ -153,6 +153,8 @@ def _account_from_proto(message: sequence_pb2.MemoryAccount) -> MemoryAccount:
         num_copies_on_write=message.num_copies_on_write,
         num_preemptions=message.num_preemptions,
         num_blocks_saved=message.num_blocks_saved,
+        num_draft_tokens=message.num_draft_tokens,
+        num_accepted_tokens=message.num_accepted_tokens,
         num_unreturned_tokens=message.num_unreturned_tokens,
         stall_ns={
             StallCause(entry.cause): entry.duration.ToNanoseconds() for entry in message.stalls

@@ -156,6 +156,8 @@ class MemoryAccount:
         num_copies_on_write: Blocks copied because of a write into a shared one.
         num_preemptions: How often it lost its blocks.
         num_blocks_saved: Blocks that did not have to be allocated thanks to sharing.
+        num_draft_tokens: Tokens guessed ahead and checked.
+        num_accepted_tokens: Those of them that were right.
         num_unreturned_tokens: Tokens computed for samples or beams that are not returned; told with
             sample 0.
         stall_ns: Nanoseconds waited, by cause.
@@ -171,6 +173,8 @@ class MemoryAccount:
     num_copies_on_write: int = 0
     num_preemptions: int = 0
     num_blocks_saved: int = 0
+    num_draft_tokens: int = 0
+    num_accepted_tokens: int = 0
     num_unreturned_tokens: int = 0
     stall_ns: Mapping[StallCause, int] = field(default_factory=dict)
     compute_ns: int = 0

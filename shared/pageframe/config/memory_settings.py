@@ -52,3 +52,10 @@ class MemorySettings(SettingsGroup):
         allow_inf_nan=False,
         description='Time until the blocks of an idle chat go to the host tier ("60s").',
     )
+    handle_ttl_max_seconds: Seconds = Field(
+        86400.0,
+        gt=0,
+        le=31_536_000,
+        allow_inf_nan=False,
+        description='Longest time that a prefix may be kept under a handle ("24h").',
+    )

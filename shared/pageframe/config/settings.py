@@ -25,6 +25,7 @@ from pageframe.config.option_types import (
     HttpAddress,
     LogLevel,
     Seconds,
+    Size,
     option_name,
 )
 from pageframe.config.scheduling_settings import SchedulingSettings
@@ -66,6 +67,9 @@ class Settings(SchedulingSettings, MemorySettings, ModelSettings):
     http: HttpAddress = Field(None, description='HOST:PORT of the HTTP door, or "off".')
     state_dir: Folder = Field(
         default_factory=_default_state_dir, description="Folder for logs, traces and sockets."
+    )
+    spool_size_bytes: Size = Field(
+        1 << 30, ge=1 << 20, description="Most bytes of traces that wait on disk to be sent."
     )
     api_keys: ApiKeysFile = Field(
         None,

@@ -151,9 +151,9 @@ class Fork:
 class Branches:
     """How sequences that asked for candidates go on; every branch computes its token in this step.
 
-    A child shares all blocks of its parent and gets ``token_ids[i]`` behind the parent's tokens.
-    A parent that is a child of itself goes on; one that is not ends as if it stood in ``finish``,
-    which is where those stand that have no child at all.
+    A child shares all blocks of its parent, is of the same generation, and gets ``token_ids[i]``
+    behind the parent's tokens. A parent that is a child of itself goes on; one that is not ends as
+    if it stood in ``finish``, which is where those stand that have no child at all.
 
     Attributes:
         parent_ids: Running, all of whose tokens are computed.

@@ -24,7 +24,6 @@ _GENERATION_MAX = 2**31 - 1
 
 def result_to_proto(result: StepResult) -> pb.StepResult:
     """Encode a result."""
-    timing = result.timing
     message = pb.StepResult(
         step=result.step,
         sampled_ids=result.sampled_ids,
@@ -52,14 +51,7 @@ def result_to_proto(result: StepResult) -> pb.StepResult:
         num_drafted=result.num_drafted,
         num_accepted=result.num_accepted,
         pool=pool_to_proto(result.account),
-        timing=pb.StepTiming(
-            start_ns=timing.start_ns,
-            apply_ns=timing.apply_ns,
-            execute_ns=timing.execute_ns,
-            sample_ns=timing.sample_ns,
-            copy_ns=timing.copy_ns,
-            num_blocks_moved=timing.num_blocks_moved,
-        ),
+        timing=_timing_to_proto(result.timing),
     )
     for index, logprobs in result.logprobs.items():
         message.logprobs.add(index=index, logprobs=logprobs_to_proto(logprobs))
@@ -103,7 +95,6 @@ def result_from_proto(message: pb.StepResult) -> StepResult:
         message.leader_ids,
         message.num_leader_tokens,
     )
-    timing = message.timing
     return StepResult(
         step=message.step,
         sampled_ids=list(message.sampled_ids),
@@ -113,9 +104,7 @@ def result_from_proto(message: pb.StepResult) -> StepResult:
         prompt_logprobs={
             entry.id: logprobs_list_from_proto(entry.logprobs) for entry in message.prompt_logprobs
         },
-        candidates={
-            entry.sequence_id: _candidates_from_proto(entry) for entry in message.candidates
-        },
+        candidates=dict(map(_candidates_from_proto, message.candidates)),
         computed_ids=list(message.computed_ids),
         num_computed=list(message.num_computed),
         first_positions=list(message.first_positions),
@@ -140,20 +129,36 @@ def result_from_proto(message: pb.StepResult) -> StepResult:
         errors={entry.sequence_id: entry.reason for entry in message.errors},
         accounts={entry.sequence_id: _account_from_proto(entry) for entry in message.accounts},
         account=pool_from_proto(message.pool),
-        timing=StepTiming(
-            start_ns=timing.start_ns,
-            apply_ns=timing.apply_ns,
-            execute_ns=timing.execute_ns,
-            sample_ns=timing.sample_ns,
-            copy_ns=timing.copy_ns,
-            num_blocks_moved=timing.num_blocks_moved,
-        ),
+        timing=_timing_from_proto(message.timing),
     )
 
 
-def _candidates_from_proto(message: pb.SequenceCandidates) -> Candidates:
+def _candidates_from_proto(message: pb.SequenceCandidates) -> tuple[int, Candidates]:
     check_parallel("candidates", message.token_ids, message.logprobs)
-    return Candidates(token_ids=list(message.token_ids), logprobs=list(message.logprobs))
+    candidates = Candidates(token_ids=list(message.token_ids), logprobs=list(message.logprobs))
+    return message.sequence_id, candidates
+
+
+def _timing_to_proto(timing: StepTiming) -> pb.StepTiming:
+    return pb.StepTiming(
+        start_ns=timing.start_ns,
+        apply_ns=timing.apply_ns,
+        execute_ns=timing.execute_ns,
+        sample_ns=timing.sample_ns,
+        copy_ns=timing.copy_ns,
+        num_blocks_moved=timing.num_blocks_moved,
+    )
+
+
+def _timing_from_proto(timing: pb.StepTiming) -> StepTiming:
+    return StepTiming(
+        start_ns=timing.start_ns,
+        apply_ns=timing.apply_ns,
+        execute_ns=timing.execute_ns,
+        sample_ns=timing.sample_ns,
+        copy_ns=timing.copy_ns,
+        num_blocks_moved=timing.num_blocks_moved,
+    )
 
 
 def refusal_to_proto(result: StepResult, last_applied_step: int) -> pb.PlanRefusal:

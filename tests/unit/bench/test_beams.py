@@ -65,7 +65,7 @@ def test_a_beam_that_nobody_continues_gives_its_blocks_back():
     columns = serve(make_recording([0, 1], [0, 1], [1, 1], [0, 1]), (3, 6))
     assert columns["num_blocks"].tolist() == [1, 2, 4, 4, 3, 3]
     assert columns["num_copies"].tolist() == [0, 1, 0, 0, 1, 0]
-    assert columns["num_forks"].tolist() == [1, 0, 0, 1, 0, 0]
+    assert columns["num_forks"].tolist() == [0, 1, 0, 0, 1, 0]
 
 
 def test_one_token_needs_no_beams():

@@ -61,7 +61,8 @@ def test_every_setting_can_be_a_flag_a_variable_and_a_key(tmp_path: Path) -> Non
     words = dict.fromkeys(OPTION_FIELDS, "1") | {
         "model": "m", "runner": "sim", "device": "cuda:1", "dtype": "fp32", "kv-dtype": "int8",
         "trace": "audit", "grpc": "127.0.0.1:1", "http": "127.0.0.1:2", "log-level": "debug",
-        "state-dir": str(tmp_path), "recovery": "tail", "tenant-quotas": "a=1:2", "tenant-weights": "a=2",
+        "state-dir": str(tmp_path), "recovery": "tail", "tenant-quotas": "a=1:2",
+        "tenant-weights": "a=2", "spool-size": "2MiB",
     }  # fmt: skip
     by_flag = load_settings(words, {}, working_dir=tmp_path)
     by_variable = load_settings(
@@ -235,3 +236,11 @@ def test_a_published_address_is_found_by_clients_and_taken_back(tmp_path: Path) 
     launch(4000).withdraw_address()
     launch(4000).withdraw_address()
     assert not (tmp_path / ADDRESS_FILE_NAME).exists()
+
+
+def test_bounds_of_what_is_kept_are_settings():
+    settings = load_settings({"handle-ttl-max": "2h", "spool-size": "3MiB"}, {})
+    assert settings.handle_ttl_max_seconds == 7200
+    assert settings.spool_size_bytes == 3 << 20
+    with pytest.raises(InvalidRequestError, match="spool-size"):
+        load_settings({"spool-size": "0"}, {})

@@ -178,6 +178,27 @@ def test_policies_are_compared_over_the_same_arrivals():
     assert seen[-1] == ("token-budget=128", 1.0)
 
 
+def test_a_target_keeps_the_time_between_tokens_beside_long_prompts():
+    decodes = [arrival(0.0, 1000, 400) for _ in range(16)]
+    prompts = [arrival(1.0 + 0.12 * index, 4000, 2) for index in range(8)]
+    longest = {}
+    for target_ns in (0, 12 * MS):
+        run = serve(
+            decodes + prompts,
+            cost=H200_8B,
+            num_blocks=5000,
+            token_budget=8192,
+            max_num_running=64,
+            target_itl_ns=round(target_ns),
+        )
+        ids, times = run.token_times()
+        is_gap = (np.diff(ids, prepend=-1) == 0) & (times > 0.9e9)
+        longest[target_ns] = np.diff(times, prepend=0)[is_gap].max()
+        assert len(run.completions) == 24
+    assert longest[0] > 100 * MS
+    assert longest[12 * MS] <= 12 * MS
+
+
 def test_arrivals_of_a_file_come_in_order_of_time(tmp_path: Path):
     path = tmp_path / "arrivals.jsonl"
     lines = [
@@ -220,9 +241,7 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path):
 
 
 def test_random_arrivals_have_the_rate_and_the_means_that_were_asked_for():
-    drawn = poisson_arrivals(
-        20_000, 50.0, mean_prompt_tokens=300, mean_output_tokens=100, seed=1
-    )
+    drawn = poisson_arrivals(20_000, 50.0, mean_prompt_tokens=300, mean_output_tokens=100, seed=1)
     assert drawn[-1].arrival_s == pytest.approx(400, rel=0.03)
     assert np.mean([it.num_prompt_tokens for it in drawn]) == pytest.approx(300, rel=0.03)
     assert np.mean([it.num_output_tokens for it in drawn]) == pytest.approx(100, rel=0.03)

@@ -11,6 +11,7 @@ from pageframe.executor.memory.block_keys import (
     chain_keys,
     chain_root,
     child_key,
+    little_endian,
     private_key,
     token_bytes,
 )
@@ -206,3 +207,8 @@ def test_half_a_token_is_our_bug():
 def test_a_block_of_no_tokens_is_our_bug():
     with pytest.raises(AssertionError, match="blocks of 0 tokens"):
         root(block_size=0)
+
+
+def test_bytes_in_place_are_those_that_are_hashed():
+    tokens = np.arange(24, dtype=np.int32).reshape(3, 8)
+    assert bytes(little_endian(tokens)[4 * 8 : 4 * 16]) == token_bytes(tokens[1])

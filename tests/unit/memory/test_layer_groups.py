@@ -157,6 +157,10 @@ def test_a_swap_brings_back_what_each_group_still_sees():
     ((operation, cause, slots),) = [it for it in house.sink.brief() if it[0] == "SWAP_IN"]
     assert (operation, cause, len(slots)) == ("SWAP_IN", "SWAP", 5)
     house.run(may=entries((1, 1, 64)))
+    # The last blocks are nobody else's: they are written in place again, in both groups.
+    records = house.sink.brief()
+    assert [len(blocks) for operation, _, blocks in records if operation == "UNINDEX"] == [2]
+    assert "COPY_ON_WRITE" not in {operation for operation, _, _ in records}
     # Ten tokens were there, and the eleventh is computed.
     assert house.memory.sequences.num_computed[house.row(1)] == 11
     columns, _ = house.table(1)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pageframe.core.errors import NotFoundError, ResourceExhaustedError
+from pageframe.core.errors import NotFoundError, OutOfRangeError, ResourceExhaustedError
 from pageframe.core.replica import PoolAccount, TenantQuota
 from pageframe.core.step import FinishReason, RefusedBecause
 from pageframe.core.trace import KvCause
@@ -282,6 +282,12 @@ class TestQuota:
         small.start(request(1, TEN, tenant="a"))
         small.desk.set_quota(TenantQuota(tenant="t", ceiling_blocks=0))
         assert retain(small, TEN).num_tokens == 8
+
+    def test_nobody_keeps_one_for_longer_than_the_operator_allows(self):
+        small = SmallEngine(handle_ttl_max_ns=TTL_NS - 1)
+        with pytest.raises(OutOfRangeError, match="HANDLE_TTL_ABOVE_MAX"):
+            retain(small, TEN)
+        retain(small, TEN, ttl_ns=TTL_NS - 1)
 
 
 class TestSessions:

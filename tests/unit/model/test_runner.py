@@ -49,6 +49,9 @@ class _GreedySampler:
     def release(self, row):
         self.wishes.discard(row)
 
+    def wants_candidates(self, rows):
+        return np.zeros(len(rows), dtype=np.bool_)
+
     def sample(self, logits, rows, positions, drafts=None):
         self.asked.append((rows.tolist(), positions.tolist()))
         return logits.argmax(-1).numpy().astype(np.int32), {}

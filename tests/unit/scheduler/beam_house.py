@@ -2,11 +2,11 @@
 
 from pageframe.core.beams import BeamParams, EarlyStopping
 from pageframe.core.clock import ManualClock
-from pageframe.core.plan import StepPlan
+from pageframe.core.plan import Recovery, StepPlan
 from pageframe.core.request import Delivery, Submission
 from pageframe.core.sampling import SamplingParams
 from pageframe.core.step import StepResult
-from pageframe.core.trace import NullTraceSink
+from pageframe.core.trace import NullTraceSink, TraceSink
 from pageframe.executor.engine import StepEngine
 from pageframe.executor.model.sim import SimConfig, SimCost, SimRunner
 from unit.scheduler.driver import Driver, make_submission
@@ -71,9 +71,18 @@ class BeamEngine:
         return result
 
 
-def make_driver(*, max_num_running: int = 12, token_budget: int = 32, **options) -> Driver:
+def make_driver(
+    *,
+    max_num_running: int = 12,
+    token_budget: int = 32,
+    trace: TraceSink | None = None,
+    recovery: Recovery = Recovery.RECOMPUTE,
+    **options,
+) -> Driver:
     engine = BeamEngine(**options)
     return Driver(
+        trace=trace or NullTraceSink(),
+        recovery=recovery,
         facts=engine.facts,
         engine=engine,
         max_num_running=max_num_running,

@@ -85,6 +85,8 @@ class Driver:
     shadow_policies: dict[str, str] = field(default_factory=dict)
     shares_prefixes: bool = True
     quotas: tuple[TenantQuota, ...] = ()
+    tenant_weights: dict[str, float] = field(default_factory=dict)
+    priority_ageing_ns: int = 0
 
     def __post_init__(self) -> None:
         self.clock = ManualClock(1_000_000)
@@ -101,6 +103,8 @@ class Driver:
                 lookahead=self.lookahead,
                 max_queued_requests=self.max_queued_requests,
                 max_queued_tokens=self.max_queued_tokens,
+                tenant_weights=self.tenant_weights,
+                priority_ageing_ns=self.priority_ageing_ns,
                 policies=self.policies(),
                 shadow_policies=self.shadow_policies,
                 on_policy_fault=self.faults.append,

@@ -52,9 +52,12 @@ def test_of_equals_the_youngest_goes_first():
     assert ordered(view(1), view(2), view(3)) == [3, 2, 1]
 
 
-def test_whoever_is_cheaper_for_each_block_goes_first():
-    cheap = view(1, num_blocks=20, costs=Costs(1900, None, None))
-    assert ordered(cheap, view(2)) == [1, 2]
+def test_whoever_is_cheaper_for_each_block_that_is_needed_goes_first():
+    cheap = view(1, num_blocks=20, num_blocks_soon=40, costs=Costs(1900, None, None))
+    assert ordered(cheap, view(2, num_blocks_soon=40)) == [1, 2]
+    # Its other ten blocks are of no use to anybody soon.
+    large = cheap._replace(num_blocks_soon=10)
+    assert ordered(large, view(2, num_blocks_soon=10)) == [2, 1]
 
 
 def test_the_cheapest_way_back_counts():
@@ -85,8 +88,7 @@ def test_whoever_gave_way_lately_is_dearer_until_that_is_forgotten():
     [
         (Costs(100, None, None), Recovery.RECOMPUTE),
         (Costs(100, 99, None), Recovery.SWAP),
-        (Costs(100, 99, 24), Recovery.TAIL),
-        (Costs(100, 99, 25), Recovery.SWAP),
+        (Costs(100, 99, 98), Recovery.TAIL),
         (Costs(100, 100, 100), Recovery.RECOMPUTE),
         (Costs(100, 20, 50), Recovery.SWAP),
     ],

@@ -156,9 +156,7 @@ def test_a_bound_that_is_just_kept_is_kept():
 def test_nobody_is_refused_for_what_an_end_of_sequence_may_spare():
     driver = warm_driver()
     now_ns = driver.clock.now_ns()
-    driver.submit(
-        make_submission(1, 16, max_tokens=200, deadline_ns=driver.clock.now_ns() + 5 * MS)
-    )
+    driver.submit(make_submission(1, 16, max_tokens=200, deadline_ns=now_ns + 5 * MS))
     driver.run()
     assert driver.reason(1) is FinishReason.DEADLINE
     assert driver.completion(1).error_reason == "DEADLINE_PASSED"
@@ -169,6 +167,10 @@ def test_nobody_is_refused_before_a_step_was_seen_or_by_another_executor():
     driver = Driver(shares_prefixes=False)
     driver.submit(endless(1, 16, 30, deadline_ns=driver.clock.now_ns() + 1))
     driver.run()
+    # The first steps of a process may be slow.
+    driver.submit(make_submission(2, 4, max_tokens=10))
+    driver.run()
+    driver.submit(endless(3, 16, 30, deadline_ns=driver.clock.now_ns() + MS))
     driver = warm_driver()
     driver.lose_executor()
     driver.start_executor()

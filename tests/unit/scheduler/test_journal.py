@@ -1,4 +1,4 @@
-"""Journals on disk: nothing is overwritten, little is lost, and a full disk ends only the record."""
+"""Journals on disk: nothing is overwritten, little is lost; a full disk ends only the record."""
 
 import dataclasses
 import errno

@@ -12,6 +12,7 @@ from pageframe.core.plan import Recovery
 from pageframe.scheduler.policies import registry
 from pageframe.scheduler.policies.guard import BrokenPolicyError, Guard
 from pageframe.scheduler.policies.registry import GROUPS, VICTIM, load
+from pageframe.scheduler.policies.shadow import Decision
 from pageframe.scheduler.policies.victim import YoungestVictim
 from pageframe.testing.fake_engine import make_facts
 from unit.scheduler.driver import (
@@ -345,3 +346,27 @@ def test_a_shadow_that_breaks_is_dropped_and_reported_once(policy, monkeypatch):
     count = counts_of(driver, "victim")
     assert (count.name, count.shadow_name, count.num_answers) == ("youngest", "", 0)
     assert len(driver.trace.named("policy.fault")) == 1
+
+
+def test_a_policy_or_a_shadow_that_broke_is_never_asked_again(monkeypatch):
+    asked, faults = [], []
+
+    class Counts:
+        def order(self, candidates, now_ns):
+            asked.append(now_ns)
+            raise ValueError("which table?")
+
+    monkeypatch.setitem(VICTIM.built_in, "broken", Counts)
+    decision = Decision(
+        VICTIM,
+        "broken",
+        shadow_name="broken",
+        clock=ManualClock(1),
+        on_fault=faults.append,
+        on_disagreement=lambda _: pytest.fail("nobody answered"),
+    )
+    for now_ns in range(5):
+        assert decision.ask(lambda policy, n=now_ns: policy.order([], n), lambda _: "", str) == []
+    assert asked == [0, 0]
+    assert [fault.is_shadow for fault in faults] == [False, True]
+    assert (decision.name, decision.shadow_name) == ("cheapest", "")

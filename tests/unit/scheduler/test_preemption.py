@@ -3,7 +3,7 @@ import pytest
 from pageframe.core.errors import InternalError
 from pageframe.core.plan import Recovery, StepPlan
 from pageframe.core.request import StallCause
-from pageframe.core.step import StepResult
+from pageframe.core.step import FinishReason, StepResult
 from pageframe.testing.fake_engine import FakeEngine, make_facts
 from unit.scheduler.driver import (
     Driver,
@@ -158,23 +158,25 @@ def test_a_prefill_that_cannot_grow_is_given_up_rather_than_tried_for_ever(looka
 
 
 def test_prefills_that_hold_one_another_up_are_found_behind_an_empty_step_too():
-    """The step that was planned ahead has nothing to do, and its result comes in the same moment."""
+    """The step planned ahead has nothing to do; its result comes in the same moment."""
     engine = SharedPool(make_facts(num_blocks=8, block_size=4))
     driver = Driver(facts=engine.facts, engine=engine, token_budget=8, prefill_chunk_tokens=4)
-    requests = [make_submission(handle, 8, max_tokens=1) for handle in (1, 2)]
+    requests = [make_submission(handle, 7, max_tokens=2) for handle in (1, 2)]
     for request in requests:
         driver.submit(request)
     driver.step()
     engine.num_foreign = 6
-    while driver.send_plan() is not None:
+    while driver.send_plan() is not None or driver.plans:
         assert len(driver.sent) < 40
         driver.send_plan()
         while driver.plans:
             driver.run_engine()
         while driver.results:
             driver.receive()
-        if driver.completions:
-            engine.num_foreign = 0
+    assert driver.completion(1).finish_reason is FinishReason.LENGTH
+    engine.num_foreign = 0
+    driver.results.append(engine.cancel([]))
+    driver.run()
     assert_outputs(driver, *requests)
     assert any(plan.must.sequence_ids == [1] for plan in driver.sent)
     assert_scheduler_empty(driver)

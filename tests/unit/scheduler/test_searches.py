@@ -9,6 +9,7 @@ from pageframe.core.sampling import SamplingParams
 from pageframe.core.step import FinishReason
 from unit.scheduler.beam_house import alone, assert_engine_empty, found, make_driver, search
 from unit.scheduler.driver import make_submission
+from unit.scheduler.test_tracing import Spans
 
 
 def test_a_search_ends_with_its_outputs_best_first():
@@ -254,3 +255,80 @@ def test_the_account_says_what_was_shared_copied_and_not_returned():
     assert completion.account.num_blocks_peak == 2
     # Three beams computed a token each, and one output of two tokens has one that was computed.
     assert completion.num_unreturned_tokens == 2
+
+
+def time_of(driver, handle):
+    """Elapsed time, and the sum of what it is attributed to."""
+    completion = driver.completion(handle)
+    elapsed_ns = completion.end_ns - completion.submit_ns
+    return elapsed_ns, completion.compute_ns + sum(completion.stall_ns.values())
+
+
+def test_all_time_is_attributed_and_what_is_computed_again_is_a_stall():
+    driver = make_driver(num_blocks=17)
+    driver.submit(make_submission(1, 24, max_tokens=24))
+    driver.submit(search(2, 6, num_beams=4, max_tokens=14))
+    driver.run()
+    for handle in (1, 2):
+        elapsed_ns, attributed_ns = time_of(driver, handle)
+        assert attributed_ns == elapsed_ns
+    completion = driver.completion(2)
+    assert completion.account.num_preemptions > 0
+    # One step for the prompt and one for each token but the last, as if it had never given way.
+    assert completion.compute_ns == 14 * 1e6
+
+
+def test_its_root_says_how_far_it_is_and_spans_cover_what_beams_compute():
+    sink = Spans()
+    driver = make_driver(trace=sink)
+    trace = {"trace_id": b"t" * 16, "span_id": b"s" * 8}
+    driver.submit(search(1, 6, num_beams=2, max_tokens=9, **trace))
+    for _ in range(4):
+        driver.step()
+    (sequence,) = driver.scheduler.snapshot().sequences
+    assert (sequence.num_computed_tokens, sequence.num_output_tokens) == (9, 0)
+    driver.run()
+    assert [span.tokens for span in sink.named("prefill")] == [(0, 6)]
+    assert [span.tokens for span in sink.named("decode")] == [(6, 14)]
+
+
+def test_the_prompts_log_probabilities_are_told_once():
+    driver = make_driver(num_blocks=17)
+    driver.submit(make_submission(1, 24, max_tokens=24))
+    sampling = SamplingParams(max_tokens=14, num_prompt_logprobs=1)
+    driver.submit(search(2, 6, num_beams=4, sampling=sampling))
+    driver.run()
+    assert driver.completion(2).account.num_preemptions > 0
+    told = [message.prompt_logprobs[2] for message in driver.messages if message.prompt_logprobs]
+    assert [len(entries) for entries in told] == [5]
+
+
+def test_a_deadline_ends_a_search_with_all_its_outputs():
+    driver = make_driver()
+    deadline_ns = driver.clock.now_ns() + 6_500_000
+    driver.submit(search(1, num_return=2, max_tokens=40, deadline_ns=deadline_ns))
+    driver.run()
+    for index in (0, 1):
+        completion = driver.completion(1, index)
+        assert completion.finish_reason is FinishReason.DEADLINE
+        assert completion.error_reason == "DEADLINE_PASSED"
+        assert (completion.score, completion.num_output_tokens) == (None, 0)
+    assert_engine_empty(driver)
+
+
+def test_the_oldest_search_gives_way_when_even_alone_it_is_refused_and_comes_back():
+    request = search(1, 6, num_beams=3)
+    driver = make_driver()
+    driver.submit(request)
+    for _ in range(3):
+        driver.step()
+    for _ in range(3):
+        driver.send_plan()
+        driver.run_engine(refuse=True)
+        driver.receive()
+    # From the second refusal on all beams are named: somebody unknown may hold the blocks.
+    driver.send_plan()
+    beams = driver.sent[-1].branches.parent_ids
+    assert set(beams) <= set(driver.sent[-1].victims.sequence_ids)
+    driver.run()
+    assert found(driver, request) == alone(request)

@@ -9,6 +9,7 @@ import pytest
 from pageframe.core.step import FinishReason, StepResult
 from pageframe.rpc.status import from_rpc_error
 from pageframe.scheduler import servicer as servicer_module
+from pageframe.scheduler.policies.registry import GROUPS
 from pageframe.v1 import scheduler_service_pb2 as pb
 from pageframe.wire.replica import replica_from_proto
 from pageframe.wire.request import submission_to_proto
@@ -314,6 +315,8 @@ def test_a_snapshot_shows_who_runs_and_who_waits(run):
         assert (snapshot.num_steps_in_flight, snapshot.last_step) == (1, 1)
         assert (snapshot.pool.total, snapshot.pool.held) == (64, 2)
         assert snapshot.executor_connected
+        deciding = {policy.group: policy.name for policy in snapshot.policies}
+        assert deciding == {name: group.default for name, group in GROUPS.items()}
         first, second = sorted(snapshot.sequences, key=lambda entry: entry.sequence_id)
         assert (first.request_id, first.tenant, first.state) == ("a", "t", "running")
         assert (first.num_computed_tokens, first.num_tokens) == (6, 7)

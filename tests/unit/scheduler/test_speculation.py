@@ -256,6 +256,15 @@ class TestPrices:
         nothing = self.taught(1e6, 1e5, *[(1, 4, 0)] * 99, *[(1, 3, 0)] * 99)
         assert brings.price(1, 0) > 3 * nothing.price(1, 0)
 
+    def test_what_is_uncertain_is_taken_to_be_cheap(self):
+        rng = random.Random(3)
+        sizes = [(1, 0, 0), (5, 0, 0)] * 20
+        noisy = StepPrices()
+        for num_decodes, _, _ in sizes:
+            measured_ns = 1e6 + 1e5 * num_decodes + rng.gauss(0, 4e5)
+            noisy.learn(num_decodes, 0, 0, round(measured_ns))
+        assert noisy.price(4, 0) < self.taught(1e6, 1e5, *sizes).price(4, 0)
+
     def test_a_price_is_a_chance(self):
         # Times that fall with the tokens, or that grow faster than they can.
         assert self.taught(1e7, -1e5, *[(1, 0, 0), (9, 0, 0)] * 20).price(4, 0) == 0.0

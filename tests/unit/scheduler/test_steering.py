@@ -44,6 +44,7 @@ class Machine:
         self.num_context = num_decodes * 1000
         self.position = 0
         self.num_steps = 0
+        self.steered = False
         self.now_ns = 1
         self.slowness: Callable[[], float] = lambda: 1.0
 
@@ -75,6 +76,11 @@ class Machine:
             self.position += num_tokens
             result.computed_ids, result.num_computed = [1], [self.position]
             self.position %= 4000
+        if self.steered:
+            load.add_chunk(50, 1)
+            result.first_positions.append(50)
+            result.computed_ids.append(2)
+            result.num_computed.append(51)
         lasted_ns = round(true_ns(load) * self.slowness())
         result.timing = StepTiming(start_ns=self.now_ns, execute_ns=lasted_ns)
         self.now_ns += lasted_ns
@@ -129,8 +135,8 @@ def test_a_target_that_cannot_be_met_starves_nobody():
 
 def test_chunks_grow_from_small_ones_until_the_target_bounds_them():
     machine = Machine()
-    for _ in range(20):
-        machine.step(with_prefill=False)
+    for _ in range(2):
+        assert machine.step()[0] == 0
     chunks = [machine.step()[0] for _ in range(12)]
     assert chunks[:4] == [16, 32, 64, 128]
     assert all(later <= 2 * max(chunks[:index]) for index, later in enumerate(chunks) if index)
@@ -233,15 +239,22 @@ def test_another_executor_is_learnt_anew():
     for _ in range(50):
         machine.step()
     machine.steering.forget()
-    assert [machine.step()[0] for _ in range(3)] == [0, NUM_PREFILL_TOKENS_MIN, 32]
+    assert [machine.step()[0] for _ in range(4)] == [0, 0, NUM_PREFILL_TOKENS_MIN, 32]
 
 
 def test_a_step_now_and_then_shows_what_decodes_cost_alone():
     machine = Machine()
     chunks = [machine.step()[0] for _ in range(500)]
     assert [index for index, num_tokens in enumerate(chunks) if not num_tokens] == [
-        0, 101, 202, 303, 404,
+        0, 1, 102, 203, 304, 405,
     ]  # fmt: skip
+
+
+def test_entries_in_every_step_starve_no_prefill():
+    machine = Machine()
+    machine.steered = True
+    chunks = [machine.step()[0] for _ in range(300)]
+    assert chunks.count(0) == 2 + 2
 
 
 def test_costs_are_never_negative():

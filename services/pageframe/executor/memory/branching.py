@@ -102,7 +102,14 @@ def branch(memory: KvMemory, families: Iterable[Family]) -> Branched:
     for family in families:
         parent = family.parent
         heirs = [
-            inherit(memory, parent, child_id, parent.sample_index, parent.trace_context[1])
+            inherit(
+                memory,
+                parent,
+                child_id,
+                parent.sample_index,
+                parent.trace_context[1],
+                parent.generation,
+            )
             for child_id in family.token_ids
             if child_id != parent.sequence_id
         ]

@@ -77,7 +77,7 @@ class KvMemory:
         self.transfers = Transfers(self.pool, self.host)
         self.leaders = Leaders()
         self.quotas = Quotas()
-        self.retentions = Retentions()
+        self.retentions = Retentions(handle_ttl_ns_max=options.handle_ttl_max_ns)
         self.epoch = 0
         self.last_received_step = 0
         self.last_applied_step = 0

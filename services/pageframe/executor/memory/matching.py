@@ -133,7 +133,7 @@ class _Search:
     def longest(self, num_blocks_max: int, position_max: int) -> int:
         """The most logical blocks at whose end no group lacks what the next token reads.
 
-        Each block is looked at once.
+        Each block is looked at once or twice.
 
         Args:
             num_blocks_max: No more than so many.
@@ -149,7 +149,7 @@ class _Search:
                 lows[group] = self._lowest(group, lows[group], firsts[group])
                 if lows[group] > firsts[group]:
                     # Block low - 1 is lacking, which is read from every end behind it.
-                    end, lacks = lows[group] - 1, True
+                    end, lacks = self._last(group, lows[group] - 1), True
                     lows = {other: min(low, end) for other, low in lows.items()}
                     break
         return end
@@ -210,6 +210,13 @@ class _Search:
         while low > first and self._has(keys[low - 1]):
             low -= 1
         return low
+
+    def _last(self, group: int, end: int) -> int:
+        """The nearest end, from ``end`` backwards, before which a group has a block."""
+        keys = self._keys[group]
+        while end and not self._has(keys[end - 1]):
+            end -= 1
+        return end
 
     def _has(self, key: BlockKey) -> bool:
         return self._index.block_of(key) != NO_BLOCK or key in self._host

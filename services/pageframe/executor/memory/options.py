@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from pageframe.executor.memory.retention import HANDLE_TTL_NS_MAX
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryOptions:
@@ -19,6 +21,7 @@ class MemoryOptions:
         has_prefix_cache: Whether sequences share what others computed.
         model: Name of the model, in every key.
         kv_dtype: Type of keys and values, in every key.
+        handle_ttl_max_ns: Longest time that a prefix may be kept under a handle.
     """
 
     num_blocks: int
@@ -32,6 +35,7 @@ class MemoryOptions:
     has_prefix_cache: bool = True
     model: str = ""
     kv_dtype: str = ""
+    handle_ttl_max_ns: int = HANDLE_TTL_NS_MAX
 
     @property
     def windows(self) -> tuple[int, ...]:

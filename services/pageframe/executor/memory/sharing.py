@@ -130,13 +130,18 @@ class Heir(NamedTuple):
 
 
 def inherit(
-    memory: KvMemory, parent: Sequence, child_id: int, sample_index: int, trace_span_id: bytes
+    memory: KvMemory,
+    parent: Sequence,
+    child_id: int,
+    sample_index: int,
+    trace_span_id: bytes,
+    generation: int = 0,
 ) -> Heir:
     """Let a child of a running parent refer to all its blocks."""
     assert parent.row != NO_ROW, f"sequence {parent.sequence_id} does not run"
     child = Sequence(
         sequence_id=child_id,
-        generation=0,
+        generation=generation,
         num_prompt_tokens=parent.num_prompt_tokens,
         sampling=parent.sampling,
         sample_index=sample_index,
@@ -154,7 +159,7 @@ def inherit(
     sequences, tables, row = memory.sequences, memory.tables, parent.row
     block_ids = tables.blocks_of(row).copy()
     num_computed = int(sequences.num_computed[row])
-    purpose = Purpose(KvCause.FORK, child_id, 0, num_computed, child.tenant_id)
+    purpose = Purpose(KvCause.FORK, child_id, generation, num_computed, child.tenant_id)
     memory.pool.acquire(block_ids, purpose)
     child.num_blocks_shared = len(block_ids)
     # What the parent offered to the index, the child must not offer again.

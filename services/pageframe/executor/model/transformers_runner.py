@@ -195,10 +195,11 @@ class TransformersDecoder:
                 first.key_dim,
             ):
                 raise _unsupported("keys and values differ in shape, among them or among layers")
-            self._check_window(call)
         num_layers = len(calls)
         if sorted(call.layer_index for call in calls) != list(range(num_layers)):
             raise _unsupported("its layers do not each keep keys and values of their own")
+        for call in calls:
+            self._check_window(call)
         return KvShape(
             num_layers=num_layers, num_kv_heads=first.num_kv_heads, head_dim=first.key_dim
         )
@@ -206,8 +207,10 @@ class TransformersDecoder:
     def _check_window(self, call: _Call) -> None:
         """Refuse a layer that hides positions by a mask alone, which nobody makes for us."""
         config = self._model.config.get_text_config()
-        kinds = getattr(config, "layer_types", None)
-        kind = "sliding_attention" if kinds is None else kinds[call.layer_index]
+        kinds: list[str] = getattr(config, "layer_types", None) or []
+        # Without a list of kinds, a window that the config names is meant for all layers.
+        is_listed = call.layer_index < len(kinds)
+        kind = kinds[call.layer_index] if is_listed else "sliding_attention"
         if kind == "chunked_attention":
             raise _unsupported(f"layer {call.layer_index} sees only its chunk of the positions")
         window = getattr(config, "sliding_window", None)

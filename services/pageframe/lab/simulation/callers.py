@@ -2,10 +2,10 @@
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from typing import NamedTuple
 
 from pageframe.client.aio import AsyncPageframeClient
-from pageframe.client.types import Delta, Event, Finished, Started
+from pageframe.client.types import Delta, Event, Started
 from pageframe.core.errors import PageframeError
 from pageframe.core.step import FinishReason
 from pageframe.lab.simulation.call import pause
@@ -19,8 +19,22 @@ _RETRY_FOR_S = 1000.0
 _ENDS_ITSELF = {Behaviour.CLOSE, Behaviour.CANCEL, Behaviour.VANISH, Behaviour.STOP_READING}
 
 
+class Expected(NamedTuple):
+    """One output that is still to come."""
+
+    token_ids: list[int]
+    reason: FinishReason
+    text: str
+
+
 class Caller:
     """One client and its request.
+
+    Args:
+        plan: What was drawn.
+        scenario: Around it, for what may go wrong.
+        network: To call over.
+        expected: Its outputs; None to take what comes.
 
     Attributes:
         plan: What was drawn.
@@ -29,24 +43,36 @@ class Caller:
         has_ended: Whether its generation came to an end, good or bad, by itself.
     """
 
-    def __init__(self, plan: ClientPlan, scenario: Scenario, network: Network) -> None:
+    def __init__(
+        self,
+        plan: ClientPlan,
+        scenario: Scenario,
+        network: Network,
+        expected: list[Expected] | None,
+    ) -> None:
         self.plan = plan
         self.process = Process(f"client-{plan.request.request_id}")
         self.error: PageframeError | None = None
         self.has_ended = False
         self._scenario = scenario
         self._network = network
-        self._expected = [_expected_output(plan, index) for index in range(self._num_samples)]
+        self._expected = expected
+        self._reasons: dict[int, FinishReason] = {}
         self._token_ids: list[list[int]] = [[] for _ in range(self._num_samples)]
         self._text = [""] * self._num_samples
-        self._finished: set[int] = set()
         self._has_started = False
         self._started_s = 0.0
         self._was_recalled = False
 
     @property
     def _num_samples(self) -> int:
-        return self.plan.request.num_samples
+        return self.plan.request.num_outputs
+
+    @property
+    def heard(self) -> list[Expected]:
+        """Its outputs, once they have ended."""
+        parts = zip(sorted(self._reasons.items()), self._token_ids, self._text, strict=True)
+        return [Expected(token_ids, reason, text) for (_, reason), token_ids, text in parts]
 
     async def run(self) -> None:
         """Wait for its time, ask, and behave as drawn."""
@@ -112,29 +138,26 @@ class Caller:
             self._has_started = True
             return
         index = event.sample_index
-        self._check(index not in self._finished, f"sample {index} went on after its end")
-        token_ids, reason, text = self._expected[index]
+        self._check(index not in self._reasons, f"sample {index} went on after its end")
         if isinstance(event, Delta):
             self._token_ids[index] += event.token_ids
             self._text[index] += event.text
-            got = self._token_ids[index]
-            self._check(got == token_ids[: len(got)], f"sample {index}: {got} of {token_ids}")
-            got_text = self._text[index]
-            self._check(text.startswith(got_text), f"sample {index}: {got_text!r} of {text!r}")
-        else:
-            self._check_finished(event, token_ids, reason, text)
-
-    def _check_finished(
-        self, event: Finished, token_ids: Sequence[int], reason: FinishReason, text: str
-    ) -> None:
-        index = event.sample_index
-        self._finished.add(index)
+            if self._expected is not None:
+                self._check_so_far(index, self._expected[index])
+            return
+        self._reasons[index] = event.finish_reason
         if event.finish_reason is FinishReason.CANCELLED:
             self._check(False, f"sample {index} was cancelled without an error")
-            return
-        got = (self._token_ids[index], self._text[index], event.finish_reason)
-        expected = (list(token_ids), text, reason)
-        self._check(got == expected, f"sample {index} ended as {got} instead of {expected}")
+        elif self._expected is not None:
+            got = Expected(self._token_ids[index], event.finish_reason, self._text[index])
+            expected = self._expected[index]
+            self._check(got == expected, f"sample {index} ended as {got} instead of {expected}")
+
+    def _check_so_far(self, index: int, expected: Expected) -> None:
+        """What is delivered never changes: it is a beginning of what is due."""
+        got, text = self._token_ids[index], self._text[index]
+        is_begun = got == expected.token_ids[: len(got)] and expected.text.startswith(text)
+        self._check(is_begun, f"sample {index}: {got} {text!r} of {expected}")
 
     def _check_end(self) -> None:
         """Its end is one that what happened to it allows."""
@@ -144,7 +167,7 @@ class Caller:
         if self.error is not None:
             self._check(self._is_allowed(self.error), f"got {self.error!r}")
         else:
-            self._check(len(self._finished) == self._num_samples, "ended without its completions")
+            self._check(len(self._reasons) == self._num_samples, "ended without its completions")
 
     def _is_allowed(self, error: PageframeError) -> bool:
         plan, scenario = self.plan, self._scenario
@@ -158,7 +181,11 @@ class Caller:
             return plan.behaviour is Behaviour.RECALL
         if error.status == "INTERNAL":
             return scenario.may_fail and error.reason == "SEQUENCE_FAILED"
+        if error.reason == "QUEUE_FULL":
+            return scenario.settings.max_queued_requests < len(scenario.clients)
         if error.status == "OUT_OF_RANGE":
+            if plan.request.beam_search is not None:
+                return True
             return scenario.has(Harm.RESIZE) and error.reason in ("EXCEEDS_POOL", "OVER_QUOTA")
         if error.status == "UNAVAILABLE":
             # Several samples cannot be resumed.
@@ -172,8 +199,12 @@ class Caller:
             self._network.fail(f"{self.process.name} {what}")
 
 
-def _expected_output(plan: ClientPlan, sample_index: int) -> tuple[list[int], FinishReason, str]:
-    """Tokens and text that are still to come, and why they end."""
+def expected_outputs(plan: ClientPlan) -> list[Expected]:
+    """The outputs of a request whose samples do not depend on one another."""
+    return [_expected_output(plan, index) for index in range(plan.request.num_outputs)]
+
+
+def _expected_output(plan: ClientPlan, sample_index: int) -> Expected:
     request = plan.request
     prompt, resumed = request.token_ids or (), list(request.resume_token_ids)
     token_ids, reason = MODEL.output(
@@ -193,4 +224,4 @@ def _expected_output(plan: ClientPlan, sample_index: int) -> tuple[list[int], Fi
         end = min(ends)
         token_ids, text, reason = token_ids[:end], text[: end - 2], FinishReason.STOP
     num_resumed = min(len(resumed), len(token_ids))
-    return token_ids[num_resumed:], reason, text[num_resumed:]
+    return Expected(token_ids[num_resumed:], reason, text[num_resumed:])

@@ -14,16 +14,16 @@ from pageframe.core.units import NANOSECONDS_PER_SECOND
 from pageframe.gateway.living import Living
 from pageframe.gateway.mailbox import Mailbox
 from pageframe.lab.simulation.call import pause
-from pageframe.lab.simulation.callers import Caller
+from pageframe.lab.simulation.callers import Caller, Expected, expected_outputs
 from pageframe.lab.simulation.event_log import EventLog
 from pageframe.lab.simulation.leaks import reachable
 from pageframe.lab.simulation.network import Network
 from pageframe.lab.simulation.scenario import (
-    TENANTS,
-    Behaviour,
+    ClientPlan,
     Harm,
     HarmPlan,
     Scenario,
+    calm_scenario,
     draw_scenario,
 )
 from pageframe.lab.simulation.services import (
@@ -44,7 +44,6 @@ from pageframe.scheduler.sequence import Sequence
 _END_S = 2000.0
 _NUM_TURNS_MAX = 60_000
 _REST_S = 120.0
-_FIRST_CONNECTED_S = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,8 +77,16 @@ def simulate(seed: int, *, keeps_lines: bool = False) -> Outcome:
 def simulate_scenario(scenario: Scenario, *, keeps_lines: bool = False) -> Outcome:
     """Run one scenario."""
     log = EventLog(keeps_lines=keeps_lines)
-    simulation = _Simulation(scenario, log)
+    expected: list[list[Expected] | None] = []
+    calm_violations: list[str] = []
+    for plan in scenario.clients:
+        if plan.request.is_ranked:
+            expected.append(_learn(scenario.seed, plan, calm_violations))
+        else:
+            expected.append(expected_outputs(plan))
+    simulation = _Simulation(scenario, log, expected)
     violations = simulation.violations
+    violations += calm_violations
     with _watching_logs(scenario, violations, log):
         try:
             _, left = run_virtually(simulation.run, end_s=_END_S, num_turns_max=_NUM_TURNS_MAX)
@@ -97,12 +104,30 @@ def simulate_scenario(scenario: Scenario, *, keeps_lines: bool = False) -> Outco
     )
 
 
+def _learn(seed: int, plan: ClientPlan, violations: list[str]) -> list[Expected] | None:
+    """The outputs of a request whose samples compete: those that it has in a calm world."""
+    log = EventLog()
+    simulation = _Simulation(calm_scenario(seed, plan), log, [None])
+    with _watching_logs(simulation.scenario, simulation.violations, log):
+        try:
+            run_virtually(simulation.run, end_s=_END_S, num_turns_max=_NUM_TURNS_MAX)
+        except StuckError as error:
+            simulation.violations.append(f"stuck: {error}")
+    violations += [f"in a calm world: {line}" for line in simulation.violations]
+    return None if simulation.violations else simulation.callers[0].heard
+
+
 class _Simulation:
-    def __init__(self, scenario: Scenario, log: EventLog) -> None:
-        self._scenario = scenario
+    """One world. ``callers`` are its clients, in the order of ``scenario.clients``."""
+
+    def __init__(
+        self, scenario: Scenario, log: EventLog, expected: list[list[Expected] | None]
+    ) -> None:
+        self.scenario = scenario
         self._log = log
+        self._expected = expected
         self.violations: list[str] = []
-        self._callers: list[Caller] = []
+        self.callers: list[Caller] = []
         self._network: Network | None = None
 
     @property
@@ -113,12 +138,12 @@ class _Simulation:
         """Who has not ended."""
         return [
             f"{caller.process.name} waits ({caller.plan.behaviour})"
-            for caller in self._callers
-            if not caller.has_ended
+            for caller in self.callers
+            if not (caller.has_ended or caller.process.is_dead)
         ][:3]
 
     async def run(self) -> None:
-        scenario, loop = self._scenario, asyncio.get_running_loop()
+        scenario, loop = self.scenario, asyncio.get_running_loop()
         rng = random.Random(f"{scenario.seed} while it runs")
         network = Network(loop, rng, self._log, delay_s=scenario.delay_s)
         network.violations = self.violations
@@ -129,19 +154,22 @@ class _Simulation:
         services: list[Service] = [executor, scheduler, *gateways]
         for service in rng.sample(services, len(services)):
             service.start()
-        self._callers = [Caller(plan, scenario, network) for plan in scenario.clients]
-        calling = [asyncio.create_task(caller.run()) for caller in self._callers]
+        self.callers = [
+            Caller(plan, scenario, network, expected)
+            for plan, expected in zip(scenario.clients, self._expected, strict=True)
+        ]
+        calling = [asyncio.create_task(caller.run()) for caller in self.callers]
         harming = [
             asyncio.create_task(_do_harm(plan, world, executor, scheduler, gateways))
             for plan in scenario.harms
         ]
-        await _join(calling + harming)
+        await asyncio.gather(*calling, *harming)
         world.may_refuse = False
         await self._come_to_rest(executor, scheduler, gateways)
         self._check_nothing_left(executor, scheduler, gateways)
         for service in services:
             await service.stop()
-        for caller in self._callers:
+        for caller in self.callers:
             await caller.process.wait_gone()
         # What was sent on the way out arrives nowhere, in a moment.
         await pause(1.0)
@@ -241,16 +269,8 @@ async def _operate(plan: HarmPlan, world: World, executor: ExecutorService) -> N
                 now_ns=clock.now_ns(),
             )
 
-    posted = executor.process.spawn(steps.call(_returning_none(act)))
-    await asyncio.wait((posted,))
-
-
-def _returning_none(act: Any) -> Any:
-    return act
-
-
-async def _join(tasks: "list[asyncio.Task[None]]") -> None:
-    await asyncio.gather(*tasks)
+    # Its process may die before it comes to that.
+    await asyncio.wait((executor.process.spawn(steps.call(act)),))
 
 
 @contextlib.contextmanager
@@ -271,6 +291,3 @@ def _watching_logs(scenario: Scenario, violations: list[str], log: EventLog) -> 
         yield
     finally:
         structlog.configure(**before)
-
-
-_ = (TENANTS, Behaviour, _FIRST_CONNECTED_S)

@@ -2,14 +2,17 @@
 
 import enum
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from pageframe.client.types import GenerationRequest
 from pageframe.config.settings import Settings
+from pageframe.core.beams import BeamParams
 from pageframe.core.replica import TenantQuota
 from pageframe.core.request import Delivery
 from pageframe.core.units import ceil_div
 from pageframe.lab.simulation.reference import ReferenceModel
+from pageframe.scheduler.policies.registry import ADMISSION, ORDER, RECOVERY, VICTIM, Group
 
 MODEL = ReferenceModel(vocab_size=300, eos_token_id=0, eos_probability=0.02)
 MAX_MODEL_LEN = 64
@@ -158,6 +161,27 @@ def draw_scenario(seed: int) -> Scenario:
     )
 
 
+def calm_scenario(seed: int, plan: ClientPlan) -> Scenario:
+    """A client's request by itself, where there is room and nothing happens."""
+    settings: dict[str, object] = {"model": "sim", "block-size": 16, "num-blocks": 200}
+    calm = replace(plan, start_s=0.0, timeout_s=None, behaviour=Behaviour.READ, pause_s=0.0)
+    return Scenario(
+        seed=seed,
+        settings=Settings.model_validate(settings | {"prefix-cache": False}),
+        num_host_slots=0,
+        num_gateways=1,
+        clients=[calm],
+        step_s=0.001,
+        delay_s=0.0,
+        restart_s=0.0,
+        grace_s=5.0,
+        lost_after_s=30.0,
+        slow_probability=0.0,
+        failure_probability=0.0,
+        refusal_probability=0.0,
+    )
+
+
 def _draw_settings(
     rng: random.Random, block_size: int, num_blocks: int, quotas: tuple[TenantQuota, ...]
 ) -> Settings:
@@ -165,18 +189,37 @@ def _draw_settings(
         "model": "sim",
         "block-size": block_size,
         "num-blocks": num_blocks,
-        "token-budget": rng.choice((2, 8, 32, 512, 512)),
-        "prefill-chunk-tokens": rng.choice((0, 0, 3, 16)),
-        "max-num-sequences": rng.choice((1, 3, 8, 32, 32)),
-        "recovery": rng.choice(("recompute", "swap", "tail")),
-        "lookahead": rng.random() < 0.8,
         "prefix-cache": rng.random() < 0.7,
         "eviction-policy": rng.choice(("lru", "cost-aware")),
         "session-ttl": rng.choice((0, 0.5, 600)),
         "session-idle": rng.choice((0.1, 60)),
         "tenant-quotas": quotas,
     }
-    return Settings.model_validate(drawn)
+    return Settings.model_validate(drawn | _draw_scheduling(rng))
+
+
+def _draw_scheduling(rng: random.Random) -> dict[str, object]:
+    return {
+        "token-budget": rng.choice((2, 8, 32, 512, 512)),
+        "prefill-chunk-tokens": rng.choice((0, 0, 3, 16)),
+        "target-itl": rng.choice((0, 0, 0.002, 0.03)),
+        "max-num-sequences": rng.choice((1, 3, 8, 32, 32)),
+        "max-queued-requests": rng.choice((4096, 4096, 4096, 4)),
+        "tenant-weights": rng.choice(("off", f"{TENANTS[0]}=3,{TENANTS[1]}=1")),
+        "priority-ageing": rng.choice((0, 0.05, 60)),
+        "order-policy": _draw_name(rng, ORDER),
+        "admission-policy": _draw_name(rng, ADMISSION),
+        "victim-policy": _draw_name(rng, VICTIM),
+        "recovery": _draw_name(rng, RECOVERY),
+        "shadow-policy": rng.choice(("off", "off", f"victim={_draw_name(rng, VICTIM)}")),
+        "speculation": rng.choice(("off", "ngram")),
+        "num-draft-tokens": rng.choice((1, 4)),
+        "lookahead": rng.random() < 0.8,
+    }
+
+
+def _draw_name(rng: random.Random, group: Group[Any]) -> str:
+    return rng.choice(sorted(group.built_in))
 
 
 def _draw_clients(rng: random.Random) -> list[ClientPlan]:
@@ -186,7 +229,7 @@ def _draw_clients(rng: random.Random) -> list[ClientPlan]:
     mischief = rng.choice((0.0, 0.1, 0.5))
     plans = [
         _draw_client(rng, number, horizon_s, longest_prompt, longest_output, mischief)
-        for number in range(rng.randint(5, 20))
+        for number in range(rng.randint(3, 12))
     ]
     return sorted(plans, key=lambda plan: plan.start_s)
 
@@ -199,42 +242,10 @@ def _draw_client(
     longest_output: int,
     mischief: float,
 ) -> ClientPlan:
-    num_prompt_tokens = rng.randint(1, longest_prompt)
-    num_shared = rng.choice((0, num_prompt_tokens, rng.randint(0, num_prompt_tokens)))
-    own = [rng.randrange(1, MODEL.vocab_size) for _ in range(num_prompt_tokens - num_shared)]
-    prompt = _SHARED_PREFIX[:num_shared] + own
     max_tokens = rng.randint(1, longest_output)
-    is_greedy = rng.random() < 0.3
-    num_samples = rng.choice((1, 1, 1, 1, 2, 4))
-    seed = rng.getrandbits(64)
-    stop_token_ids = sorted(rng.sample(range(MODEL.vocab_size), rng.choice((0, 0, 20))))
-    resume: list[int] = []
-    if num_samples == 1 and rng.random() < 0.1:
-        output, _ = MODEL.output(
-            prompt,
-            seed=None if is_greedy else seed,
-            sample_index=0,
-            max_tokens=max_tokens,
-            stop_token_ids=stop_token_ids,
-        )
-        resume = output[: rng.randint(1, len(output))]
     misbehaves = rng.random() < mischief
     return ClientPlan(
-        request=GenerationRequest(
-            token_ids=prompt,
-            max_tokens=max_tokens,
-            temperature=0.0 if is_greedy else 1.0,
-            seed=seed,
-            num_samples=num_samples,
-            stop_token_ids=stop_token_ids,
-            stop=() if resume else rng.choice(((), (), ("aa", "ek", "qt", "xy", "gm", "ss"))),
-            min_tokens=0 if resume else rng.choice((0, 0, rng.randint(0, max_tokens))),
-            delivery=rng.choice(list(Delivery)),
-            request_id=f"r{number}",
-            resume_token_ids=resume,
-            session_id=rng.choice(("", "", f"chat-{rng.randint(0, 3)}")),
-            priority=rng.choice((0, 0, 0, 1)),
-        ),
+        request=_draw_request(rng, number, rng.randint(1, longest_prompt), max_tokens),
         tenant=rng.choice(TENANTS),
         start_s=rng.random() * horizon_s,
         timeout_s=rng.choice((None, None, None, rng.uniform(0.01, 2.0))),
@@ -243,6 +254,55 @@ def _draw_client(
         after_s=rng.choice((0.0, rng.random() * 0.02, rng.random() * 0.5)),
         pause_s=rng.choice((0.0, 0.0, 0.0, 0.01, 0.2)) if misbehaves else 0.0,
     )
+
+
+def _draw_request(
+    rng: random.Random, number: int, num_prompt_tokens: int, max_tokens: int
+) -> GenerationRequest:
+    num_shared = rng.choice((0, num_prompt_tokens, rng.randint(0, num_prompt_tokens)))
+    own = [rng.randrange(1, MODEL.vocab_size) for _ in range(num_prompt_tokens - num_shared)]
+    stop_token_ids = sorted(rng.sample(range(MODEL.vocab_size), rng.choice((0, 0, 20))))
+    request = GenerationRequest(
+        token_ids=_SHARED_PREFIX[:num_shared] + own,
+        max_tokens=max_tokens,
+        temperature=rng.choice((0.0, 1.0, 1.0)),
+        seed=rng.getrandbits(64),
+        stop_token_ids=stop_token_ids,
+        request_id=f"r{number}",
+        priority=rng.choice((0, 0, 0, 1)),
+    )
+    kind = rng.random()
+    if kind < 0.06:
+        num_beams = rng.choice((1, 2, 4))
+        beams = BeamParams(num_beams=num_beams, num_return=rng.randint(1, num_beams))
+        return replace(request, beam_search=beams, temperature=0.0, stop_token_ids=())
+    if kind < 0.12:
+        return replace(request, temperature=1.0, num_samples=rng.choice((1, 2)), best_of=3)
+    request = replace(
+        request,
+        delivery=rng.choice(list(Delivery)),
+        session_id=rng.choice(("", "", f"chat-{rng.randint(0, 3)}")),
+    )
+    if kind < 0.2:
+        return _resumed(rng, request)
+    return replace(
+        request,
+        num_samples=rng.choice((1, 1, 1, 1, 2, 4)),
+        stop=rng.choice(((), (), ("aa", "ek", "qt", "xy", "gm", "ss"))),
+        min_tokens=rng.choice((0, 0, rng.randint(0, max_tokens))),
+    )
+
+
+def _resumed(rng: random.Random, request: GenerationRequest) -> GenerationRequest:
+    """The request of a client that has a part of its output already, perhaps all of it."""
+    output, _ = MODEL.output(
+        request.token_ids or (),
+        seed=None if request.temperature == 0 else request.seed,
+        sample_index=0,
+        max_tokens=request.max_tokens or 0,
+        stop_token_ids=request.stop_token_ids,
+    )
+    return replace(request, resume_token_ids=output[: rng.randint(1, len(output))])
 
 
 def _draw_harms(rng: random.Random) -> list[HarmPlan]:

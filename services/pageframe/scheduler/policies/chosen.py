@@ -19,6 +19,7 @@ from pageframe.scheduler.policies.registry import (
     RECOVERY,
     VICTIM,
     Group,
+    load,
 )
 from pageframe.scheduler.policies.shadow import Decision, Disagreement
 
@@ -75,8 +76,7 @@ class Policies:
         clock: Clock,
         witness: PolicyWitness,
     ) -> None:
-        for group_name in (*names, *shadows):
-            _check_group(group_name)
+        check_names(names, shadows)
         self._names = names
         self._shadows = shadows
         self._clock = clock
@@ -113,12 +113,20 @@ class Policies:
         )
 
 
-def _check_group(name: str) -> None:
-    if name not in GROUPS:
-        known = ", ".join(sorted(GROUPS))
-        raise InvalidRequestError(
-            "POLICY_GROUP_UNKNOWN",
-            f"there are no {name!r} policies; groups are {known}",
-            group=name,
-            groups=known,
-        )
+def check_names(names: Mapping[str, str], shadows: Mapping[str, str]) -> None:
+    """Make sure that every policy that is named can be made; see ``Policies``.
+
+    Raises:
+        InvalidRequestError: POLICY_UNKNOWN or POLICY_GROUP_UNKNOWN.
+        PreconditionError: POLICY_BROKEN.
+    """
+    for group_name, name in (*names.items(), *shadows.items()):
+        if group_name not in GROUPS:
+            known = ", ".join(sorted(GROUPS))
+            raise InvalidRequestError(
+                "POLICY_GROUP_UNKNOWN",
+                f"there are no {group_name!r} policies; groups are {known}",
+                group=group_name,
+                groups=known,
+            )
+        load(GROUPS[group_name], name)

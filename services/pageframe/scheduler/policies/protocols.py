@@ -159,27 +159,23 @@ class VictimView(NamedTuple):
     def cheapest(self) -> Recovery:
         """The recovery that costs least; of equals the first of recompute, swap, tail.
 
-        Where blocks stay short, one tail follows another. So a tail counts as what the victim comes
-        to lose within a few steps, and is out of the question where that is all it has.
+        A tail is out of the question where it would be all of the victim soon: one tail would
+        follow another, and what is left would be held for nothing.
         """
         recoveries = [Recovery.RECOMPUTE, Recovery.SWAP]
-        if self.costs.tail_ns is not None and self.num_blocks_soon < self.num_blocks:
+        if self.num_blocks_soon < self.num_blocks:
             recoveries.append(Recovery.TAIL)
-        return min(recoveries, key=self._cost_soon_ns)
+        return min(recoveries, key=self._cost_ns)
 
     @property
     def block_ns(self) -> float:
-        """Least cost of giving up the whole, for each block that comes free."""
+        """Least cost of giving up the whole, for each block of it that is needed soon."""
         cost_ns = min(self._cost_ns(Recovery.RECOMPUTE), self._cost_ns(Recovery.SWAP))
-        return cost_ns / max(1, self.num_blocks)
+        return cost_ns / max(1, min(self.num_blocks, self.num_blocks_soon))
 
     def _cost_ns(self, recovery: Recovery) -> float:
         cost_ns = self.costs.of(recovery)
         return math.inf if cost_ns is None else cost_ns
-
-    def _cost_soon_ns(self, recovery: Recovery) -> float:
-        times = self.num_blocks_soon / self.num_blocks_short if recovery is Recovery.TAIL else 1
-        return self._cost_ns(recovery) * times
 
 
 class OrderPolicy(Protocol):

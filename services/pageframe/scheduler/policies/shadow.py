@@ -99,6 +99,9 @@ class Decision(Generic[P]):
         self, question: Callable[[P], A], fault_of: Callable[[A], str]
     ) -> tuple[A, A | None]:
         """The answer to act on, and that of the shadow; ``None`` when there is no shadow."""
+        if self._chosen is None and self._shadow is None:
+            # Our own, alone: it is asked several times for each admission.
+            return question(self._default), None
         answer = self._answer(question, fault_of)
         if self._shadow is None:
             return answer, None

@@ -16,7 +16,7 @@ class YoungestVictim:
 
 
 class CheapestVictim:
-    """Least urgent first; of equals, the least time to get back for each block that comes free.
+    """Least urgent first; of equals, the least time to get back for each block that is needed soon.
 
     Who gave way lately counts as dearer, twice for the first time and so on, and less so as steps
     go by: two that cost the same take turns instead of one being thrown out again and again. Who
