@@ -53,6 +53,7 @@ _NUM_BLOCKS = 1024
 _MAX_MODEL_LEN = 2048
 _NUM_PROMPT_TOKENS_MAX = 400
 _SEED = 1
+_WORKLOADS = ("copy", "code", "chat")
 
 
 @dataclass(slots=True)
@@ -93,7 +94,7 @@ def main() -> None:
     )
     comparisons = []
     with Progress(console=Console(stderr=True)) as progress:
-        cases = [(name, at_once) for name in workloads for at_once in arguments.at_once]
+        cases = [(name, at_once) for name in arguments.workloads for at_once in arguments.at_once]
         task = progress.add_task("serving", total=len(cases))
         bench = Bench(runner, arguments.tokens, arguments.drafts)
         for name, num_at_once in cases:
@@ -259,6 +260,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--requests", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--drafts", type=int, default=4)
+    parser.add_argument("--workloads", nargs="+", choices=_WORKLOADS, default=_WORKLOADS)
     parser.add_argument("--at-once", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here, too")

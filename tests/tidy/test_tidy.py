@@ -21,7 +21,8 @@ GENERATED = REPOSITORY / "protos" / "pageframe" / "v1"
 BANNED_IMPORTS = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"}
 # gRPC and generated code stay where bytes become domain types.
 EDGE_NAMES = {"servicer.py", "server.py", "client.py", "convert.py"}
-EDGE_FOLDERS = {"wire", "rpc", "client", "testing"}
+# The simulation stands in for gRPC itself.
+EDGE_FOLDERS = {"wire", "rpc", "client", "testing", "simulation"}
 # Policy that runs unchanged in tests and replay; only these files of the scheduler may wait.
 SCHEDULER_EDGE = EDGE_NAMES | {"loop.py", "__main__.py"}
 BANNED_IN_PURE_CODE = {"asyncio", "grpc", "torch", "threading", "time", "random", "pageframe.v1"}

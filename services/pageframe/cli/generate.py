@@ -55,7 +55,7 @@ def generate(
     top_p: Annotated[float | None, typer.Option(help="Keep this much probability.")] = None,
     top_k: Annotated[int, typer.Option(help="Keep this many tokens; 0 keeps all.")] = 0,
     min_p: Annotated[float, typer.Option(help="Least share of the best probability.")] = 0.0,
-    n: Annotated[int, typer.Option("--n", help="Samples of the same prompt.")] = 1,
+    n: Annotated[int, typer.Option("--n", help="Outputs of the same prompt.")] = 1,
     best_of: _BestOf = None,
     beams: _Beams = None,
     length_penalty: _LengthPenalty = 1.0,

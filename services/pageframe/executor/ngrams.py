@@ -49,7 +49,7 @@ class NgramIndex:
     """
 
     def __init__(self, num_rows: int, max_model_len: int) -> None:
-        num_bits = min(_NUM_PLACES_MAX, max(max_model_len, 2)).bit_length()
+        num_bits = (min(_NUM_PLACES_MAX, max(max_model_len, 2)) - 1).bit_length()
         self._shift = np.uint64(64 - num_bits)
         # Memory is taken as rows are written.
         self._places: Int32Array = np.zeros(

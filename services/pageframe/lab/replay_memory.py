@@ -9,6 +9,7 @@ Where the pool turns out to be another one between steps, comparing ends there a
 """
 
 from collections import deque
+from dataclasses import replace
 
 from pageframe.core.errors import PageframeError
 from pageframe.core.journal import Header
@@ -123,12 +124,26 @@ class MemoryReplay:
         self.num_results += 1
         if result_digest(recorded) == result_digest(replayed):
             self.num_same += 1
+        elif _is_meddled_with(recorded, replayed):
+            self._stop(recorded.account, f"before the end of step {recorded.step}")
         else:
             self.difference = (result_text(recorded), result_text(replayed))
 
     def _compare_pool(self, recorded: PoolAccount, when: str) -> None:
         if self._engine.account() != recorded:
-            self.stopped = (
-                f"the pool was changed by somebody else {when}, "
-                f"after {self.num_results} results: {recorded} is not {self._engine.account()}"
-            )
+            self._stop(recorded, when)
+
+    def _stop(self, recorded: PoolAccount, when: str) -> None:
+        self.stopped = (
+            f"the pool was changed by somebody else {when}, "
+            f"after {self.num_results} results: {recorded} is not {self._engine.account()}"
+        )
+
+
+def _is_meddled_with(recorded: StepResult, replayed: StepResult) -> bool:
+    """Whether the step did the same, in a pool with other pins or of another size."""
+    first, second = recorded.account, replayed.account
+    shape = (first.pinned, first.total, first.host_total)
+    return shape != (second.pinned, second.total, second.host_total) and result_digest(
+        recorded
+    ) == result_digest(replace(replayed, account=first))

@@ -79,7 +79,7 @@ class Admission:
         if self._num_changes_announced == line.num_changes:
             return
         num_tokens_ahead = _NUM_STEPS_AHEAD * roster.capacity.token_budget
-        for sequence in line.first_few(_NUM_SEQUENCES_AHEAD):
+        for sequence in line.about_next(_NUM_SEQUENCES_AHEAD):
             if num_tokens_ahead <= 0:
                 break
             num_tokens_ahead -= sequence.num_tokens

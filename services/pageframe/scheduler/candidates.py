@@ -98,7 +98,8 @@ class Candidates:
         capacity = self._roster.capacity
         if sequence.search is not None:
             return sequence.search.num_blocks(capacity)
-        return capacity.num_blocks(num_tokens) - sequence.num_shared_tokens // capacity.block_size
+        num_shared_blocks = capacity.num_full_blocks(sequence.num_shared_tokens)
+        return capacity.num_blocks(num_tokens) - num_shared_blocks
 
     def _view(self, sequence: Sequence, shortage: Shortage) -> VictimView:
         submission = sequence.submission
@@ -137,7 +138,8 @@ class Candidates:
             swap_ns = round(2 * capacity.num_blocks(num_computed) * rates.block_ns)
         if 0 < num_tail_blocks < num_blocks:
             num_kept_blocks = capacity.num_blocks(num_computed) - num_tail_blocks
-            num_tail = max(0, num_computed - num_kept_blocks * capacity.block_size)
+            num_kept = num_kept_blocks // capacity.num_kv_groups * capacity.block_size
+            num_tail = max(0, num_computed - num_kept)
             tail_ns = round(num_tail * rates.token_ns)
         return Costs(
             recompute_ns=round(num_lost * rates.token_ns * rates.paid_share),

@@ -94,15 +94,15 @@ class Line:
         queue = self._first()
         return None if queue is None else queue.sequences.at(queue.num_passed)
 
-    def first_few(self, num_sequences: int) -> list[Sequence]:
-        """Who goes next, one after the other, as the tenants stand now."""
+    def about_next(self, num_sequences: int) -> list[Sequence]:
+        """Who goes next, about: by ranks as they were last looked at, of each tenant in turn."""
+        queues = self._about_first(num_sequences)
         few: list[Sequence] = []
-        walk = self.walk()
-        while len(few) < num_sequences and (sequence := walk.current) is not None:
-            few.append(sequence)
-            walk.pass_sequence()
-        walk.close()
-        return few
+        for index in range(num_sequences):
+            few += [queue.sequences.at(index) for queue in queues if index < len(queue.sequences)]
+            if len(few) >= num_sequences:
+                break
+        return few[:num_sequences]
 
     def add(self, sequence: Sequence) -> None:
         """``sequence`` begins to wait; it is WAITING or PREEMPTED already."""
@@ -183,6 +183,20 @@ class Line:
             heapq.heapreplace(heap, (max(rank, self._rank(queue)), entry, queue))
             num_sunk += 1
         return None
+
+    def _about_first(self, num_queues: int) -> list[_Queue]:
+        """The first queues of the heap, without taking anything out of it."""
+        heap = self._heap
+        queues: list[_Queue] = []
+        open_entries = [(heap[0], 0)] if heap else []
+        while open_entries and len(queues) < num_queues:
+            (_, entry, queue), index = heapq.heappop(open_entries)
+            if entry == queue.entry:
+                queues.append(queue)
+            for child in (2 * index + 1, 2 * index + 2):
+                if child < len(heap):
+                    heapq.heappush(open_entries, (heap[child], child))
+        return queues
 
     def _push(self, queue: _Queue) -> None:
         """Give ``queue`` another entry, for the one that is its next now; if there is one."""

@@ -7,6 +7,7 @@ The oldest running sequence is never a victim, and the pool holds any one sequen
 from collections.abc import Iterable
 
 from pageframe.core.errors import InternalError
+from pageframe.core.limits import LIMITS
 from pageframe.core.replica import ReplicaFacts
 from pageframe.core.step import RefusedBecause, StepResult
 from pageframe.scheduler.budget import Draft
@@ -40,6 +41,7 @@ class Preemption:
         self._candidates = candidates
         self._num_refusals = 0
         self._is_stuck = False
+        self._num_still_steps = 0
         self._stuck_heads: list[int] = []
         self._last_preempt_tick: int | None = None
         self._last_freed_tick: int | None = None
@@ -85,6 +87,7 @@ class Preemption:
         if has_moved or result.preempted_ids:
             self._num_refusals = 0
             self._is_stuck = False
+        self._num_still_steps = 0 if has_moved else self._num_still_steps + 1
         if not has_moved and RefusedBecause.POOL_FULL in result.refused_because:
             # Until somebody moves: an empty step behind this one tells nothing else.
             self._is_stuck = True
@@ -113,6 +116,7 @@ class Preemption:
         self._candidates.restart(facts)
         self._num_refusals = 0
         self._is_stuck = False
+        self._num_still_steps = 0
         self._stuck_heads = []
         self._last_preempt_tick = None
         self._last_freed_tick = None
@@ -121,10 +125,12 @@ class Preemption:
         """Who has to go on when prefills hold all blocks, none can grow and nobody decodes.
 
         The first that runs. While nobody does, blocks are held by nobody who could give way; and
-        one that is still being admitted cannot be in ``must``.
+        one that is still being admitted cannot be in ``must``. Those who would decode if the plans
+        in flight went well count as long as these are the first that might not.
         """
         roster = self._roster
-        if not self._is_stuck or flight.num_decodes or roster.steered:
+        may_decode = flight.num_decodes and self._num_still_steps <= LIMITS.num_steps_in_flight_max
+        if not self._is_stuck or may_decode or roster.steered:
             return None
         running = (s for s in roster.prefills if s.state is SequenceState.RUNNING)
         return next(running, None)
@@ -145,7 +151,8 @@ class Preemption:
                 continue
             tenant = head.submission.tenant
             others = [s for s in roster.running.values() if s.submission.tenant == tenant]
-            if any(sequence in roster.decodes for sequence in others):
+            # Not whether they are among the decodes: a plan in flight may only be hoped to go well.
+            if any(sequence.is_caught_up for sequence in others):
                 continue
             self._last_freed_tick = tick
             draft.flight.over_quota.add(tenant)

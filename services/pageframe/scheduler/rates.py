@@ -71,7 +71,8 @@ class Rates:
 
     def restart(self, facts: ReplicaFacts) -> None:
         """Another executor: nothing is known of it."""
-        block_bytes = max(1, facts.kv_bytes_per_token * facts.block_size)
+        token_bytes = facts.kv_bytes_per_token // facts.num_kv_groups
+        block_bytes = max(1, token_bytes * facts.block_size)
         self._base = Average(0.0, prior_weight=_PRIOR_NUM_STEPS, window=_WINDOW_STEPS)
         self._token = Average(
             _PRIOR_TOKEN_NS, prior_weight=_PRIOR_NUM_TOKENS, window=_WINDOW_TOKENS

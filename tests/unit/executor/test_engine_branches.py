@@ -6,6 +6,8 @@ import pytest
 from pageframe.core.plan import Branches, Recovery, Victims
 from pageframe.core.sampling import SamplingParams
 from pageframe.core.step import Candidates, FinishReason
+from pageframe.core.trace import KvCause
+from pageframe.executor.memory.purpose import Purpose
 from unit.executor.fake_runner import make_candidates, next_token
 from unit.executor.small_engine import SmallEngine, request
 from unit.memory.memories import entries
@@ -189,3 +191,13 @@ def test_branches_and_decodes_run_in_one_step_with_what_is_cached():
     assert result.sampled_ids == [2]
     assert sorted(result.candidates) == [3, 4]
     assert small.table(3)[0] == small.table(4)[0] == small.table(2)[0]
+
+
+def test_a_block_that_somebody_else_refers_to_is_copied_for_every_branch():
+    small = SmallEngine(num_blocks=3, is_checked=False)
+    small.start(beam(1))
+    # A pin, say: nobody writes for it, so nobody is the last owner. One block is left for two.
+    small.memory.pool.acquire(np.array([1], dtype=np.int32), Purpose(KvCause.RETAIN))
+    plan = branches((1, 2, 50), (1, 3, 51))
+    assert small.step(branches=plan).refusal == "MUST_DOES_NOT_FIT"
+    assert small.table(1) == [0, 1]

@@ -62,6 +62,19 @@ class TestTime:
         with pytest.raises(StuckError, match="10000 turns"):
             run(main)
 
+    def test_what_is_left_behind_and_what_nobody_caught_is_told(self):
+        async def fail():
+            raise ValueError("nobody asked")
+
+        async def main():
+            asyncio.create_task(fail())  # noqa: RUF006
+            asyncio.create_task(asyncio.sleep(50.0))  # noqa: RUF006
+            await pause(1.0)
+
+        _, told = run_virtually(main, end_s=100.0, num_turns_max=100)
+        assert told[0].startswith("left behind: <coroutine object sleep")
+        assert told[1].endswith("ValueError('nobody asked')")
+
     def test_a_clock_that_was_moved_ahead_is_caught_up_with(self):
         async def main():
             loop = asyncio.get_running_loop()

@@ -44,6 +44,14 @@ class Hall:
         sequence.share.num_prompt_tokens += num_tokens
         self.shares.join(sequence.share, sequence.num_tokens)
 
+    def next_few(self, num_sequences: int) -> list[Sequence]:
+        walk, few = self.line.walk(), []
+        while len(few) < num_sequences and (sequence := walk.current) is not None:
+            few.append(sequence)
+            walk.pass_sequence()
+        walk.close()
+        return few
+
     def serve_all(self, num_tokens: int = 100) -> list[int]:
         served = []
         while (sequence := self.line.first) is not None:
@@ -257,7 +265,7 @@ def test_a_line_keeps_its_order_whatever_comes_and_goes():
             assert hall.line.first is first
             hall.serve(first, 20)
             inside.remove(first)
-        assert hall.line.first_few(4) == expected_order(inside)[:4]
+        assert hall.next_few(4) == expected_order(inside)[:4]
         assert len(hall.line) == len(inside)
         assert {s.sequence_id for s in hall.line} == {s.sequence_id for s in inside}
         assert len(hall.line._heap) <= 2 * 4 + 64
@@ -285,7 +293,7 @@ def test_a_walk_goes_on_whatever_is_taken_out_under_its_feet_and_passes_tenants(
                 walk.pass_sequence()
         assert walk.current is None
         walk.close()
-        assert hall.line.first_few(20) == expected_order(left)
+        assert hall.next_few(20) == expected_order(left)
 
 
 def test_looking_at_the_first_costs_no_more_when_a_thousand_tenants_wait():
@@ -307,3 +315,13 @@ def test_looking_at_the_first_costs_no_more_when_a_thousand_tenants_wait():
         assert hall.line.first is hall.line.first
     # Each was alone in its queue, so nobody has to be ranked anew.
     assert num_ranked == 0
+
+
+def test_those_about_to_come_are_found_without_ranking_anybody():
+    hall = Hall()
+    for tenant in "aaaabbc":
+        hall.wait(tenant=tenant)
+    hall.line._order = None
+    assert [s.sequence_id for s in hall.line.about_next(5)] == [1, 5, 7, 2, 6]
+    assert len(hall.line.about_next(20)) == 7
+    assert Hall().line.about_next(3) == []

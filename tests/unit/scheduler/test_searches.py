@@ -185,11 +185,16 @@ def test_as_many_beams_as_there_are_places_run_and_one_more_is_refused():
     with pytest.raises(OutOfRangeError) as caught:
         driver.submit(search(2, num_beams=6))
     assert caught.value.reason == "TOO_MANY_BEAMS"
-    # It has to wait until all five places are free.
-    driver.submit(make_submission(3))
+    # Others wait until a place is free, and it waits until all five are.
+    driver.submit(make_submission(3, max_tokens=9))
+    driver.submit(search(4, num_beams=5))
     driver.run()
-    assert len(driver.output(1)) == 8
+    assert len(driver.output(1)) == len(driver.output(4)) == 8
     assert driver.reason(3) == FinishReason.LENGTH
+    beams = [len(result.candidates) for result in driver.engine.results]
+    assert max(beams) == 5
+    for result in driver.engine.results:
+        assert len(result.candidates) < 5 or not result.sampled_ids
     assert_engine_empty(driver)
 
 

@@ -11,7 +11,7 @@ an ended call is an ``InvalidStateError``, and a caller that goes away cancels i
 import asyncio
 import inspect
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import grpc
 
@@ -205,7 +205,7 @@ class ClientCall:
 
     async def _handle(self, handle: Callable[[Any, Any], Any], *, streams_requests: bool) -> None:
         context = ServerContext(self)
-        status = _CANCELLED
+        status, answer = _CANCELLED, cast("Any", None)
         try:
             request: Any = self._all_requests()
             if not streams_requests:
@@ -229,6 +229,8 @@ class ClientCall:
             self._wire.fail(f"the handler of {self.method} raised {error!r}")
             status = Status(grpc.StatusCode.UNKNOWN, "the handler failed")
         finally:
+            # As with gRPC, a generator that is left in its midst is finalised when nobody holds it.
+            answer = None
             self._sent_status = self._sent_status or status
             self._responses.finish()
             self._requests.cut(keeps_in_flight=False)

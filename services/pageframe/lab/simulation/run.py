@@ -90,7 +90,7 @@ def simulate_scenario(scenario: Scenario, *, keeps_lines: bool = False) -> Outco
     with _watching_logs(scenario, violations, log):
         try:
             _, left = run_virtually(simulation.run, end_s=_END_S, num_turns_max=_NUM_TURNS_MAX)
-            violations += [f"task left behind: {task}" for task in left]
+            violations += left
         except StuckError as error:
             violations += [f"stuck: {error}", *simulation.describe_waiting()]
     return Outcome(

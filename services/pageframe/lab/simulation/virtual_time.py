@@ -84,6 +84,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     Attributes:
         num_turns: How often it has looked for ready callbacks.
+        problems: What a loop would have logged: exceptions that nobody has caught or asked for.
     """
 
     def __init__(self, *, end_s: float, num_turns_max: int) -> None:
@@ -92,7 +93,9 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._end_s = end_s
         self._num_turns_max = num_turns_max
         self.num_turns = 0
+        self.problems: list[str] = []
         self._selector = self
+        self.set_exception_handler(_note_problem)
         self.set_task_factory(cast("Any", _make_task))
         # The base class keeps its timers here.
         self._scheduled: list[asyncio.TimerHandle]
@@ -142,7 +145,7 @@ def run_virtually(
     """Run a coroutine in a virtual loop of its own.
 
     Returns:
-        What it returns, and tasks that it left behind.
+        What it returns; and tasks that it left behind, and exceptions that nobody caught.
 
     Raises:
         StuckError: it never ends.
@@ -150,12 +153,17 @@ def run_virtually(
     loop = VirtualLoop(end_s=end_s, num_turns_max=num_turns_max)
     try:
         result = loop.run_until_complete(main())
-        left = sorted(repr(task.get_coro()) for task in asyncio.all_tasks(loop))
+        left = sorted(f"left behind: {task.get_coro()}" for task in asyncio.all_tasks(loop))
         loop.run_until_complete(loop.shutdown_asyncgens())
-        return result, left
+        return result, left + loop.problems
     finally:
         _unwind(loop)
         loop.close()
+
+
+def _note_problem(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    assert isinstance(loop, VirtualLoop), "it handles no other loop's"
+    loop.problems.append(f"{context.get('message')}: {context.get('exception')!r}")
 
 
 def _unwind(loop: VirtualLoop) -> None:
