@@ -83,7 +83,8 @@ def test_greedy_tokens_equal_hugging_face(exam_of, name, runner):
 
 
 @pytest.mark.parametrize(
-    ("name", "runner"), [("llama31", "native"), ("gpt2", "transformers"), ("mistral", "native")]
+    ("name", "runner"),
+    [("llama31", "native"), ("gpt2", "transformers"), ("gemma3", "transformers")],
 )
 def test_sampled_tokens_are_those_without_drafts(exam_of, name, runner):
     exam = exam_of(name)

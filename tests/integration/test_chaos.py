@@ -17,7 +17,7 @@ SEED = 20
 def test_five_deaths_are_stalls_and_nothing_more(tmp_path: Path, sim_model: Path) -> None:
     with System(tmp_path / "state", str(sim_model), "sim", SIM_OPTIONS) as system:
         verdict = asyncio.run(
-            chaos(system, rounds=5, seed=SEED, kinds=KINDS, vocab_size=400, longest=120)
+            chaos(system, rounds=5, seed=SEED, kinds=KINDS, vocab_size=400, longest=48)
         )
     print("\n".join(report(verdict)))
     assert {kill.kind for kill in verdict.kills} == set(KINDS), "the seed kills each of them"

@@ -145,8 +145,9 @@ class GenerateRequest(_message.Message):
     """Leaves special tokens in the text."""
     best_of: _builtins.int
     """Samples this many sequences and returns the `num_samples` with the highest log-probability for
-    each token, best first; at least `num_samples`, at most 64. Nothing is sent before the last has
-    ended, so the delivery has to be DELIVERY_FINAL or absent. Default when absent: `num_samples`.
+    each token, best first; at least `num_samples`, at most 64. Where it is more, nothing is sent
+    before the last has ended, and the delivery has to be DELIVERY_FINAL or absent. Default when
+    absent: `num_samples`.
     """
     @_builtins.property
     def chat(self) -> Global___Chat:

@@ -207,11 +207,13 @@ class Drafting:
         num_useful = self._rules.num_tokens_left(rows, sequences.num_tokens[rows]) - 1
         lengths = draft_lengths(proposals.acceptance, num_useful, bounds)
         num_blocks_left = bounds.num_blocks
-        for index in np.argsort(-proposals.acceptance, kind="stable").tolist():
-            row, length = int(rows[index]), int(lengths[index])
-            if length:
-                length, num_blocks = cover_drafts(self._memory, row, length, num_blocks_left)
-                num_blocks_left -= num_blocks
+        order = np.argsort(-proposals.acceptance, kind="stable")
+        for index in order[lengths[order] > 0].tolist():
+            row = int(rows[index])
+            length, num_blocks = cover_drafts(
+                self._memory, row, int(lengths[index]), num_blocks_left
+            )
+            num_blocks_left -= num_blocks
             if length:
                 sequences.put_drafts(row, proposals.token_ids[index, :length])
                 applied.drafts[row] = length

@@ -62,7 +62,8 @@ def test_every_setting_can_be_a_flag_a_variable_and_a_key(tmp_path: Path) -> Non
         "model": "m", "runner": "sim", "device": "cuda:1", "dtype": "fp32", "kv-dtype": "int8",
         "trace": "audit", "grpc": "127.0.0.1:1", "http": "127.0.0.1:2", "log-level": "debug",
         "state-dir": str(tmp_path), "recovery": "tail", "tenant-quotas": "a=1:2",
-        "tenant-weights": "a=2", "spool-size": "2MiB",
+        "shadow-policy": "victim=youngest", "tenant-weights": "a=2", "spool-size": "2MiB",
+        "speculation": "ngram",
     }  # fmt: skip
     by_flag = load_settings(words, {}, working_dir=tmp_path)
     by_variable = load_settings(
@@ -123,7 +124,7 @@ def test_an_unknown_key_is_named_with_its_file(tmp_path: Path) -> None:
         ("drain-timeout", "soon", "30s"),
         ("host-kv-memory", "some", "2GiB"),
         ("num-blocks-max", "-1", "greater than or equal to 0"),
-        ("recovery", "pray", "'recompute', 'swap' or 'tail'"),
+        ("shadow-policy", "youngest", "must be GROUP=NAME,..."),
         ("tenant-quotas", "alice", "alice=100:500"),
         ("tenant-quotas", "a=5:4", "floor of 5 above the ceiling of 4"),
         ("tenant-weights", "alice", "alice=3,bob=0.5"),

@@ -52,16 +52,21 @@ def test_of_equals_the_youngest_goes_first():
     assert ordered(view(1), view(2), view(3)) == [3, 2, 1]
 
 
-def test_whoever_is_cheaper_for_each_block_that_is_needed_goes_first():
-    cheap = view(1, num_blocks=20, num_blocks_soon=40, costs=Costs(1900, None, None))
+def test_whoever_is_much_cheaper_for_each_block_that_is_needed_goes_first():
+    cheap = view(1, num_blocks=40, num_blocks_soon=40, costs=Costs(1900, None, None))
     assert ordered(cheap, view(2, num_blocks_soon=40)) == [1, 2]
-    # Its other ten blocks are of no use to anybody soon.
+    # Its other thirty blocks are of no use to anybody soon.
     large = cheap._replace(num_blocks_soon=10)
     assert ordered(large, view(2, num_blocks_soon=10)) == [2, 1]
 
 
+def test_of_those_that_cost_about_the_same_the_youngest_goes():
+    views = [view(1, costs=Costs(1000, None, None)), view(2, costs=Costs(2000, None, None))]
+    assert ordered(*views, view(3, costs=Costs(2001, None, None))) == [2, 1, 3]
+
+
 def test_the_cheapest_way_back_counts():
-    assert ordered(view(1, costs=Costs(2000, 500, None)), view(2)) == [1, 2]
+    assert ordered(view(1, costs=Costs(2000, 499, None)), view(2)) == [1, 2]
 
 
 def test_whoever_is_less_urgent_goes_before_whoever_is_cheaper():
@@ -74,13 +79,12 @@ def test_whoever_waits_with_its_tail_gone_goes_before_all_others():
 
 
 def test_whoever_gave_way_lately_is_dearer_until_that_is_forgotten():
-    assert ordered(view(1), view(2, num_preemptions=1, num_steps_since_preempted=0)) == [1, 2]
-    assert ordered(view(1), view(2, num_preemptions=3, num_steps_since_preempted=256)) == [2, 1]
-    dear = view(1, costs=Costs(1900, None, None))
-    lately = view(2, num_preemptions=1, num_steps_since_preempted=64)
-    # 1.75 times 1000 is still less than 1900; twice is not.
-    assert ordered(dear, lately) == [2, 1]
-    assert ordered(dear, lately._replace(num_preemptions=2)) == [1, 2]
+    lately = view(2, num_preemptions=2, num_steps_since_preempted=31)
+    assert ordered(view(1), lately) == [1, 2]
+    assert ordered(view(1), lately._replace(num_preemptions=1)) == [2, 1]
+    assert ordered(view(1), lately._replace(num_steps_since_preempted=32)) == [2, 1]
+    # Thrice 1000 is not much more than 1600.
+    assert ordered(view(1, costs=Costs(1600, None, None)), lately) == [2, 1]
 
 
 @pytest.mark.parametrize(

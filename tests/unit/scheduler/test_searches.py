@@ -7,6 +7,9 @@ from pageframe.core.errors import InvalidRequestError, OutOfRangeError
 from pageframe.core.request import Delivery
 from pageframe.core.sampling import SamplingParams
 from pageframe.core.step import FinishReason
+from pageframe.lab.simulation.leaks import reachable
+from pageframe.scheduler.request import Request
+from pageframe.scheduler.sequence import Sequence
 from unit.scheduler.beam_house import alone, assert_engine_empty, found, make_driver, search
 from unit.scheduler.driver import make_submission
 from unit.scheduler.test_tracing import Spans
@@ -24,6 +27,17 @@ def test_a_search_ends_with_its_outputs_best_first():
     assert scores == sorted(scores, reverse=True)
     assert [driver.reason(1, index) for index in range(3)] == [FinishReason.LENGTH] * 3
     assert_engine_empty(driver)
+
+
+def test_at_rest_nothing_of_a_search_is_kept():
+    driver = make_driver()
+    driver.submit(search(1, num_beams=2))
+    driver.run()
+    driver.submit(search(2, num_beams=2))
+    driver.step()
+    driver.take(driver.scheduler.cancel(1, 2))
+    driver.run()
+    assert reachable([driver.scheduler], (Request, Sequence)) == []
 
 
 @pytest.mark.parametrize("block_size", [1, 4, 16])

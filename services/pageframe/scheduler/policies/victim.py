@@ -4,7 +4,9 @@ from collections.abc import Sequence
 
 from pageframe.scheduler.policies.protocols import VictimView
 
-_NUM_STEPS_REMEMBERED = 256
+_NUM_STEPS_REMEMBERED = 32
+# An estimate is a guess: what costs less than this many times the least is as good.
+_ALIKE = 2.0
 
 
 class YoungestVictim:
@@ -18,28 +20,32 @@ class YoungestVictim:
 class CheapestVictim:
     """Least urgent first; of equals, the least time to get back for each block that is needed soon.
 
-    Who gave way lately counts as dearer, twice for the first time and so on, and less so as steps
-    go by: two that cost the same take turns instead of one being thrown out again and again. Who
-    waits for blocks already, with its tail gone, goes before all others, for it moves nowhere.
+    Of those that cost about the same the youngest goes: it is the last to end anyway, and taking
+    turns instead would keep everybody half done.
+
+    Who gave way lately counts as dearer by one time its price for each time it did, for some steps:
+    somebody else has to be much dearer for it to be thrown out again at once. Who waits for blocks
+    already, with its tail gone, goes before all others, for it moves nowhere.
     """
 
     def order(self, candidates: Sequence[VictimView], now_ns: int) -> list[int]:
         """See ``VictimPolicy``."""
-        return [view.sequence_id for view in sorted(candidates, key=_by_cost)]
+        prices = {view.sequence_id: view.block_ns * _dearness(view) for view in candidates}
+        bound_ns = _ALIKE * min(prices.values(), default=0.0)
+
+        def place(view: VictimView) -> tuple[bool, int, float, int]:
+            price_ns = prices[view.sequence_id]
+            price_ns = 0.0 if price_ns <= bound_ns else price_ns
+            return (not view.has_lost_tail, view.priority, price_ns, -view.join_number)
+
+        return [view.sequence_id for view in sorted(candidates, key=place)]
 
 
 def _by_youth(view: VictimView) -> int:
     return -view.join_number
 
 
-def _by_cost(view: VictimView) -> tuple[bool, int, float, int]:
-    cost_ns = view.block_ns * _dearness(view)
-    return (not view.has_lost_tail, view.priority, cost_ns, -view.join_number)
-
-
-def _dearness(view: VictimView) -> float:
+def _dearness(view: VictimView) -> int:
     """By how much somebody who gave way lately counts as dearer; at least 1."""
-    if view.num_steps_since_preempted < 0:
-        return 1.0
-    left = 1 - view.num_steps_since_preempted / _NUM_STEPS_REMEMBERED
-    return 1 + view.num_preemptions * max(0.0, left)
+    is_lately = 0 <= view.num_steps_since_preempted < _NUM_STEPS_REMEMBERED
+    return 1 + view.num_preemptions if is_lately else 1
