@@ -7,7 +7,7 @@ the times between two tokens of the 32, beside the time to the first token of th
     undisturbed     the 32 alone: its median step is the unit of everything else
     whole           a budget in which a prompt goes in one step
     512, 256        fixed budgets
-    target          --target-itl of twice the undisturbed step, budget as for ``whole``
+    target          --target-itl-ms of twice the undisturbed step, budget as for ``whole``
 
 The machine is steady, or it varies by 4 % from step to step and takes half as long again for some
 seconds (``uneven``). Virtual time, the real scheduler and the real KV memory: ``make stall-free``.

@@ -129,7 +129,7 @@ class Line:
         queue = self._queues[share.tenant]
         was_next = queue.sequences.at(queue.num_passed) is sequence
         queue.sequences.remove(sequence)
-        share.num_waiting -= 1
+        self._shares.stop_waiting(share)
         self._num_sequences -= 1
         self.num_changes += 1
         self.num_preempted -= not sequence.place[0]

@@ -13,7 +13,7 @@ from pageframe.core.errors import InvalidRequestError
 from pageframe.core.journal import MemorySetup
 from pageframe.core.replica import ReplicaFacts
 from pageframe.core.trace import TraceSink
-from pageframe.core.units import NANOSECONDS_PER_SECOND
+from pageframe.core.units import NANOSECONDS_PER_MILLISECOND, NANOSECONDS_PER_SECOND
 from pageframe.rpc.lifecycle import Service, serve
 from pageframe.scheduler.client import GrpcExecutorStream
 from pageframe.scheduler.core import Scheduler
@@ -135,7 +135,7 @@ def make_options(settings: Settings) -> SchedulerOptions:
         token_budget=settings.token_budget,
         max_num_running=settings.max_num_sequences,
         prefill_chunk_tokens=settings.prefill_chunk_tokens,
-        target_itl_ns=round(settings.target_itl_seconds * NANOSECONDS_PER_SECOND),
+        target_itl_ns=round(settings.target_itl_ms * NANOSECONDS_PER_MILLISECOND),
         num_draft_tokens=0
         if settings.speculation is SpeculationName.OFF
         else settings.num_draft_tokens,

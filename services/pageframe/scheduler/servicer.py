@@ -10,6 +10,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from pageframe.core.clock import Clock
 from pageframe.core.errors import AbortedError, PageframeError, PreconditionError
+from pageframe.core.limits import LIMITS
 from pageframe.core.replica import ReplicaFacts
 from pageframe.core.request import Completion, TokenEvents
 from pageframe.core.step import FinishReason
@@ -249,6 +250,6 @@ def _refusal(message: pb.Submission, error: PageframeError) -> TokenEvents:
                 error_message=error.message,
                 error_limits=dict(error.limits),
             )
-            for index in range(max(1, min(message.num_samples, 64)))
+            for index in range(max(1, min(message.num_samples, LIMITS.num_samples_max)))
         ],
     )

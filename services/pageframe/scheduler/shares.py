@@ -116,6 +116,7 @@ class Shares:
         self._leaving: OrderedDict[str, int] = OrderedDict()
         self._num_running = 0
         self._weight_present = 0.0
+        self._weight_waiting = 0.0
         self._served_last: Share | None = None
         self._now_ns = 0
         for tenant in weights:
@@ -150,7 +151,14 @@ class Shares:
             ahead = first or self._served_last
             if ahead is not None:
                 share.catch_up(ahead.virtual_time - self._num_tokens_ahead / share.weight)
+            self._weight_waiting += share.weight
         share.num_waiting += 1
+
+    def stop_waiting(self, share: Share) -> None:
+        """One of its sequences is in line no longer."""
+        share.num_waiting -= 1
+        if not share.num_waiting:
+            self._weight_waiting -= share.weight
 
     def join(self, share: Share, num_tokens: int) -> None:
         """A sequence of ``num_tokens`` begins to run."""
@@ -191,16 +199,19 @@ class Shares:
     def headroom(self, share: Share, capacity: "Capacity") -> float:
         """The part of slots and blocks that another admission of ``share`` has to leave free.
 
-        It is what others could still claim, but a sixteenth at most; nothing for a tenant that
-        stays within its part, nor for one that is alone. So somebody who sends little finds a
-        place at once, though another would fill them all.
+        It is what others could still claim who have nobody in line, but a sixteenth at most;
+        nothing for a tenant that stays within its part, nor for one that is alone. So somebody who
+        sends little finds a place at once, though another would fill them all; and those who wait
+        too have their turns by what they were served.
         """
         part = self.part_of(share)
         if self.use_of(share, capacity) < part:
             return 0.0
         num_others = self._num_running - share.num_running
         unclaimed = 1.0 - part - num_others / capacity.max_num_running
-        return min(1.0 / _HEADROOM_DIVISOR, max(0.0, unclaimed))
+        absent = 1.0 - self._weight_waiting / self._weight_present
+        # Sums of weights are not exact, and nothing has to be nothing.
+        return min(1.0 / _HEADROOM_DIVISOR, max(0.0, round(min(unclaimed, absent), 6)))
 
     def _appear(self, tenant: str) -> Share:
         share = Share(tenant, self._weights.get(tenant, WEIGHT_DEFAULT))

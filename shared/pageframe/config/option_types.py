@@ -140,6 +140,7 @@ def _block_size(value: object) -> object:
 
 
 Count = Annotated[int, BeforeValidator(_number)]
+Number = Annotated[float, BeforeValidator(_number)]
 Size = Annotated[int, BeforeValidator(_number), BeforeValidator(_kv_memory)]
 Seconds = Annotated[float, BeforeValidator(_number), BeforeValidator(_duration)]
 Dtype = Annotated[DtypeName, BeforeValidator(_dtype)]

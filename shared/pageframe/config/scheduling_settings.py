@@ -4,6 +4,7 @@ from pydantic import Field
 
 from pageframe.config.option_types import (
     Count,
+    Number,
     OptionalFile,
     PolicyNames,
     Seconds,
@@ -21,12 +22,12 @@ class SchedulingSettings(SettingsGroup):
     prefill_chunk_tokens: Count = Field(
         0, ge=0, description="Most tokens of one sequence's prefill in a step; 0 is no bound."
     )
-    target_itl_seconds: Seconds = Field(
+    target_itl_ms: Number = Field(
         0.0,
         ge=0,
-        le=3600,
+        le=3_600_000,
         allow_inf_nan=False,
-        description='Longest time between tokens that prefills may cause ("30ms"); 0 is no target.',
+        description="Most milliseconds between tokens that prefills may cause; 0 is no target.",
     )
     max_num_sequences: Count = Field(
         256, ge=1, le=65536, description="Most sequences that run at once."

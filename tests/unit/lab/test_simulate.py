@@ -158,7 +158,7 @@ def test_settings_of_a_policy_are_checked():
 
 def test_settings_reach_the_scheduler_and_the_pool():
     base = {"token-budget": "100", "num-blocks": "77", "block-size": "32"}
-    config = configure(parse_policy("target-itl=20ms,token-budget=200"), base, TEN_MS)
+    config = configure(parse_policy("target-itl-ms=20,token-budget=200"), base, TEN_MS)
     assert config.options.token_budget == 200
     assert config.options.target_itl_ns == 20 * MS
     assert (config.num_blocks, config.block_size) == (77, 32)

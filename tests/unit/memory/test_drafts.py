@@ -44,7 +44,7 @@ def test_what_is_not_there_is_not_taken():
 
 def test_no_ceiling_is_passed():
     house, row = started(5)
-    house.memory.quotas.set(TenantQuota(tenant="t", ceiling_blocks=2))
+    house.memory.quotas.set(TenantQuota(tenant="t", ceiling_blocks=2), 8)
     assert cover_drafts(house.memory, row, 9, 9) == (2, 0)
 
 

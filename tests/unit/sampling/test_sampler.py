@@ -330,3 +330,17 @@ def test_release_forgets_features():
     token_ids, logprobs = sampler.sample(logits, np.zeros(1, np.int32), np.array([3], np.int32))
     assert token_ids.tolist() == logits.argmax(1).tolist()
     assert logprobs == {}
+
+
+def test_a_row_whose_admission_failed_half_way_can_be_released_and_used_again(monkeypatch):
+    sampler = make_sampler()
+
+    def fail(*_):
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sampler._edits, "admit", fail)
+        with pytest.raises(MemoryError):
+            admit(sampler, 3, SamplingParams(temperature=0.0, max_tokens=1))
+    sampler.release(3)
+    admit(sampler, 3, SamplingParams(temperature=0.0, max_tokens=1))

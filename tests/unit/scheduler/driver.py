@@ -323,6 +323,8 @@ def assert_shares_consistent(scheduler: Scheduler) -> None:
     roster = scheduler._roster
     shares = {share.tenant: share for share in roster.shares.all}
     assert roster.shares._weight_present == pytest.approx(sum(s.weight for s in shares.values()))
+    weight_waiting = sum(s.weight for s in shares.values() if s.num_waiting)
+    assert roster.shares._weight_waiting == pytest.approx(weight_waiting)
     assert roster.num_blocks_final == sum(
         roster.capacity.num_blocks(s.num_positions_max) for s in roster.running.values()
     )

@@ -127,6 +127,19 @@ def test_headroom_is_for_others_who_could_still_claim_it():
     assert shares.headroom(a, CAPACITY) == 0.0
 
 
+def test_those_who_wait_too_need_no_headroom():
+    shares = Shares({})
+    a, b = shares.enter("a"), shares.enter("b")
+    for _ in range(20):
+        shares.join(a, 4)
+    shares.wait(a, None)
+    assert shares.headroom(a, CAPACITY) == 1 / 16
+    shares.wait(b, a)
+    assert shares.headroom(a, CAPACITY) == 0.0
+    shares.stop_waiting(b)
+    assert shares.headroom(a, CAPACITY) == 1 / 16
+
+
 def two_tenants(**fields) -> Driver:
     facts = make_facts(num_blocks=1000, block_size=4, max_num_sequences=32)
     fields = {"token_budget": 64, "max_num_running": 32} | fields

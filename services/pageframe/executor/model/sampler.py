@@ -102,7 +102,8 @@ class Sampler:
         """
         assert not self._flags[row], f"row {row} is in use"
         assert len(token_ids) >= num_prompt_tokens, f"{len(token_ids)} < {num_prompt_tokens}"
-        flags = _ADMITTED
+        # From here on the row can be released, also if what follows fails half way.
+        self._flags[row] = flags = _ADMITTED
         # One token kept is the best token: no need to draw from a set of one.
         if not (sampling.is_greedy or sampling.top_k == 1 or sampling.num_candidates):
             flags |= _DRAWS

@@ -202,7 +202,7 @@ def _draw_scheduling(rng: random.Random) -> dict[str, object]:
     return {
         "token-budget": rng.choice((2, 8, 32, 512, 512)),
         "prefill-chunk-tokens": rng.choice((0, 0, 3, 16)),
-        "target-itl": rng.choice((0, 0, 0.002, 0.03)),
+        "target-itl-ms": rng.choice((0, 0, 2, 30)),
         "max-num-sequences": rng.choice((1, 3, 8, 32, 32)),
         "max-queued-requests": rng.choice((4096, 4096, 4096, 4)),
         "tenant-weights": rng.choice(("off", f"{TENANTS[0]}=3,{TENANTS[1]}=1")),
