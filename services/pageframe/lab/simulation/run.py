@@ -257,7 +257,11 @@ async def _operate(plan: HarmPlan, world: World, executor: ExecutorService) -> N
     def act() -> None:
         with contextlib.suppress(PageframeError):
             if plan.harm is Harm.RESIZE:
-                desk.resize(1 + round(plan.amount * 2 * scenario.settings.num_blocks))
+                # Below the floors of the settings no scheduler could ever come back.
+                settings = scenario.settings
+                num_blocks_min = sum(quota.floor_blocks for quota in settings.tenant_quotas)
+                num_blocks = 1 + round(plan.amount * 2 * settings.num_blocks)
+                desk.resize(max(num_blocks, num_blocks_min))
                 return
             client = world.random.choice(scenario.clients)
             desk.retain(
