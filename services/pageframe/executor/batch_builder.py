@@ -90,8 +90,9 @@ class BatchBuilder:
         num_drafts = context_lens[samples] - self._sequences.num_tokens[rows[samples]]
         num_samples = num_drafts + 1
         samples = np.repeat(samples, num_samples)
-        ends = np.repeat(np.cumsum(num_samples, dtype=np.int32), num_samples)
-        num_behind = ends - np.arange(1, len(samples) + 1, dtype=np.int32)
+        ends: Int32Array = np.repeat(np.cumsum(num_samples, dtype=np.int32), num_samples)
+        places: Int32Array = np.arange(1, len(samples) + 1, dtype=np.int32)
+        num_behind: Int32Array = ends - places
         positions = context_lens[samples] - num_behind
         expected: Int32Array = np.full(len(samples), -1, dtype=np.int32)
         is_led = num_behind > 0

@@ -18,10 +18,12 @@ class GatewayTimes:
     Attributes:
         arrival_ns: It came.
         submit_ns: It was handed to the scheduler; 0 before that.
+        lost_ns: When its scheduler was lost, the last time if often; 0 for never.
     """
 
     arrival_ns: int
     submit_ns: int = 0
+    lost_ns: int = 0
 
 
 def attribute(completion: Completion, times: GatewayTimes, done_ns: int) -> Completion:
@@ -36,9 +38,12 @@ def attribute(completion: Completion, times: GatewayTimes, done_ns: int) -> Comp
         return replace(completion, elapsed_ns=elapsed_ns)
     stall_ns = dict(completion.stall_ns)
     compute_ns = completion.compute_ns + times.submit_ns - times.arrival_ns
-    transport_ns = max(0, completion.submit_ns - times.submit_ns)
-    transport_ns += max(0, done_ns - completion.end_ns)
-    _add(stall_ns, StallCause.TRANSPORT, transport_ns)
+    _add(stall_ns, StallCause.TRANSPORT, done_ns - completion.end_ns)
+    # What a scheduler did before it was lost, nobody is left to tell.
+    sent_ns, cause = times.submit_ns, StallCause.TRANSPORT
+    if times.lost_ns:
+        sent_ns, cause = times.lost_ns, StallCause.EXECUTOR_LOST
+    _add(stall_ns, cause, completion.submit_ns - sent_ns)
     explained_ns = compute_ns + sum(stall_ns.values())
     _add(stall_ns, StallCause.UNEXPLAINED, elapsed_ns - explained_ns)
     return replace(completion, elapsed_ns=elapsed_ns, compute_ns=compute_ns, stall_ns=stall_ns)

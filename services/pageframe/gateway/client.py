@@ -14,6 +14,7 @@ from collections.abc import Callable
 import grpc
 import structlog
 
+from pageframe.core.clock import Clock, SystemClock
 from pageframe.core.errors import (
     PageframeError,
     PreconditionError,
@@ -46,6 +47,7 @@ class SchedulerLink:
         gateway_id: Name of this gateway process, unlike that of any other one.
         lost_after_s: How long living requests wait for a scheduler that went away.
         open_channel: Makes the channel to an address.
+        clock: Source of time.
     """
 
     def __init__(
@@ -55,7 +57,9 @@ class SchedulerLink:
         gateway_id: str,
         lost_after_s: float = 30.0,
         open_channel: Callable[[str], grpc.aio.Channel] = open_inner_channel,
+        clock: Clock | None = None,
     ) -> None:
+        self._clock = clock or SystemClock()
         self._address = address
         self._open_channel = open_channel
         self._gateway_id = gateway_id
@@ -210,6 +214,9 @@ class SchedulerLink:
     def _disconnected(self) -> None:
         if self._is_connected:
             self._is_connected = False
+            lost_ns = self._clock.now_ns()
+            for living in self._living:
+                living.mailbox.lost_ns = lost_ns
             self._start_give_up_timer()
         self._living.settle_endings()
 

@@ -27,9 +27,15 @@ class Pending:
 
 
 class Mailbox:
-    """Tokens and completions of one request. For one reader, on one event loop."""
+    """Tokens and completions of one request. For one reader, on one event loop.
+
+    Attributes:
+        prompt_logprobs: Figures of the prompt that wait to be taken.
+        lost_ns: When its scheduler was lost, the last time if often; 0 for never.
+    """
 
     def __init__(self) -> None:
+        self.lost_ns = 0
         self.prompt_logprobs: list[TokenLogprobs] = []
         self._pending: dict[int, Pending] = {}
         self._error: PageframeError | None = None

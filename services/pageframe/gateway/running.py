@@ -100,6 +100,7 @@ class RunningRequest:
             PageframeError: the request has failed.
         """
         pending = self.mailbox.take()
+        self._times.lost_ns = self.mailbox.lost_ns
         for part in pending.values():
             if part.completion is not None:
                 part.completion = attribute(part.completion, self._times, now_ns)

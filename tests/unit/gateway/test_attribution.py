@@ -55,3 +55,15 @@ def test_clocks_that_disagree_make_no_negative_time():
 def test_a_sample_that_no_scheduler_ran_has_an_end_and_no_account():
     account = attribute(completion(), GatewayTimes(arrival_ns=10), done_ns=25)
     assert (account.elapsed_ns, account.compute_ns, account.stall_ns) == (15, 0, {})
+
+
+def test_what_a_lost_scheduler_did_is_not_made_up():
+    account = attribute(
+        completion(compute_ns=10 * MS, submit_ns=80 * MS, end_ns=90 * MS),
+        GatewayTimes(arrival_ns=1 * MS, submit_ns=1 * MS, lost_ns=30 * MS),
+        done_ns=90 * MS,
+    )
+    assert account.stall_ns == {
+        StallCause.EXECUTOR_LOST: 50 * MS,
+        StallCause.UNEXPLAINED: 29 * MS,
+    }

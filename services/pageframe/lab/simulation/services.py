@@ -229,6 +229,7 @@ class GatewayService(Service):
             gateway_id=process.name,
             lost_after_s=world.scenario.lost_after_s,
             open_channel=world.network.open_channel(process),
+            clock=clock,
         )
         authenticator = Authenticator({tenant: Caller(tenant) for tenant in TENANTS})
         service = GenerationService(link, LetterCodecs(), authenticator, clock, NullTraceSink())
