@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from pageframe.client.types import Delta, Event, Finished, GenerationRequest, Started
 from pageframe.core.errors import PageframeError, UnavailableError
+from pageframe.core.limits import LIMITS
 
 _DELAY_S = 0.1
 _DELAY_MAX_S = 2.0
@@ -52,7 +53,7 @@ class Attempts:
             seed=self._started.seed if self._started else self._request.seed,
             resume_token_ids=self._token_ids,
             # The scheduler may not know yet that the broken stream's request is dead.
-            request_id=f"{name}~{self._num_broken}" if name else "",
+            request_id=_numbered(name, self._num_broken) if name else "",
         )
 
     def accept(self, event: Event) -> bool:
@@ -93,3 +94,10 @@ class Attempts:
         is_single = request.num_samples == 1 and not request.is_ranked
         can_resume = is_single or not (has_progress or self._num_finished)
         return isinstance(error, UnavailableError) and can_resume
+
+
+def _numbered(name: str, number: int) -> str:
+    """Another name for the same request, no longer than names may be."""
+    end = f"~{number}"
+    num_bytes = LIMITS.request_id_bytes_max - len(end)
+    return name.encode()[:num_bytes].decode(errors="ignore") + end

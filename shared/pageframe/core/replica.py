@@ -22,8 +22,8 @@ class TenantQuota:
 class PoolAccount:
     """Blocks of the pool by state; ``free + held + cached + fenced + quarantined == total``.
 
-    ``pinned`` is part of ``held``, and ``yieldable`` of ``pinned``: what only pins hold that give way
-    to anybody while somebody runs. ``host_total`` and ``host_used`` are those of the host tier.
+    ``pinned`` is part of ``held``, and ``yieldable`` of ``pinned``: what only pins hold that give
+    way to anybody while somebody runs. ``host_total`` and ``host_used`` are of the host tier.
     """
 
     total: int = 0

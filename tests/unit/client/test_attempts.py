@@ -105,3 +105,11 @@ def test_a_search_is_done_when_all_it_returns_has_come():
     assert not attempts.is_done
     attempts.accept(_finished(1))
     assert attempts.is_done
+
+
+def test_another_name_is_no_longer_than_names_may_be():
+    attempts = _attempts(request_id="é" * 64)
+    attempts.delay_after(GONE)
+    again = attempts.request().request_id
+    assert again == "é" * 63 + "~1"
+    assert len(again.encode()) == 128

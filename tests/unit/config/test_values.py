@@ -132,7 +132,7 @@ def test_weights_are_numbers_by_tenant() -> None:
 
 @pytest.mark.parametrize("text", ["alice", "alice=", "=3", "alice=x", "a=1;b=2", "a=nan", "a=1e9"])
 def test_a_malformed_weight_is_refused_with_an_example(text: str) -> None:
-    with pytest.raises(ValueError, match="alice=3,bob=0.5"):
+    with pytest.raises(ValueError, match=r"alice=3,bob=0.5"):
         parse_tenant_weights(text)
 
 

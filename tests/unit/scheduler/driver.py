@@ -297,7 +297,8 @@ def assert_scheduler_consistent(scheduler: Scheduler) -> None:
     decodes = {s.sequence_id for s in living if s in roster.decodes}
     prefills = {s.sequence_id for s in roster.prefills}
     steered = {s.sequence_id for s in roster.steered}
-    assert not (decodes & prefills or decodes & steered or prefills & steered)
+    assert not decodes & prefills
+    assert not (decodes | prefills) & steered
     assert decodes | prefills | steered == running
     assert all(roster.sequences[sequence_id].is_steered for sequence_id in steered)
     waiting = [s for s in living if s.state in (SequenceState.WAITING, SequenceState.SIBLING)]

@@ -182,7 +182,8 @@ class Caller:
         if error.status == "INTERNAL":
             return scenario.may_fail and error.reason == "SEQUENCE_FAILED"
         if error.reason == "QUEUE_FULL":
-            return scenario.settings.max_queued_requests < len(scenario.clients)
+            # Those of a gateway that died wait there, too, for as long as its grace lasts.
+            return scenario.settings.max_queued_requests <= len(scenario.clients)
         if error.status == "OUT_OF_RANGE":
             if plan.request.beam_search is not None:
                 return True
