@@ -291,22 +291,33 @@ def test_the_command_finds_the_executor_by_the_state_folder(slow_system: System)
     assert "BLOCK_UNKNOWN" in done.stderr
 
 
+def _listen_to_interrupts() -> None:
+    """A shell that runs the tests in the background has its children ignore them."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def test_the_command_prints_operations_until_it_is_told_to_stop(system: System) -> None:
+    # Each of its blocks is allocated, sealed and given up again.
+    system.complete(GenerationRequest(token_ids=[5] * 8, max_tokens=300))
     command = [str(PAGEFRAME), "pool", "--watch", "--json", "--from-operation", "1"]
     with subprocess.Popen(
         [*command, "--state-dir", str(system.state_dir)],
         env=environment(),
         stdout=subprocess.PIPE,
         text=True,
+        preexec_fn=_listen_to_interrupts,
     ) as process:
-        assert process.stdout is not None
-        for number in range(1, 50):
-            line = json.loads(process.stdout.readline())
-            assert line["number"] == number
-            assert line["operation"].startswith("kv.")
-        process.send_signal(signal.SIGINT)
-        process.stdout.read()
-        assert process.wait(PATIENCE_S) == 0
+        try:
+            assert process.stdout is not None
+            for number in range(1, 50):
+                line = json.loads(process.stdout.readline())
+                assert line["number"] == number
+                assert line["operation"].startswith("kv.")
+            process.send_signal(signal.SIGINT)
+            process.stdout.read()
+            assert process.wait(PATIENCE_S) == 0
+        finally:
+            process.kill()
 
 
 def test_a_system_stops_while_somebody_watches(

