@@ -1,5 +1,6 @@
 """What every RPC handler does around its work: turn typed errors into statuses."""
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
@@ -23,10 +24,22 @@ async def aborting(context: "grpc.aio.ServicerContext[Any, Any]") -> AsyncIterat
     try:
         yield
     except PageframeError as error:
-        await context.abort_with_status(to_rich_status(error))
+        await _abort(context, error)
     except (grpc.aio.AbortError, grpc.aio.BaseError):
         raise
     except Exception:
         _log.exception("handler_failed")
-        internal = InternalError("INTERNAL", "the server failed; its log has the details")
-        await context.abort_with_status(to_rich_status(internal))
+        await _abort(
+            context, InternalError("INTERNAL", "the server failed; its log has the details")
+        )
+
+
+async def _abort(context: "grpc.aio.ServicerContext[Any, Any]", error: PageframeError) -> None:
+    """End the call with ``error``; a caller that has just gone away does not hear it.
+
+    A refusal for want of time and the end of that time come close together.
+    """
+    try:
+        await context.abort_with_status(to_rich_status(error))
+    except grpc.aio.InternalError as gone:
+        raise asyncio.CancelledError from gone

@@ -80,3 +80,19 @@ def test_a_peer_that_is_not_there_is_unavailable():
     arrived = asyncio.run(call())
     assert type(arrived) is errors.UnavailableError
     assert arrived.reason == "TRANSPORT"
+
+
+class _Gone:
+    """A call whose caller went away a moment ago."""
+
+    async def abort_with_status(self, _status):
+        raise grpc.aio.InternalError("execute_batch")
+
+
+def test_an_error_for_a_caller_that_has_just_gone_is_no_failure_of_ours():
+    async def handle():
+        async with aborting(_Gone()):
+            raise errors.DeadlineError("DEADLINE_UNREACHABLE", "1.4 ms are left")
+
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(handle())
