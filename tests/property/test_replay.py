@@ -28,10 +28,9 @@ from pageframe.core.plan import Recovery, StepPlan
 from pageframe.core.request import Delivery
 from pageframe.core.sampling import SamplingParams
 from pageframe.core.step import StepResult
-from pageframe.core.trace import NullTraceSink
+from pageframe.core.trace import NullTraceSink, QuietTraceSink
 from pageframe.executor.engine import StepEngine
 from pageframe.executor.model.sim import SimConfig, SimCost, SimRunner
-from pageframe.lab.quiet_trace import QuietTraceSink
 from pageframe.lab.replay import replay
 from pageframe.scheduler.core import Scheduler
 from pageframe.scheduler.journal import Journal, RecordingScheduler

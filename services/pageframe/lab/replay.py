@@ -29,8 +29,7 @@ from pageframe.core.journal import (
     reason_of,
 )
 from pageframe.core.plan import StepPlan
-from pageframe.core.trace import NullTraceSink, TraceSink
-from pageframe.lab.quiet_trace import QuietTraceSink
+from pageframe.core.trace import NullTraceSink, QuietTraceSink, TraceSink
 from pageframe.lab.replay_memory import MemoryReplay
 from pageframe.scheduler.core import Scheduler
 from pageframe.scheduler.journal import HeldClock, options_from_json

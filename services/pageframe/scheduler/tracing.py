@@ -168,17 +168,11 @@ class SchedulerTracer:
 
     def disagreement(self, disagreement: Disagreement, step: int, at_ns: int) -> None:
         """A shadow would have decided otherwise in the plan for ``step``."""
-        if not self.is_enabled:
-            return
-        self._sink.span(
+        self._policy(
             spans.POLICY_DISAGREEMENT,
-            trace_id=self._steps_trace_id(step),
-            span_id=self._next_id(),
-            parent_span_id=0,
-            start_ns=at_ns,
-            end_ns=at_ns,
-            attributes={
-                spans.STEP_NUMBER: step,
+            step,
+            at_ns,
+            {
                 spans.POLICY_GROUP: disagreement.group,
                 spans.POLICY_NAME: disagreement.name,
                 spans.POLICY_SHADOW_NAME: disagreement.shadow_name,
@@ -189,17 +183,11 @@ class SchedulerTracer:
 
     def policy_fault(self, fault: PolicyFault, step: int, at_ns: int) -> None:
         """A policy is asked no more from the plan for ``step`` on."""
-        if not self.is_enabled:
-            return
-        self._sink.span(
+        self._policy(
             spans.POLICY_FAULT,
-            trace_id=self._steps_trace_id(step),
-            span_id=self._next_id(),
-            parent_span_id=0,
-            start_ns=at_ns,
-            end_ns=at_ns,
-            attributes={
-                spans.STEP_NUMBER: step,
+            step,
+            at_ns,
+            {
                 spans.POLICY_GROUP: fault.group,
                 spans.POLICY_NAME: fault.name,
                 spans.POLICY_IS_SHADOW: fault.is_shadow,
@@ -260,6 +248,28 @@ class SchedulerTracer:
                 spans.STEP_EXECUTE_MS: timing.execute_ns / 1e6,
                 spans.STEP_SAMPLE_MS: timing.sample_ns / 1e6,
             },
+        )
+
+    def _policy(
+        self,
+        name: str,
+        step: int,
+        at_ns: int,
+        attributes: dict[str, AttributeValue],
+        error: str = "",
+    ) -> None:
+        """A moment in the trace of the steps."""
+        if not self.is_enabled:
+            return
+        self._sink.span(
+            name,
+            trace_id=self._steps_trace_id(step),
+            span_id=self._next_id(),
+            parent_span_id=0,
+            start_ns=at_ns,
+            end_ns=at_ns,
+            attributes={spans.STEP_NUMBER: step, **attributes},
+            error=error,
         )
 
     def moved_until(self, sequence: Sequence, at_ns: int) -> int:

@@ -187,8 +187,8 @@ class TraceSink(Protocol):
         ...
 
 
-class NullTraceSink:
-    """Drops everything; ``--trace off``."""
+class QuietTraceSink:
+    """Listens and forgets: whoever writes to it behaves as if traced."""
 
     def sequence_begin(
         self, sequence_id: int, *, trace_id: bytes, span_id: bytes, request_id: str, tenant: str
@@ -227,3 +227,7 @@ class NullTraceSink:
         error: str = "",
     ) -> None:
         """Do nothing."""
+
+
+class NullTraceSink(QuietTraceSink):
+    """Drops everything, and says so: writers may spare themselves the work; ``--trace off``."""
