@@ -1,0 +1,1 @@
+"""Whole engines side by side on one machine, the same requests, in turns."""
