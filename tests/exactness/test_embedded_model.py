@@ -60,7 +60,18 @@ def answers(folder: Path, prompts: list[list[int]]) -> list[GreedyAnswer]:
 @contextmanager
 def serving(state_dir: Path, *arguments: str) -> Iterator[str]:
     """The address of a fresh system; afterwards it has to drain and leave nothing behind."""
-    command = [str(PAGEFRAME), "up", "--dtype", "fp32", "--grpc", "127.0.0.1:0"]
+    command = [
+        str(PAGEFRAME),
+        "up",
+        "--dtype",
+        "fp32",
+        "--grpc",
+        "127.0.0.1:0",
+        "--http",
+        "off",
+        "--metrics-port",
+        "0",
+    ]
     command += ["--state-dir", str(state_dir), *arguments]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:

@@ -52,6 +52,14 @@ def test_transformers_runner_takes_native_models_too(tiny_model, name):
     _assert_equal(driver.generate(prompts, len(answers[0].token_ids)), answers)
 
 
+@pytest.mark.parametrize("name", tiny_models.NATIVE)
+def test_pytorch_takes_native_models_where_there_are_no_compiled_kernels(tiny_model, name):
+    folder, prompts, answers = tiny_model(name)
+    runner, driver = _driver(folder, 16, 7, cpu_kernels="torch")
+    assert runner.facts.kernels.startswith("torch (")
+    _assert_equal(driver.generate(prompts, len(answers[0].token_ids)), answers)
+
+
 def test_answers_tell_models_apart(tiny_model):
     """If families agreed by accident, or answers were constant, equality would mean little."""
     answers = [tiny_model(name)[2] for name in FAMILIES]

@@ -17,12 +17,15 @@ from pageframe.executor.memory.eviction import load_eviction_policy
 from pageframe.executor.memory.pool_upkeep import record_size
 from pageframe.executor.memory.retaining import SessionTimes
 from pageframe.executor.memory_servicer import KvMemoryServicer
+from pageframe.executor.metering import ExecutorMeter
 from pageframe.executor.operation_log import OperationLog
 from pageframe.executor.servicer import ExecutorServicer
 from pageframe.executor.step_thread import StepThread
 from pageframe.rpc.auth import Authenticator, read_api_keys
 from pageframe.rpc.lifecycle import Service, serve
 from pageframe.rpc.ready import announce_progress
+from pageframe.telemetry.metrics_door import MetricsDoor
+from pageframe.telemetry.metrics_text import MetricsText
 from pageframe.telemetry.sink import RingTraceSink
 from pageframe.telemetry.spans import SERVICE_EXECUTOR
 from pageframe.v1 import executor_service_pb2_grpc, kv_memory_service_pb2_grpc
@@ -120,6 +123,9 @@ async def serve_executor(launch: Launch) -> None:
         steps, log, authenticator, clock, pool_incarnation=incarnation
     )
     built: list[StepEngine] = []
+    meter = ExecutorMeter(lambda: log.num_operations, lambda: trace.num_dropped)
+    text = MetricsText(lambda: meter.read(built[0].memory if built else None))
+    metrics_door = MetricsDoor(launch.settings.metrics_port_of("executor"), text.render)
 
     def register(server: grpc.aio.Server) -> None:
         executor_service_pb2_grpc.add_ExecutorServiceServicer_to_server(servicer, server)
@@ -131,12 +137,14 @@ async def serve_executor(launch: Launch) -> None:
         return engine
 
     async def start() -> None:
+        await metrics_door.start()
         await steps.start(build)
         facts = built[0].describe(launch.settings.model)
         servicer.open(facts)
         memory_servicer.open(built[0].desk, facts)
 
     async def close() -> None:
+        await metrics_door.stop()
         await steps.stop()
         for engine in built:
             engine.close()
@@ -210,7 +218,7 @@ def _load_runner(launch: Launch) -> ModelRunner:
 
     settings = launch.settings
     torch.set_num_threads(launch.num_threads)
-    return load_runner(
+    runner = load_runner(
         str(launch.model_path),
         runner=settings.runner.value,
         device=settings.device,
@@ -218,6 +226,10 @@ def _load_runner(launch: Launch) -> ModelRunner:
         kv_dtype=_LONG_DTYPES.get(settings.kv_dtype.value, settings.kv_dtype.value),
         name=settings.model,
         max_num_sequences=settings.max_num_sequences,
+        cpu_kernels=settings.cpu_kernels.value,
         sim_cost=SimCost(step_ns=settings.sim_step_seconds * NANOSECONDS_PER_SECOND),
         progress=announce_progress,
     )
+    if runner.facts.kernels:
+        announce_progress(f"weights loaded, kernels={runner.facts.kernels}")
+    return runner

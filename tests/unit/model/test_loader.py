@@ -15,9 +15,11 @@ from pageframe.core.errors import (
     UnimplementedError,
 )
 from pageframe.executor.model import device as device_module
+from pageframe.executor.model import dtypes
 from pageframe.executor.model import loader as loader_module
 from pageframe.executor.model.device import choose_device
 from pageframe.executor.model.loader import eos_token_ids, load_runner
+from pageframe.kernels.cpu import library
 
 
 @pytest.fixture(scope="module")
@@ -74,12 +76,25 @@ def test_number_of_threads_is_obeyed(folder):
 def test_auto_dtype_is_the_checkpoints_where_the_cpu_has_it(
     monkeypatch, folder, tmp_path, has_instructions, dtype
 ):
-    monkeypatch.setattr(loader_module, "can_pack", lambda _: has_instructions)
+    monkeypatch.setattr(dtypes, "can_pack", lambda _: has_instructions)
     copy = _copy_with_config(folder, tmp_path, dtype="bfloat16")
-    facts = load_runner(copy, device="cpu").facts
+    facts = load_runner(copy, device="cpu", cpu_kernels="torch").facts
     assert (facts.dtype, facts.kv_dtype) == (dtype, dtype)
     asked_for = load_runner(copy, device="cpu", dtype="bfloat16", kv_dtype="float16").facts
     assert (asked_for.dtype, asked_for.kv_dtype) == ("bfloat16", "float16")
+
+
+@pytest.mark.skipif(library.choose().library is None, reason="no compiled kernels")
+def test_auto_dtype_is_the_checkpoints_where_compiled_kernels_take_it(
+    monkeypatch, folder, tmp_path
+):
+    monkeypatch.setattr(dtypes, "can_pack", lambda _: False)
+    copy = _copy_with_config(folder, tmp_path, dtype="bfloat16")
+    facts = load_runner(copy, device="cpu").facts
+    assert (facts.dtype, facts.kv_dtype) == ("bfloat16", "bfloat16")
+    # PyTorch would compute these.
+    assert load_runner(copy, device="cpu", kv_dtype="fp8").facts.dtype == "float32"
+    assert load_runner(copy, device="cpu", runner="transformers").facts.dtype == "float32"
 
 
 def test_missing_folder_is_named(tmp_path):

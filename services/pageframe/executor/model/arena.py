@@ -113,11 +113,7 @@ class KvArena:
             sources: int64, shape (C,).
             targets: int64, shape (C,), none twice.
         """
-        copy_blocks(
-            self.blocks,
-            torch.from_numpy(sources).to(self.device),
-            torch.from_numpy(targets).to(self.device),
-        )
+        copy_blocks(self.blocks, torch.from_numpy(sources), torch.from_numpy(targets))
 
     def read(self, block_id: int) -> bytes:
         """Everything that a block holds, scales and padding included.

@@ -23,25 +23,33 @@ from pageframe.executor.batch import ModelFacts, ModelRunner
 from pageframe.executor.model.decoder import Decoder
 from pageframe.executor.model.decoder_config import parse_decoder_config
 from pageframe.executor.model.device import choose_device
+from pageframe.executor.model.dtypes import (
+    KV_DTYPES,
+    MODEL_DTYPES,
+    checkpoint_dtype,
+    choose_dtype,
+    dtype_name,
+    text_config,
+)
+from pageframe.executor.model.fused import FusedDecoder
 from pageframe.executor.model.host_memory import available_memory_bytes
 from pageframe.executor.model.layer_groups import LayerGroups, group_layers
-from pageframe.executor.model.linear import can_pack
-from pageframe.executor.model.native import NativeDecoder
+from pageframe.executor.model.native_choice import NativeRequest, has_kernels, load_native
 from pageframe.executor.model.runner import PagedRunner
 from pageframe.executor.model.sampler import Sampler
 from pageframe.executor.model.sim import SimConfig, SimCost, SimRunner
 from pageframe.executor.model.weights import Progress, weight_files
 from pageframe.executor.model.window_probe import probe_windows
+from pageframe.kernels.cpu.library import AUTO, CHOICES
 from pageframe.kernels.layouts import QUANTISED_DTYPES, KvLayout
 
 RUNNERS = ("auto", "native", "transformers", "sim")
-_DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
+_SETTINGS = {
+    "runner": RUNNERS,
+    "dtype": ("auto", *MODEL_DTYPES),
+    "kv_dtype": ("auto", *KV_DTYPES),
+    "cpu_kernels": CHOICES,
 }
-_KV_DTYPES = _DTYPES | {"fp8": torch.float8_e4m3fn, "int8": torch.int8}
-_DTYPE_NAMES = {dtype: name for name, dtype in _KV_DTYPES.items()}
 _CAUSAL_SUFFIXES = ("ForCausalLM", "LMHeadModel")
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length")
 _SIM_COST = SimCost(step_ns=2e6)
@@ -67,7 +75,17 @@ class _Request:
     dtype: torch.dtype
     kv_dtype: torch.dtype
     device: torch.device
+    cpu_kernels: str
     progress: Progress
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """A model, the name of the runner that takes it, and what computes it."""
+
+    decoder: Decoder
+    runner_name: str
+    kernels: str = ""
 
 
 def load_runner(
@@ -81,6 +99,7 @@ def load_runner(
     max_num_sequences: int = 256,
     max_step_tokens: int = 2048,
     num_threads: int = 0,
+    cpu_kernels: str = AUTO,
     sim_cost: SimCost = _SIM_COST,
     progress: Announce = _announce_nothing,
 ) -> ModelRunner:
@@ -92,13 +111,14 @@ def load_runner(
         runner: ``native``, ``transformers``, ``sim``, or ``auto``: native where it can.
         device: ``auto``, ``cpu`` or ``cuda``.
         dtype: ``float32``, ``bfloat16``, ``float16``, or ``auto``: the checkpoint's, but float32
-            on a CPU that has no fast arithmetic for it.
+            on a CPU that has neither compiled kernels nor fast arithmetic for it.
         kv_dtype: The same three, ``fp8`` (e4m3) or ``int8``, both with a scale per token and head,
             or ``auto``: the model's.
         name: Name to serve under; empty for the folder's name or the id.
         max_num_sequences: Rows of the sampler.
         max_step_tokens: Most tokens that one step will compute.
         num_threads: CPU threads for computing; 0 leaves it to PyTorch.
+        cpu_kernels: Of the native runner on a CPU, one of ``kernels.cpu.library.CHOICES``.
         sim_cost: What steps of the ``sim`` runner cost.
         progress: Told how far loading is.
 
@@ -107,12 +127,10 @@ def load_runner(
         InvalidRequestError: MODEL_NOT_CAUSAL, MODEL_CONFIG_INVALID, MODEL_WEIGHTS_INVALID, or a
             setting that has no such value.
         UnimplementedError: MODEL_NOT_NATIVE, MODEL_UNSUPPORTED.
-        PreconditionError: DEVICE_UNAVAILABLE.
+        PreconditionError: DEVICE_UNAVAILABLE, CPU_KERNELS_UNAVAILABLE.
         ResourceExhaustedError: MODEL_TOO_LARGE.
     """
-    _check_choice("runner", runner, RUNNERS)
-    _check_choice("kv_dtype", kv_dtype, ("auto", *_KV_DTYPES))
-    _check_choice("dtype", dtype, ("auto", *_DTYPES))
+    _check_settings(runner=runner, kv_dtype=kv_dtype, dtype=dtype, cpu_kernels=cpu_kernels)
     if runner == "sim":
         return _load_sim(model, name, max_num_sequences, sim_cost)
     if num_threads:
@@ -121,15 +139,21 @@ def load_runner(
     folder = resolve_folder(model)
     config = read_config(folder)
     _check_causal(folder, config)
-    model_dtype = _choose_dtype(dtype, config, chosen_device)
+    stored = checkpoint_dtype(config)
+    stored_kv = KV_DTYPES.get(kv_dtype, stored)
+    is_fused = runner != "transformers" and has_kernels(
+        config, stored, stored_kv, chosen_device, cpu_kernels
+    )
+    model_dtype = choose_dtype(dtype, stored, chosen_device, has_kernels=is_fused)
     request = _Request(
         folder=folder,
         config=config,
         name=name or _default_name(model),
         runner=runner,
         dtype=model_dtype,
-        kv_dtype=model_dtype if kv_dtype == "auto" else _KV_DTYPES[kv_dtype],
+        kv_dtype=model_dtype if kv_dtype == "auto" else KV_DTYPES[kv_dtype],
         device=chosen_device,
+        cpu_kernels=cpu_kernels,
         progress=_in_percent(progress),
     )
     _check_memory(request)
@@ -198,7 +222,7 @@ def _load_sim(model: str, name: str, max_num_sequences: int, cost: SimCost) -> M
         SimConfig(
             name=name or _default_name(model),
             folder=str(folder),
-            vocab_size=int(_text_config(config)["vocab_size"]),
+            vocab_size=int(text_config(config)["vocab_size"]),
             max_model_len=_context_len(config),
             eos_token_ids=eos_token_ids(folder, config),
             max_num_rows=max_num_sequences,
@@ -208,11 +232,11 @@ def _load_sim(model: str, name: str, max_num_sequences: int, cost: SimCost) -> M
 
 
 def _load(request: _Request, max_num_sequences: int, max_step_tokens: int) -> ModelRunner:
-    decoder, runner_name = _load_decoder(request)
-    groups = _groups(request, decoder, runner_name)
-    facts = _facts(request, decoder, groups, runner_name)
+    loaded = _load_decoder(request)
+    groups = _groups(request, loaded)
+    facts = _facts(request, loaded, groups)
     return PagedRunner(
-        decoder,
+        loaded.decoder,
         facts,
         Sampler(facts.vocab_size, max_num_sequences, facts.eos_token_ids, request.device),
         request.device,
@@ -222,42 +246,48 @@ def _load(request: _Request, max_num_sequences: int, max_step_tokens: int) -> Mo
     )
 
 
-def _load_decoder(request: _Request) -> tuple[Decoder, str]:
-    """The model and the name of the runner that takes it."""
+def _load_decoder(request: _Request) -> _Loaded:
     if request.runner != "transformers":
         try:
-            decoder_config = parse_decoder_config(request.config)
+            config = parse_decoder_config(request.config)
         except UnimplementedError:
             if request.runner == "native":
                 raise
         else:
-            native = NativeDecoder(
-                request.folder, decoder_config, request.dtype, request.device, request.progress
+            decoder, kernels = load_native(
+                NativeRequest(
+                    folder=request.folder,
+                    config=config,
+                    dtype=request.dtype,
+                    kv_dtype=request.kv_dtype,
+                    device=request.device,
+                    cpu_kernels=request.cpu_kernels,
+                    progress=request.progress,
+                )
             )
-            return native, "native"
+            return _Loaded(decoder, "native", kernels)
     # Imported late: the import takes seconds, and the native runner does without.
     from pageframe.executor.model.transformers_runner import TransformersDecoder
 
-    return (
+    return _Loaded(
         TransformersDecoder(request.folder, request.dtype, request.device, request.progress),
         "transformers",
     )
 
 
-def _groups(request: _Request, decoder: Decoder, runner_name: str) -> LayerGroups:
+def _groups(request: _Request, loaded: _Loaded) -> LayerGroups:
     """Which layers share a block. A window that no sequence outgrows is none."""
-    max_model_len = _max_model_len(request.config, runner_name)
-    windows = probe_windows(decoder, request.device)
+    max_model_len = _max_model_len(request.config, loaded.runner_name)
+    # The fused decoder asks nothing of paged attention, and has its windows from the config alone.
+    if isinstance(loaded.decoder, FusedDecoder):
+        windows = loaded.decoder.windows
+    else:
+        windows = probe_windows(loaded.decoder, request.device)
     return group_layers([window if window < max_model_len else 0 for window in windows])
 
 
-def _facts(
-    request: _Request,
-    decoder: Decoder,
-    groups: LayerGroups,
-    runner_name: str,
-) -> ModelFacts:
-    shape, is_mixed = decoder.kv_shape, len(groups.windows) > 1
+def _facts(request: _Request, loaded: _Loaded, groups: LayerGroups) -> ModelFacts:
+    shape, is_mixed = loaded.decoder.kv_shape, len(groups.windows) > 1
     layout = KvLayout(
         num_layers=groups.num_layers,
         block_size=1,
@@ -269,14 +299,15 @@ def _facts(
     return ModelFacts(
         name=request.name,
         folder=str(request.folder),
-        vocab_size=int(_text_config(request.config)["vocab_size"]),
-        max_model_len=_max_model_len(request.config, runner_name),
+        vocab_size=int(text_config(request.config)["vocab_size"]),
+        max_model_len=_max_model_len(request.config, loaded.runner_name),
         eos_token_ids=eos_token_ids(request.folder, request.config),
         kv_bytes_per_token=layout.kv_bytes_per_token,
         device=str(request.device),
-        dtype=_dtype_name(request.dtype),
-        kv_dtype=_dtype_name(request.kv_dtype),
-        runner=runner_name,
+        dtype=dtype_name(request.dtype),
+        kv_dtype=dtype_name(request.kv_dtype),
+        runner=loaded.runner_name,
+        kernels=loaded.kernels,
         window_tokens=0 if is_mixed else groups.windows[0],
         group_windows=groups.windows if is_mixed else (),
     )
@@ -289,7 +320,7 @@ def _max_model_len(config: Mapping[str, Any], runner_name: str) -> int:
 
 
 def _context_len(config: Mapping[str, Any]) -> int:
-    text = _text_config(config)
+    text = text_config(config)
     for key in _CONTEXT_KEYS:
         if isinstance(text.get(key), int):
             return int(text[key])
@@ -314,7 +345,7 @@ def _check_causal(folder: Path, config: Mapping[str, Any]) -> None:
 def _check_memory(request: _Request) -> None:
     """Refuse before reading what cannot fit; files are counted in the wanted dtype."""
     file_bytes = sum(file.stat().st_size for file in weight_files(request.folder))
-    stored = _checkpoint_dtype(request.config)
+    stored = checkpoint_dtype(request.config)
     needed_bytes = file_bytes * request.dtype.itemsize // stored.itemsize
     if request.device.type == "cpu":
         available_bytes = available_memory_bytes()
@@ -323,47 +354,21 @@ def _check_memory(request: _Request) -> None:
     if needed_bytes > available_bytes:
         raise ResourceExhaustedError(
             "MODEL_TOO_LARGE",
-            f"the weights take {needed_bytes / 2**20:.0f} MiB as {_dtype_name(request.dtype)} and "
+            f"the weights take {needed_bytes / 2**20:.0f} MiB as {dtype_name(request.dtype)} and "
             f"{request.device} has {available_bytes / 2**20:.0f} MiB left",
             needed_bytes=needed_bytes,
             available_bytes=available_bytes,
         )
 
 
-def _check_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise InvalidRequestError(
-            "SETTING_INVALID", f"{field} {value!r} is none of {', '.join(choices)}", field=field
-        )
-
-
-def _choose_dtype(wanted: str, config: Mapping[str, Any], device: torch.device) -> torch.dtype:
-    if wanted != "auto":
-        return _DTYPES[wanted]
-    stored = _checkpoint_dtype(config)
-    # Without the instructions, half precision is emulated: a bfloat16 prompt took six times as
-    # long as a float32 one on a CPU with AVX2 only.
-    is_slow = device.type == "cpu" and stored != torch.float32 and not can_pack(stored)
-    return torch.float32 if is_slow else stored
-
-
-def _checkpoint_dtype(config: Mapping[str, Any]) -> torch.dtype:
-    text = _text_config(config)
-    for found in (config, text):
-        named = found.get("dtype") or found.get("torch_dtype")
-        if named in _DTYPES:
-            return _DTYPES[named]
-    return torch.float32
-
-
-def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The part that speaks of the language model, where others (images, sound) stand beside it."""
-    nested = config.get("text_config")
-    return nested if isinstance(nested, dict) else config
-
-
-def _dtype_name(dtype: torch.dtype) -> str:
-    return _DTYPE_NAMES[dtype]
+def _check_settings(**settings: str) -> None:
+    for field, value in settings.items():
+        if value not in _SETTINGS[field]:
+            raise InvalidRequestError(
+                "SETTING_INVALID",
+                f"{field} {value!r} is none of {', '.join(_SETTINGS[field])}",
+                field=field,
+            )
 
 
 def _in_percent(announce: Announce) -> Progress:

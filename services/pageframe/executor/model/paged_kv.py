@@ -3,6 +3,8 @@
 Blocks are moved between steps and before them, never here; see ``ModelRunner.move_blocks``.
 """
 
+from typing import Any, NamedTuple
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -11,36 +13,57 @@ from pageframe.executor.batch import StepBatch
 from pageframe.executor.model.arena import KvArena
 from pageframe.executor.model.layer_groups import LayerGroups, one_group
 from pageframe.kernels.layouts import KvLayout
-from pageframe.kernels.ops.attention_plan import AttentionPlan
+from pageframe.kernels.ops.attention import Attention, choose_attention
 from pageframe.kernels.ops.kv_write import kv_write
-from pageframe.kernels.ops.paged_attention import PagedAttention
+
+
+class Cells(NamedTuple):
+    """Memory of one layer, and where the new tokens of a step go in it.
+
+    Attributes:
+        layer: shape (num_blocks, 2, block_size, num_kv_heads, head_dim), strided.
+        scales: float32, shape (num_blocks, 2, block_size, num_kv_heads), or None.
+        slots: int64, shape (T,), contiguous.
+    """
+
+    layer: torch.Tensor
+    scales: torch.Tensor | None
+    slots: torch.Tensor
 
 
 class PagedKv:
     """The arena and the attention plans of the current step.
 
     Models see block tables only through ``attend``; nothing else reads or writes keys and values.
+    The one exception is a decoder that does in one call what ``attend`` does layer by layer: it
+    takes ``arena``, ``groups`` and ``batch`` as they are.
 
     Args:
         arena: Its blocks have room for the layers of one group.
         groups: Which layer is where in which group; all in one where absent.
+
+    Attributes:
+        arena: As above.
+        groups: As above.
     """
 
     def __init__(self, arena: KvArena, groups: LayerGroups | None = None) -> None:
         layout = arena.layout
+        self.arena = arena
         self._layout = layout
         self._layers = [arena.layer(index) for index in range(layout.num_layers)]
         self._device = self._layers[0].device
         self._scales = [arena.scales(index) for index in range(layout.num_layers)]
-        chosen = groups or one_group(layout.num_layers)
-        self._num_groups = len(chosen.windows)
-        self._places = chosen.places
+        self.groups = groups or one_group(layout.num_layers)
+        self._num_groups = len(self.groups.windows)
+        self._places = self.groups.places
         # Made by the first call, which knows the type of the model's activations.
-        self._attention: PagedAttention | None = None
+        self._attention: Attention | None = None
         self._batch: StepBatch | None = None
         # By group, and window of the layers: those of one group may differ, where it is the only.
-        self._plans: dict[tuple[int, int | None], AttentionPlan] = {}
+        self._plans: dict[tuple[int, int | None], Any] = {}
         # By group.
+        self._slots: list[torch.Tensor] = []
         self._block_ids: list[torch.Tensor] = []
         self._offsets: list[torch.Tensor] = []
 
@@ -49,12 +72,17 @@ class PagedKv:
         """Tokens per block."""
         return self._layout.block_size
 
+    @property
+    def batch(self) -> StepBatch:
+        """The step that is on."""
+        assert self._batch is not None, "attention outside a step"
+        return self._batch
+
     def begin_step(self, batch: StepBatch) -> None:
         """Take the tables of a step for the layers to come."""
-        # The groups take turns in the batch; here each has its slots side by side.
-        slots = self._to_device(batch.slots.reshape(-1, self._num_groups).T)
-        self._block_ids = list((slots // self._layout.block_size).unbind())
-        self._offsets = list((slots % self._layout.block_size).unbind())
+        self._slots.clear()
+        self._block_ids.clear()
+        self._offsets.clear()
         self._plans.clear()
         self._batch = batch
 
@@ -81,16 +109,34 @@ class PagedKv:
         Returns:
             shape (T, num_heads, head_dim), dtype of ``query``; valid until the next call.
         """
-        assert self._batch is not None, "attention outside a step"
+        cells = self.cells(layer_index)
+        group, _ = self._places[layer_index]
+        blocks, offsets = self._block_ids[group], self._offsets[group]
+        kv_write(keys, values, cells.layer, blocks, offsets, kv_scales=cells.scales)
+        return self.attend_written(layer_index, query, scale=scale, window=window)
+
+    def cells(self, layer_index: int) -> Cells:
+        """Where a layer of the model keeps keys and values, and the new tokens' places there."""
+        if not self._slots:
+            self._find_slots(self.batch)
+        group, place = self._places[layer_index]
+        return Cells(self._layers[place], self._scales[place], self._slots[group])
+
+    def attend_written(
+        self, layer_index: int, query: torch.Tensor, *, scale: float, window: int | None
+    ) -> torch.Tensor:
+        """Attend where the new tokens' keys and values are in their ``cells`` already.
+
+        Arguments and result as in ``attend``.
+        """
+        batch = self.batch
         group, place = self._places[layer_index]
         layer, scales = self._layers[place], self._scales[place]
-        blocks, offsets = self._block_ids[group], self._offsets[group]
-        kv_write(keys, values, layer, blocks, offsets, kv_scales=scales)
         if self._attention is None:
             dtype = compute_dtype(query.dtype, self._layout, self._device)
-            self._attention = PagedAttention(self._layout.block_size, dtype, self._device)
+            self._attention = choose_attention(self._layout, query.shape[1], dtype, self._device)
         mixed = self._attention.run(
-            self._plan(self._attention, self._batch, group, window),
+            self._plan(self._attention, batch, group, window),
             query.to(self._attention.dtype),
             layer,
             scale,
@@ -98,9 +144,14 @@ class PagedKv:
         )
         return mixed.to(query.dtype)
 
-    def _plan(
-        self, attention: PagedAttention, batch: StepBatch, group: int, window: int | None
-    ) -> AttentionPlan:
+    def _find_slots(self, batch: StepBatch) -> None:
+        # The groups take turns in the batch; here each has its slots side by side.
+        slots = self._to_device(batch.slots.reshape(-1, self._num_groups).T)
+        self._slots += slots.unbind()
+        self._block_ids += (slots // self._layout.block_size).unbind()
+        self._offsets += (slots % self._layout.block_size).unbind()
+
+    def _plan(self, attention: Attention, batch: StepBatch, group: int, window: int | None) -> Any:
         plan = self._plans.get((group, window))
         if plan is None:
             plan = attention.plan(

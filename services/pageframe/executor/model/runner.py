@@ -277,6 +277,8 @@ class PagedRunner:
         if sample_tokens.size:
             logits = decoder.logits(outputs[: sample_tokens.size])
             executed_ns = time.perf_counter_ns()
+            # A GPU is still computing; the sampler is the first to wait for it.
+            batch.meanwhile()
             token_ids, logprobs = self._sampler.sample(
                 logits, batch.sample_rows, batch.sample_positions, batch.drafts
             )

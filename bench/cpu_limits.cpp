@@ -1,0 +1,49 @@
+// What this machine can do at most, one thread: fused multiply-adds, and reading memory.
+#include <chrono>
+#include <cstdint>
+
+#include "simd.h"
+
+#define PF_EXPORT extern "C" __attribute__((visibility("default")))
+
+namespace {
+
+constexpr int kNumSums = 12;  // more than the latency of the unit times its width, less than registers
+
+double seconds() {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+// The compiler must believe that the sums are looked at, and must not merge iterations.
+void keep(pf::f32v (&sums)[kNumSums]) {
+#pragma GCC unroll 16
+    for (auto& sum : sums) asm volatile("" : "+x"(sum));
+}
+
+}  // namespace
+
+// GFLOP/s of fused multiply-adds that wait for nothing.
+PF_EXPORT double limits_gflops(int64_t num_rounds) {
+    pf::f32v sums[kNumSums] = {};
+    pf::f32v a = pf::splat(1.0001f), b = pf::splat(0.5f);
+    asm volatile("" : "+x"(a), "+x"(b));
+    const double start = seconds();
+    for (int64_t round = 0; round < num_rounds; round++) {
+#pragma GCC unroll 16
+        for (auto& sum : sums) sum = pf::fma(a, b, sum);
+        keep(sums);
+    }
+    return 2.0 * static_cast<double>(num_rounds) * kNumSums * pf::kLanes / (seconds() - start) / 1e9;
+}
+
+// GB/s of reading `num_bytes` (a multiple of 768) once, from end to end.
+PF_EXPORT double limits_read(const float* memory, int64_t num_bytes) {
+    pf::f32v sums[kNumSums] = {};
+    const double start = seconds();
+    const float* end = memory + num_bytes / 4;
+    for (const float* at = memory; at < end; at += kNumSums * pf::kLanes)
+#pragma GCC unroll 16
+        for (int i = 0; i < kNumSums; i++) sums[i] += pf::load(at + i * pf::kLanes);
+    keep(sums);
+    return static_cast<double>(num_bytes) / (seconds() - start) / 1e9;
+}

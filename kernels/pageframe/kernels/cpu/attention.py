@@ -1,0 +1,143 @@
+"""Single parts of a step on compiled CPU kernels: paged attention and KV write, by themselves.
+
+Steps run them inside ``CpuModel.forward``; here tests and benches call them.
+"""
+
+import ctypes
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pageframe.kernels.cpu.library import DTYPE_F32, CpuLibrary, Pool, check
+from pageframe.kernels.cpu.model_abi import ArenaStruct
+
+_I32, _I64, _POINTER = ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p
+
+
+class AttentionCall(ctypes.Structure):
+    """``pf_attention_call``."""
+
+    _fields_ = (
+        ("arena", ctypes.POINTER(ArenaStruct)),
+        ("queries", _POINTER),
+        ("mixed", _POINTER),
+        ("query_start", _POINTER),
+        ("context_lens", _POINTER),
+        ("block_tables", _POINTER),
+        ("num_sequences", _I64),
+        ("table_entries", _I64),
+        ("num_groups", _I64),
+        ("group", _I64),
+        ("place", _I64),
+        ("num_heads", _I64),
+        ("window", _I64),
+        ("mixed_dtype", _I32),
+        ("reserved", _I32),
+    )
+
+
+_PROTOTYPES: Final = {
+    "pf_attention": (_I32, (_POINTER, ctypes.POINTER(AttentionCall))),
+    "pf_kv_write": (
+        _I32,
+        (ctypes.POINTER(ArenaStruct), _I64, _I32, _POINTER, _I64, _POINTER),
+    ),
+    "pf_exp": (None, (_POINTER, _I64, _POINTER)),
+}
+
+
+class CpuParts:
+    """Parts of a step over one pool.
+
+    Args:
+        library: Compiled kernels.
+        arena: The pool; whoever has its memory keeps it.
+        place: Which layer of a block.
+    """
+
+    def __init__(self, library: CpuLibrary, arena: ArenaStruct, place: int) -> None:
+        self._functions = library.functions
+        for name, (result, arguments) in _PROTOTYPES.items():
+            function = getattr(self._functions, name)
+            function.restype, function.argtypes = result, arguments
+        self._arena = arena
+        self._place = place
+
+    def write(self, side: int, slots: NDArray[np.int64], channels: torch.Tensor) -> None:
+        """Put keys (``side`` 0) or values (1) into slots.
+
+        Args:
+            side: Which.
+            slots: int64 [T].
+            channels: float32, shape (T, num_kv_heads, head_dim), contiguous.
+        """
+        code = self._functions.pf_kv_write(
+            ctypes.byref(self._arena),
+            self._place,
+            side,
+            slots.ctypes.data,
+            len(slots),
+            channels.data_ptr(),
+        )
+        check(code)
+
+    def attend(
+        self,
+        pool: Pool,
+        query: torch.Tensor,
+        *,
+        query_start: NDArray[np.int32],
+        context_lens: NDArray[np.int32],
+        block_tables: NDArray[np.int32],
+        scale: float,
+        window: int | None = None,
+        group: int = 0,
+        num_groups: int = 1,
+    ) -> torch.Tensor:
+        """Causal attention of new tokens; arguments as in ``kernels.reference.paged_attention``.
+
+        Args:
+            pool: Who computes.
+            query: float32, shape (T, num_heads, head_dim).
+            query_start: int32 [S + 1].
+            context_lens: int32 [S].
+            block_tables: int32 [S, W * num_groups], contiguous; groups of layers take turns.
+            scale: Multiplies scores before the softmax.
+            window: Positions that a token sees, itself included; None for all.
+            group: Whose tables.
+            num_groups: Groups of layers.
+
+        Returns:
+            float32, shape (T, num_heads, head_dim).
+        """
+        scaled = (query * scale).contiguous()
+        mixed = torch.empty_like(scaled)
+        call = AttentionCall(
+            arena=ctypes.pointer(self._arena),
+            queries=scaled.data_ptr(),
+            mixed=mixed.data_ptr(),
+            query_start=query_start.ctypes.data,
+            context_lens=context_lens.ctypes.data,
+            block_tables=block_tables.ctypes.data,
+            num_sequences=len(context_lens),
+            table_entries=block_tables.shape[1],
+            num_groups=num_groups,
+            group=group,
+            place=self._place,
+            num_heads=query.shape[1],
+            window=window or 0,
+            mixed_dtype=DTYPE_F32,
+        )
+        check(self._functions.pf_attention(pool.handle, ctypes.byref(call)))
+        return mixed
+
+
+def exp_below_one(library: CpuLibrary, x: torch.Tensor) -> torch.Tensor:
+    """Powers of e, of non-positive numbers, as the softmax has them; float32, contiguous."""
+    function = library.functions.pf_exp
+    function.restype, function.argtypes = _PROTOTYPES["pf_exp"]
+    to = torch.empty_like(x)
+    function(x.data_ptr(), x.numel(), to.data_ptr())
+    return to

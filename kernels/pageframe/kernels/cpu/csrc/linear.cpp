@@ -1,0 +1,191 @@
+// A linear layer, cut into tasks.
+//
+// A task is up to kRowBlock rows against a few panels. It walks panel by panel; of a panel, block by
+// block of inputs; of a block, tile by tile of rows: the block of weights stays in the first-level
+// cache while all rows of the task pass, the rows stay in the second-level cache while all panels
+// pass, and weights come from memory once, in the order in which they lie.
+#include "linear.h"
+
+#include <algorithm>
+#include <array>
+#include <utility>
+
+#include "linear_finish.h"
+#include "linear_tile.h"
+
+namespace pf {
+
+namespace {
+
+// Rows of a task: a multiple of every tile; 120 rows of 256 inputs are 120 KiB.
+constexpr int64_t kRowBlock = 120;
+// Steps of a block: 16 KiB of weights where a vector has 8 lanes.
+constexpr int64_t kBlockSteps = 256;
+// Weights of one step of one panel: floats, or pairs of bf16.
+constexpr int64_t kStepBytes = kPanel * 4;
+// How far ahead of what is used weights are fetched where they pass only once.
+constexpr int64_t kAheadBytes = 2048;
+// Tasks that there should be for each thread, so that one that is slow does not hold up the others.
+constexpr int64_t kTasksPerThread = 8;
+// Panels of a task: a multiple of what any tile takes side by side; a claim must cost nothing.
+constexpr int64_t kTaskPanelsMin = 4;
+constexpr int64_t kTaskPanelsMax = 16;
+constexpr int kSideBySideMax = panels_of(1);
+
+int64_t cdiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// `total` things in as few groups as `most` allows, as even as can be.
+struct EvenSplit {
+    EvenSplit(int64_t total, int64_t most)
+        : num_groups(cdiv(total, most)), size(total / num_groups), num_larger(total % num_groups) {}
+
+    int64_t begin(int64_t group) const { return group * size + std::min(group, num_larger); }
+
+    int64_t num_groups;
+    int64_t size;
+    int64_t num_larger;
+};
+
+struct Grid {
+    Grid(const pf_linear_call& call, int num_threads)
+        : rows(call.num_rows, kRowBlock), num_panels(linear_num_panels(call.shape)) {
+        const int64_t wanted = cdiv(num_panels * rows.num_groups, kTasksPerThread * num_threads);
+        task_panels = std::clamp(cdiv(wanted, kTaskPanelsMin) * kTaskPanelsMin, kTaskPanelsMin,
+                                 kTaskPanelsMax);
+        num_columns = cdiv(num_panels, task_panels);
+    }
+
+    EvenSplit rows;
+    int64_t num_panels;
+    int64_t task_panels;
+    int64_t num_columns;
+};
+
+// Rows [row_begin, row_end) against panels [panel_begin, panel_end).
+struct Task {
+    int64_t row_begin, row_end, panel_begin, panel_end;
+};
+
+template <class Format>
+using Accumulate = void (*)(const TileArgs<Format>&);
+
+template <class Format, int kPanels, int... kRows>
+constexpr auto accumulators(std::integer_sequence<int, kRows...>) {
+    return std::array<Accumulate<Format>, sizeof...(kRows)>{accumulate<Format, kRows + 1, kPanels>...};
+}
+
+// The kernel for so many rows (1 .. kMaxRows) and one panel, or panels_of(rows) panels.
+template <class Format>
+Accumulate<Format> kernel_for(int64_t num_rows, int64_t num_panels) {
+    static constexpr auto kSingle =
+        accumulators<Format, 1>(std::make_integer_sequence<int, Format::kMaxRows>());
+    if (num_panels == 1) return kSingle[static_cast<size_t>(num_rows - 1)];
+    return num_rows == 1 ? accumulate<Format, 1, panels_of(1)> : accumulate<Format, 2, panels_of(2)>;
+}
+
+template <class Format>
+class TaskRun {
+public:
+    TaskRun(const pf_linear_call& call, const Task& task)
+        : call_(call),
+          task_(task),
+          tiles_(task.row_end - task.row_begin, Format::kMaxRows),
+          num_steps_(cdiv(call.shape.num_in, Format::kInputsPerStep)),
+          num_whole_steps_(call.shape.num_in / Format::kInputsPerStep),
+          panel_size_(linear_panel_size(call.shape)),
+          // With one tile of rows nothing is read twice: blocks would only interrupt the stream.
+          block_steps_(tiles_.num_groups == 1 ? num_steps_ : kBlockSteps),
+          // While one block is used, the one behind it comes. It lies just behind it.
+          ahead_bytes_(tiles_.num_groups == 1 ? kAheadBytes : kBlockSteps * kStepBytes) {}
+
+    void run() {
+        const int64_t num_rows = task_.row_end - task_.row_begin;
+        const int side_by_side = num_rows > 2 ? 1 : panels_of(static_cast<int>(num_rows));
+        int64_t panel = task_.panel_begin;
+        while (panel < task_.panel_end) {
+            const bool fits = panel + side_by_side <= task_.panel_end;
+            num_panels_ = fits ? side_by_side : 1;
+            run_panels(panel);
+            panel += num_panels_;
+        }
+    }
+
+private:
+    using Row = typename Format::Row;
+    using Weight = typename Format::Weight;
+
+    // All rows against num_panels_ panels.
+    void run_panels(int64_t panel) {
+        const int64_t num_rows = task_.row_end - task_.row_begin;
+        std::fill_n(sums_, num_rows * num_panels_ * kPanel, 0.0f);
+        const Weight* weights = static_cast<const Weight*>(call_.packed) + panel * panel_size_;
+        for (int64_t step = 0; step < num_whole_steps_; step += block_steps_) {
+            const int64_t num_steps = std::min(block_steps_, num_whole_steps_ - step);
+            for (int64_t tile = 0; tile < tiles_.num_groups; tile++)
+                add(tile, row(tiles_.begin(tile)) + step * Format::kInputsPerStep, call_.x_stride,
+                    weights + step * kPanel * Format::kInputsPerStep, num_steps);
+        }
+        if (num_whole_steps_ < num_steps_)
+            for (int64_t tile = 0; tile < tiles_.num_groups; tile++) add_half_step(tile, weights);
+        for (int64_t r = 0; r < num_rows; r++)
+            for (int64_t p = 0; p < num_panels_; p++)
+                linear_finish(call_, task_.row_begin + r, panel + p,
+                              sums_ + (r * num_panels_ + p) * kPanel);
+    }
+
+    void add(int64_t tile, const Row* x, int64_t x_stride, const Weight* weights, int64_t num_steps) {
+        const int64_t begin = tiles_.begin(tile);
+        const int64_t num_rows = tiles_.begin(tile + 1) - begin;
+        float* sums = sums_ + begin * num_panels_ * kPanel;
+        kernel_for<Format>(num_rows, num_panels_)({x, x_stride, weights, panel_size_, num_steps, ahead_bytes_, sums});
+    }
+
+    // The last input of an odd number of them: its partner is zero, and not read from the row.
+    void add_half_step(int64_t tile, const Weight* weights) {
+        Row pairs[Format::kMaxRows * Format::kInputsPerStep] = {};
+        const int64_t begin = tiles_.begin(tile);
+        for (int64_t r = begin; r < tiles_.begin(tile + 1); r++)
+            pairs[(r - begin) * Format::kInputsPerStep] = row(r)[call_.shape.num_in - 1];
+        add(tile, pairs, Format::kInputsPerStep,
+            weights + num_whole_steps_ * kPanel * Format::kInputsPerStep, 1);
+    }
+
+    const Row* row(int64_t r) const {
+        return static_cast<const Row*>(call_.x) + (task_.row_begin + r) * call_.x_stride;
+    }
+
+    const pf_linear_call& call_;
+    const Task task_;
+    const EvenSplit tiles_;
+    const int64_t num_steps_;
+    const int64_t num_whole_steps_;
+    const int64_t panel_size_;
+    const int64_t block_steps_;
+    const int64_t ahead_bytes_;
+    int64_t num_panels_ = 1;
+    alignas(64) float sums_[std::max<int64_t>(kRowBlock, 2 * kSideBySideMax) * kPanel];
+};
+
+}  // namespace
+
+int64_t linear_num_tasks(const pf_linear_call& call, int num_threads) {
+    if (call.num_rows == 0) return 0;
+    const Grid grid(call, num_threads);
+    return grid.rows.num_groups * grid.num_columns;
+}
+
+void linear_task(const pf_linear_call& call, int num_threads, int64_t index) {
+    const Grid grid(call, num_threads);
+    const int64_t block = index / grid.num_columns;
+    const int64_t column = index % grid.num_columns;
+    const Task task = {grid.rows.begin(block), grid.rows.begin(block + 1), column * grid.task_panels,
+                       std::min((column + 1) * grid.task_panels, grid.num_panels)};
+    if (call.shape.dtype == PF_F32)
+        TaskRun<FloatFormat>(call, task).run();
+    else if constexpr (kPairRows)
+        TaskRun<PairFormat>(call, task).run();
+    else
+        TaskRun<WidenedFormat>(call, task).run();
+}
+
+}  // namespace pf

@@ -1,0 +1,217 @@
+// Vectors of `kLanes` floats, the same source for every instruction set.
+//
+// GCC's and Clang's vector extensions give arithmetic, comparison and conversion; only what they
+// lack (a fused multiply-add) is written per instruction set. `kLanes` follows from the compiler's
+// flags: 4 (SSE, NEON), 8 (AVX2), 16 (AVX-512). PF_LANES=16 forces a width that the machine lacks:
+// the compiler then splits each operation, which is how AVX-512 code is tested without AVX-512.
+//
+// Every function here is elementwise unless its name says lanes; none depends on rounding modes.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+#define PF_INLINE inline __attribute__((always_inline))
+
+namespace pf {
+
+#if defined(PF_LANES)
+inline constexpr int kLanes = PF_LANES;
+#elif defined(__AVX512F__)
+inline constexpr int kLanes = 16;
+#elif defined(__AVX2__)
+inline constexpr int kLanes = 8;
+#else
+inline constexpr int kLanes = 4;
+#endif
+
+using bf16 = uint16_t;  // the upper half of a float's bits
+
+typedef float f32v __attribute__((vector_size(4 * kLanes)));
+typedef int32_t i32v __attribute__((vector_size(4 * kLanes)));  // also the type of a mask: 0 or -1
+typedef uint32_t u32v __attribute__((vector_size(4 * kLanes)));
+typedef uint16_t u16v __attribute__((vector_size(2 * kLanes)));
+typedef int8_t i8v __attribute__((vector_size(kLanes)));
+
+// ---- memory: no alignment is asked for -----------------------------------------------------------
+
+template <class V, class T>
+PF_INLINE V load_as(const T* from) {
+    V out;
+    std::memcpy(&out, from, sizeof out);
+    return out;
+}
+
+template <class V, class T>
+PF_INLINE void store_as(T* to, V value) {
+    std::memcpy(to, &value, sizeof value);
+}
+
+PF_INLINE f32v load(const float* from) { return load_as<f32v>(from); }
+PF_INLINE void store(float* to, f32v value) { store_as(to, value); }
+
+PF_INLINE f32v splat(float value) { return value - f32v{}; }
+
+// The first `count` (0 <= count <= kLanes) lanes; the others are zero. Nothing past them is touched.
+PF_INLINE f32v load_first(const float* from, int64_t count) {
+    f32v out{};
+    std::memcpy(&out, from, sizeof(float) * static_cast<size_t>(count));
+    return out;
+}
+
+PF_INLINE void store_first(float* to, f32v value, int64_t count) {
+    std::memcpy(to, &value, sizeof(float) * static_cast<size_t>(count));
+}
+
+PF_INLINE void prefetch(const void* address) { __builtin_prefetch(address, 0, 3); }
+// Only as far as the second-level cache.
+PF_INLINE void prefetch_near(const void* address) { __builtin_prefetch(address, 0, 2); }
+
+// ---- arithmetic ----------------------------------------------------------------------------------
+
+// a * b + c, rounded once where the machine has that instruction, twice where it has not (baseline).
+PF_INLINE f32v fma(f32v a, f32v b, f32v c) {
+#if defined(__AVX512F__)
+    if constexpr (kLanes == 16) return (f32v)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#endif
+#if defined(__FMA__)
+    typedef float half __attribute__((vector_size(32)));
+    constexpr int kHalves = sizeof(f32v) / sizeof(half);
+    half x[kHalves], y[kHalves], z[kHalves];
+    std::memcpy(x, &a, sizeof a);
+    std::memcpy(y, &b, sizeof b);
+    std::memcpy(z, &c, sizeof c);
+    for (int i = 0; i < kHalves; i++)
+        z[i] = (half)_mm256_fmadd_ps((__m256)x[i], (__m256)y[i], (__m256)z[i]);
+    std::memcpy(&c, z, sizeof c);
+    return c;
+#elif defined(__aarch64__)
+    return (f32v)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+#else
+    return a * b + c;
+#endif
+}
+
+PF_INLINE f32v select(i32v mask, f32v yes, f32v no) { return mask ? yes : no; }
+
+// As the machine's own: the second operand where either is NaN.
+PF_INLINE f32v max(f32v a, f32v b) { return select(a > b, a, b); }
+PF_INLINE f32v min(f32v a, f32v b) { return select(a < b, a, b); }
+
+// Sum and maximum over the lanes, always by halves: lane i with lane i + width / 2.
+PF_INLINE float sum_lanes(f32v value) {
+    float lanes[kLanes];
+    store(lanes, value);
+    for (int width = kLanes / 2; width > 0; width /= 2)
+        for (int i = 0; i < width; i++) lanes[i] += lanes[i + width];
+    return lanes[0];
+}
+
+PF_INLINE float max_lanes(f32v value) {
+    float lanes[kLanes];
+    store(lanes, value);
+    for (int width = kLanes / 2; width > 0; width /= 2)
+        for (int i = 0; i < width; i++) lanes[i] = lanes[i] > lanes[i + width] ? lanes[i] : lanes[i + width];
+    return lanes[0];
+}
+
+// ---- bf16 ----------------------------------------------------------------------------------------
+
+PF_INLINE float to_f32(bf16 value) {
+    const uint32_t bits = static_cast<uint32_t>(value) << 16;
+    float out;
+    std::memcpy(&out, &bits, sizeof out);
+    return out;
+}
+
+// To the nearest, ties to even; NaN stays NaN (quiet), infinity infinity.
+PF_INLINE bf16 to_bf16(float value) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    if (value != value) return static_cast<bf16>((bits >> 16) | 0x40);
+    return static_cast<bf16>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+PF_INLINE f32v load(const bf16* from) {
+    return (f32v)(__builtin_convertvector(load_as<u16v>(from), u32v) << 16);
+}
+
+// As to_bf16, lane by lane.
+PF_INLINE u16v to_bf16(f32v value) {
+    const u32v bits = (u32v)value;
+    const u32v rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    const u32v quiet = (bits >> 16) | 0x40;
+    const i32v is_nan = value != value;
+    return __builtin_convertvector((u32v)(is_nan ? (i32v)quiet : (i32v)rounded), u16v);
+}
+
+PF_INLINE void store(bf16* to, f32v value) { store_as(to, to_bf16(value)); }
+
+PF_INLINE f32v load_first(const bf16* from, int64_t count) {
+    u16v out{};
+    std::memcpy(&out, from, sizeof(bf16) * static_cast<size_t>(count));
+    return (f32v)(__builtin_convertvector(out, u32v) << 16);
+}
+
+PF_INLINE void store_first(bf16* to, f32v value, int64_t count) {
+    const u16v bits = to_bf16(value);
+    std::memcpy(to, &bits, sizeof(bf16) * static_cast<size_t>(count));
+}
+
+// Lane i of `pairs` holds two bf16 values: the even one in the low half, the odd one in the high.
+PF_INLINE f32v even_of(u32v pairs) { return (f32v)(pairs << 16); }
+PF_INLINE f32v odd_of(u32v pairs) { return (f32v)(pairs & 0xffff0000u); }
+
+// sum + odd * odd + even * even, in this order: what VDPBF16PS computes (save that it takes
+// subnormal numbers as zero).
+PF_INLINE f32v dot_pairs(u32v a, u32v b, f32v sum) {
+#if defined(__AVX512BF16__)
+    return (f32v)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+#else
+    return fma(even_of(a), even_of(b), fma(odd_of(a), odd_of(b), sum));
+#endif
+}
+
+// ---- int8 ----------------------------------------------------------------------------------------
+
+PF_INLINE f32v load(const int8_t* from) {
+    return __builtin_convertvector(__builtin_convertvector(load_as<i8v>(from), i32v), f32v);
+}
+
+// ---- functions -----------------------------------------------------------------------------------
+
+// e to the power x within 2 units in the last place; 0 far below, infinity far above, NaN for NaN.
+//
+// x = n ln 2 + r with |r| <= ln 2 / 2; e^r by Cephes' polynomial (Moshier, expf); the power of two
+// goes in as two factors, so that results that are subnormal come out right.
+PF_INLINE f32v exp(f32v x) {
+    x = select(x > splat(89.0f), splat(89.0f), x);
+    x = select(x < splat(-104.0f), splat(-104.0f), x);
+    const f32v magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+    const f32v shifted = fma(x, splat(1.44269504088896341f), magic);
+    const f32v n = shifted - magic;
+    f32v r = fma(n, splat(-0.693359375f), x);
+    r = fma(n, splat(2.12194440e-4f), r);
+    f32v p = splat(1.9875691500e-4f);
+    p = fma(p, r, splat(1.3981999507e-3f));
+    p = fma(p, r, splat(8.3334519073e-3f));
+    p = fma(p, r, splat(4.1665795894e-2f));
+    p = fma(p, r, splat(1.6666665459e-1f));
+    p = fma(p, r, splat(5.0000001201e-1f));
+    p = fma(p, r * r, r) + 1.0f;
+    const i32v power = (i32v)shifted - (i32v)magic;
+    const i32v first = power >> 1;
+    const f32v scale_first = (f32v)((first + 127) << 23);
+    const f32v scale_second = (f32v)((power - first + 127) << 23);
+    return p * scale_first * scale_second;
+}
+
+// x / (1 + e^-x).
+PF_INLINE f32v silu(f32v x) { return x / (exp(-x) + 1.0f); }
+
+}  // namespace pf

@@ -1,0 +1,103 @@
+"""Llama-shaped models on a GPU: what is between two matrix products is one kernel.
+
+    ─▶ residual + norm ─ q,k,v ─ rotary + write ─ paged attention ─ output ─▶ residual + norm ─
+       gate,up ─ SwiGLU ─ down ─▶ residual + norm of the next layer ...
+
+Weights, projections and attention are those of ``native``. What a layer gives is added to the
+residual stream by the norm that comes next, so that the stream is read once per half of a layer.
+"""
+
+import torch
+
+from pageframe.executor.model.decoder_config import DecoderConfig
+from pageframe.executor.model.native import Layer, NativeDecoder
+from pageframe.executor.model.paged_kv import PagedKv
+from pageframe.executor.model.rope import RotaryAngles
+from pageframe.kernels.ops.residual_norm import SIZE_MAX, residual_norm
+from pageframe.kernels.ops.rotary_write import rotary_write
+from pageframe.kernels.ops.swiglu import swiglu
+
+# Compute capabilities that have bfloat16, and conversions to and from fp8.
+_BF16_MIN, _FP8_MIN = (8, 0), (8, 9)
+_CAPABILITY_MIN = (7, 5)
+
+
+def fits_kernels(
+    config: DecoderConfig,
+    dtype: torch.dtype,
+    kv_dtype: torch.dtype,
+    capability: tuple[int, int],
+) -> bool:
+    """Whether the kernels take a model of these sizes and types on such a chip."""
+    needed = _CAPABILITY_MIN
+    if dtype == torch.bfloat16:
+        needed = _BF16_MIN
+    if kv_dtype == torch.float8_e4m3fn:
+        needed = _FP8_MIN
+    return capability >= needed and config.hidden_size <= SIZE_MAX and config.head_dim % 2 == 0
+
+
+class DeviceDecoder(NativeDecoder):
+    """A ``NativeDecoder`` whose steps run in few kernels; needs Triton."""
+
+    def forward(
+        self,
+        kv: PagedKv,
+        token_ids: torch.Tensor,
+        positions: torch.Tensor,
+        rows: torch.Tensor,
+    ) -> torch.Tensor:
+        """Run all layers; normalised hidden states of ``rows``. See ``Decoder.forward``."""
+        angles = RotaryAngles(positions, self._frequencies, self._dtype)
+        hidden = self._scratch.take("hidden", token_ids.shape[0], self._config.hidden_size)
+        torch.index_select(self._embedding, 0, token_ids, out=hidden)
+        delta: torch.Tensor | None = None
+        for index, layer in enumerate(self._layers):
+            normed = self._add_and_norm(hidden, delta, layer.attention_norm)
+            delta = self._attend_normed(kv, index, layer, normed, angles)
+            normed = self._add_and_norm(hidden, delta, layer.feed_forward_norm)
+            gate_up = layer.gate_up(normed)
+            activated = self._scratch.take(
+                "activated", gate_up.shape[0], self._config.intermediate_size
+            )
+            delta = layer.down(swiglu(gate_up, activated))
+        assert delta is not None, "a model without layers"
+        last, last_delta = hidden.index_select(0, rows), delta.index_select(0, rows)
+        return residual_norm(
+            last, last_delta, self._final_norm, self._config.norm_epsilon, last_delta
+        )
+
+    def _add_and_norm(
+        self, hidden: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor
+    ) -> torch.Tensor:
+        normed = self._scratch.take("normed", *hidden.shape)
+        return residual_norm(hidden, delta, weight, self._config.norm_epsilon, normed)
+
+    def _attend_normed(
+        self,
+        kv: PagedKv,
+        index: int,
+        layer: Layer,
+        normed: torch.Tensor,
+        angles: RotaryAngles,
+    ) -> torch.Tensor:
+        config = self._config
+        num_tokens = normed.shape[0]
+        heads = layer.query_key_value(normed).view(
+            num_tokens, config.num_heads + 2 * config.num_kv_heads, config.head_dim
+        )
+        cells = kv.cells(index)
+        # In place: nobody reads the unrotated ones again.
+        queries = rotary_write(
+            heads,
+            angles.cosines[:, 0, : config.head_dim // 2],
+            angles.sines[:, 0],
+            heads[:, : config.num_heads],
+            cells.layer,
+            cells.slots,
+            kv_scales=cells.scales,
+            norm_weight=layer.query_key_norm,
+            epsilon=config.norm_epsilon,
+        )
+        mixed = kv.attend_written(index, queries, scale=config.head_dim**-0.5, window=layer.window)
+        return layer.attention_output(mixed.view(num_tokens, -1))

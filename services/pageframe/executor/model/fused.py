@@ -1,0 +1,242 @@
+"""Llama-shaped models on compiled CPU kernels: one call per step, weights packed as they are read.
+
+The same models as ``native.NativeDecoder`` takes, and the same order of operations. What PyTorch
+does one operation after another is here one walk of all threads through all layers; see
+``kernels/cpu/csrc/model.h``.
+"""
+
+from pathlib import Path
+
+import torch
+
+from pageframe.executor.model.decoder import KvShape
+from pageframe.executor.model.decoder_config import DecoderConfig
+from pageframe.executor.model.paged_kv import PagedKv
+from pageframe.executor.model.rope import inverse_frequencies
+from pageframe.executor.model.weights import Progress, WeightReader
+from pageframe.kernels.cpu.library import CpuLibrary
+from pageframe.kernels.cpu.linear import DTYPES, GATE, UP, PackedLinear
+from pageframe.kernels.cpu.model import (
+    HEAD_DIM_MULTIPLE,
+    KV_DTYPES,
+    CpuArena,
+    CpuLayer,
+    CpuModel,
+    CpuStep,
+    CpuWeights,
+)
+
+_CPU = torch.device("cpu")
+
+
+def why_not(config: DecoderConfig, dtype: torch.dtype, kv_dtype: torch.dtype) -> str:
+    """Why the kernels cannot take a model; empty if they can."""
+    if dtype not in DTYPES:
+        return f"no kernels for {dtype}"
+    if kv_dtype not in KV_DTYPES:
+        return f"no kernels for keys and values in {kv_dtype}"
+    if config.head_dim % HEAD_DIM_MULTIPLE:
+        return f"{config.head_dim} channels per head are no multiple of {HEAD_DIM_MULTIPLE}"
+    return ""
+
+
+class FusedDecoder:
+    """A ``Decoder`` for ``decoder_config.NATIVE_MODEL_TYPES`` on a CPU.
+
+    Attributes:
+        kv_shape: Keys and values per token.
+        windows: Of each layer, positions that a token sees, itself included; 0 for all.
+        model: The kernels' side; measures its phases when asked to.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: DecoderConfig,
+        dtype: torch.dtype,
+        library: CpuLibrary,
+        num_threads: int,
+        progress: Progress,
+    ) -> None:
+        """Read the weights.
+
+        Args:
+            folder: Hugging Face folder.
+            config: What its ``config.json`` says; ``why_not`` has nothing against it.
+            dtype: Of packed weights, float32 or bfloat16. Arithmetic is in float32.
+            library: Compiled kernels.
+            num_threads: Who computes, the caller of ``forward`` included.
+            progress: Told how far reading is.
+
+        Raises:
+            NotFoundError: the folder has no safetensors files.
+            InvalidRequestError: they do not hold what the config says.
+            ResourceExhaustedError: OUT_OF_MEMORY.
+        """
+        self.kv_shape = KvShape(
+            num_layers=config.num_layers,
+            num_kv_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+        )
+        self.windows = [window or 0 for window in config.windows]
+        with WeightReader(folder, dtype, _CPU, progress) as reader:
+            weights = _Packer(library, config, dtype, reader).model()
+        self.model = CpuModel(library, library.create_pool(num_threads), weights)
+        self._arena: CpuArena | None = None
+        self._arena_of: PagedKv | None = None
+
+    def forward(
+        self,
+        kv: PagedKv,
+        token_ids: torch.Tensor,
+        positions: torch.Tensor,
+        rows: torch.Tensor,
+    ) -> torch.Tensor:
+        """Run all layers; normalised hidden states of ``rows``. See ``Decoder.forward``.
+
+        Tokens and positions are taken from the batch of ``kv``, where they stand as the kernels
+        want them.
+        """
+        batch = kv.batch
+        if self._arena is None or self._arena_of is not kv:
+            groups = kv.groups
+            self._arena = CpuArena(
+                kv.arena.blocks, kv.arena.layout, groups.places, len(groups.windows)
+            )
+            self._arena_of = kv
+        step = CpuStep(
+            token_ids=batch.token_ids,
+            positions=batch.positions,
+            slots=batch.slots,
+            query_start=batch.query_start,
+            context_lens=batch.context_lens,
+            block_tables=batch.block_tables,
+        )
+        return self.model.forward(self._arena, step, rows)
+
+    def logits(self, outputs: torch.Tensor) -> torch.Tensor:
+        """Logits of normalised hidden states. See ``Decoder.logits``."""
+        return self.model.logits(outputs)
+
+
+class _Packer:
+    """Reads matrix after matrix and packs each at once, so that none is held twice."""
+
+    def __init__(
+        self, library: CpuLibrary, config: DecoderConfig, dtype: torch.dtype, reader: WeightReader
+    ) -> None:
+        self._library = library
+        self._config = config
+        self._dtype = dtype
+        self._reader = reader
+
+    def model(self) -> CpuWeights:
+        config = self._config
+        head, embedding = self._head()
+        return CpuWeights(
+            num_heads=config.num_heads,
+            num_kv_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            norm_epsilon=config.norm_epsilon,
+            frequencies=inverse_frequencies(
+                config.head_dim, config.rope_type, config.rope_parameters
+            ).contiguous(),
+            layers=[self._layer(index) for index in range(config.num_layers)],
+            final_norm=self._norm("model.norm", config.hidden_size),
+            head=head,
+            embedding=embedding,
+        )
+
+    def _head(self) -> tuple[PackedLinear, torch.Tensor | None]:
+        """The head, and the embedding where that is another matrix."""
+        config, reader = self._config, self._reader
+        shape = (config.vocab_size, config.hidden_size)
+        head = PackedLinear(self._library, config.hidden_size, config.vocab_size, dtype=self._dtype)
+        embedding = reader.read("model.embed_tokens.weight", *shape)
+        # Some checkpoints say they are not tied and store no head of their own.
+        if config.is_tied or "lm_head.weight" not in reader:
+            head.pack(embedding)
+            return head, None
+        head.pack(reader.read("lm_head.weight", *shape))
+        return head, embedding
+
+    def _layer(self, index: int) -> CpuLayer:
+        config = self._config
+        prefix = f"model.layers.{index}"
+        heads_size = config.num_heads * config.head_dim
+        kv_size = config.num_kv_heads * config.head_dim
+        query_norm = key_norm = None
+        if config.has_qk_norm:
+            query_norm = self._norm(f"{prefix}.self_attn.q_norm", config.head_dim)
+            key_norm = self._norm(f"{prefix}.self_attn.k_norm", config.head_dim)
+        return CpuLayer(
+            attention_norm=self._norm(f"{prefix}.input_layernorm", config.hidden_size),
+            query_norm=query_norm,
+            key_norm=key_norm,
+            feed_forward_norm=self._norm(f"{prefix}.post_attention_layernorm", config.hidden_size),
+            query_key_value=self._stacked(
+                config.hidden_size,
+                [
+                    (f"{prefix}.self_attn.q_proj", heads_size),
+                    (f"{prefix}.self_attn.k_proj", kv_size),
+                    (f"{prefix}.self_attn.v_proj", kv_size),
+                ],
+            ),
+            attention_output=self._stacked(
+                heads_size, [(f"{prefix}.self_attn.o_proj", config.hidden_size)]
+            ),
+            gate_up=self._gated(f"{prefix}.mlp"),
+            down=self._stacked(
+                config.intermediate_size, [(f"{prefix}.mlp.down_proj", config.hidden_size)]
+            ),
+            window=config.windows[index] or 0,
+        )
+
+    def _stacked(self, num_in: int, parts: list[tuple[str, int]]) -> PackedLinear:
+        """Several matrices one below the other, as one layer."""
+        linear = PackedLinear(
+            self._library,
+            num_in,
+            sum(num_out for _, num_out in parts),
+            dtype=self._dtype,
+            has_bias=f"{parts[0][0]}.bias" in self._reader,
+        )
+        first_out = 0
+        for path, num_out in parts:
+            self._pack(linear, path, num_in, num_out, first_out=first_out)
+            first_out += num_out
+        return linear
+
+    def _gated(self, prefix: str) -> PackedLinear:
+        config = self._config
+        linear = PackedLinear(
+            self._library,
+            config.hidden_size,
+            config.intermediate_size,
+            dtype=self._dtype,
+            gated=True,
+            has_bias=f"{prefix}.gate_proj.bias" in self._reader,
+        )
+        for name, part in (("gate_proj", GATE), ("up_proj", UP)):
+            path = f"{prefix}.{name}"
+            self._pack(linear, path, config.hidden_size, config.intermediate_size, part=part)
+        return linear
+
+    def _pack(
+        self,
+        linear: PackedLinear,
+        path: str,
+        num_in: int,
+        num_out: int,
+        *,
+        first_out: int = 0,
+        part: int = GATE,
+    ) -> None:
+        weight = self._reader.read(f"{path}.weight", num_out, num_in)
+        linear.pack(weight, first_out=first_out, part=part)
+        if linear.shape.has_bias:
+            bias = self._reader.read(f"{path}.bias", num_out).float()
+            linear.pack_bias(bias, first_out=first_out, part=part)
+
+    def _norm(self, path: str, size: int) -> torch.Tensor:
+        return self._reader.read(f"{path}.weight", size).float()

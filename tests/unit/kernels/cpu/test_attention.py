@@ -1,0 +1,237 @@
+"""Compiled attention equals its plain reference, reads nothing else, and is the same in any cut."""
+
+import numpy as np
+import pytest
+import torch
+
+from pageframe.kernels.cpu.attention import CpuParts, exp_below_one
+from pageframe.kernels.cpu.library import CpuLibrary
+from pageframe.kernels.cpu.model import KV_DTYPES
+from pageframe.kernels.cpu.model_abi import ArenaStruct
+from pageframe.kernels.reference.paged_attention import paged_attention
+from pageframe.kernels.reference.quantise import quantise
+from unit.kernels.cpu.libraries import USABLE, loaded
+from unit.kernels.pools import garbage_pool
+
+_SCALE = 0.3
+# Following this entry of a table would end the process.
+_OUTSIDE = 2**31 - 1
+_MIDDLE = 1
+# (new tokens, context length) of each sequence.
+_MIXED = ((1, 1), (1, 65), (7, 7), (33, 100), (5, 64), (1, 33))
+_HEADS = pytest.mark.parametrize(
+    "heads", [(4, 4, 8), (6, 2, 24), (9, 3, 64), (5, 1, 40)], ids=["mha", "gqa", "gqa64", "mqa"]
+)
+
+
+@pytest.fixture(scope="module", params=USABLE)
+def library(request: pytest.FixtureRequest) -> CpuLibrary:
+    return loaded(request.param)
+
+
+class Setup:
+    """A pool full of NaN in which only what a sequence may see holds numbers."""
+
+    def __init__(self, library, shapes, block_size, heads, dtype, *, window=None, groups=1, seed=0):
+        num_heads, num_kv_heads, head_dim = heads
+        generator = torch.Generator().manual_seed(seed)
+        self.block_size = block_size
+        self.window = window
+        self.contexts = np.array([context for _, context in shapes], np.int32)
+        self.starts = np.cumsum([0] + [new for new, _ in shapes]).astype(np.int32)
+        widths = -(-self.contexts // block_size)
+        self.pool = garbage_pool(int(widths.sum()) + 3, block_size, num_kv_heads, head_dim, dtype)
+        self.parts = parts_of(library, self.pool)
+        self.tables = np.full((len(shapes), int(widths.max()) + 2), _OUTSIDE, np.int32)
+        free = iter(np.random.default_rng(seed).permutation(int(widths.sum()) + 3).tolist())
+        for sequence, (num_new, context_len) in enumerate(shapes):
+            table = self.tables[sequence]
+            table[: widths[sequence]] = [next(free) for _ in range(widths[sequence])]
+            channels = torch.randn(2, context_len, num_kv_heads, head_dim, generator=generator)
+            first = 0 if window is None else max(0, context_len - num_new - window + 1)
+            positions = np.arange(first, context_len)
+            slots = table[positions // block_size].astype(np.int64) * block_size
+            slots += positions % block_size
+            for side in (0, 1):
+                self.parts.write(side, slots, channels[side, first:].contiguous())
+            table[: first // block_size] = _OUTSIDE
+        self.query = torch.randn(int(self.starts[-1]), num_heads, head_dim, generator=generator)
+        self.library = library
+
+    def run(self, query=None, starts=None, contexts=None, tables=None, num_threads=1):
+        threads = self.library.create_pool(num_threads)
+        mixed = self.parts.attend(
+            threads,
+            self.query if query is None else query,
+            query_start=self.starts if starts is None else starts,
+            context_lens=self.contexts if contexts is None else contexts,
+            block_tables=np.ascontiguousarray(self.tables if tables is None else tables),
+            scale=_SCALE,
+            window=self.window,
+        )
+        threads.close()
+        return mixed
+
+    def expected(self):
+        return paged_attention(
+            self.query,
+            self.pool.layer,
+            query_start=self.starts,
+            context_lens=self.contexts,
+            block_tables=self.tables,
+            scale=_SCALE,
+            window=self.window,
+            kv_scales=self.pool.scales,
+        )
+
+
+def parts_of(library, pool):
+    layout = pool.layout
+    arena = ArenaStruct(
+        blocks=pool.rows.data_ptr(),
+        block_bytes=layout.block_bytes,
+        payload_bytes=layout.payload_bytes_per_block,
+        block_size=layout.block_size,
+        num_kv_heads=layout.num_kv_heads,
+        head_dim=layout.head_dim,
+        dtype=KV_DTYPES[layout.dtype],
+    )
+    return CpuParts(library, arena, _MIDDLE)
+
+
+def _check(setup):
+    actual, expected = setup.run(), setup.expected()
+    assert expected.isfinite().all()
+    torch.testing.assert_close(actual, expected, atol=3e-6, rtol=3e-6)
+
+
+@_HEADS
+@pytest.mark.parametrize("dtype", KV_DTYPES, ids=str)
+@pytest.mark.parametrize("block_size", [1, 3, 16, 128])
+def test_attention_equals_its_reference(library, heads, dtype, block_size):
+    _check(Setup(library, _MIXED, block_size, heads, dtype))
+
+
+# Of itself only, smaller than a block, a tile of keys, between two, larger than any context.
+@pytest.mark.parametrize("window", [1, 6, 32, 40, 1000])
+@pytest.mark.parametrize("block_size", [1, 16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int8], ids=str)
+def test_windows_read_nothing_before_themselves(library, window, block_size, dtype):
+    _check(Setup(library, _MIXED, block_size, (6, 2, 16), dtype, window=window))
+
+
+@pytest.mark.parametrize("window", [None, 600])
+def test_contexts_longer_than_a_split(library, window):
+    shapes = ((3, 1100), (1, 1025), (1, 512), (1, 513))
+    _check(Setup(library, shapes, 16, (2, 1, 8), torch.float32, window=window))
+
+
+@pytest.mark.parametrize("num_threads", [2, 3])
+@pytest.mark.parametrize("window", [None, 600])
+def test_threads_change_no_bit(library, num_threads, window):
+    shapes = ((1, 1300), (40, 700))
+    setup = Setup(library, shapes, 16, (6, 2, 16), torch.float32, window=window)
+    assert torch.equal(setup.run(), setup.run(num_threads=num_threads))
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 64])
+@pytest.mark.parametrize("window", [None, 45])
+def test_chunks_change_no_bit(library, chunk, window):
+    num_tokens = 150
+    setup = Setup(library, ((num_tokens, num_tokens),), 16, (6, 2, 16), torch.float32)
+    setup.window = window
+    whole = setup.run()
+    for first in range(0, num_tokens, chunk):
+        end = min(num_tokens, first + chunk)
+        part = setup.run(
+            query=setup.query[first:end],
+            starts=np.array([0, end - first], np.int32),
+            contexts=np.array([end], np.int32),
+        )
+        assert torch.equal(part, whole[first:end]), f"tokens from {first}"
+
+
+def test_company_and_block_size_change_no_bit(library):
+    shapes = ((1, 90), (20, 600), (1, 33))
+    setups = {
+        block_size: Setup(library, shapes, block_size, (6, 2, 16), torch.bfloat16)
+        for block_size in (1, 16, 256)
+    }
+    together = setups[16].run()
+    for block_size, setup in setups.items():
+        assert torch.equal(setup.run(), together), f"blocks of {block_size}"
+    setup = setups[16]
+    for sequence in range(len(shapes)):
+        first, end = setup.starts[sequence : sequence + 2]
+        alone = setup.run(
+            query=setup.query[first:end],
+            starts=np.array([0, end - first], np.int32),
+            contexts=setup.contexts[sequence : sequence + 1],
+            tables=setup.tables[sequence : sequence + 1],
+            num_threads=2,
+        )
+        assert torch.equal(alone, together[first:end]), f"sequence {sequence}"
+
+
+def test_what_is_no_number_in_a_later_token_does_not_reach_an_earlier_one(library):
+    setup = Setup(library, ((40, 40),), 16, (2, 1, 8), torch.float32)
+    before = setup.run()
+    slot = setup.tables[0, 20 // 16].astype(np.int64) * 16 + 20 % 16
+    setup.parts.write(1, np.array([slot]), torch.full((1, 1, 8), torch.inf))
+    after = setup.run()
+    assert torch.equal(after[:20], before[:20])
+    assert not after[20:].isfinite().any()
+
+
+@pytest.mark.parametrize("dtype", KV_DTYPES, ids=str)
+@pytest.mark.parametrize("head_dim", [8, 24, 64])
+def test_a_written_row_is_what_the_reference_stores(library, dtype, head_dim):
+    print("seed", 5)
+    pool = garbage_pool(4, 3, 2, head_dim, dtype)
+    generator = torch.Generator().manual_seed(5)
+    channels = torch.randn(5, 2, head_dim, generator=generator) * 10.0
+    channels[1, 0] = 0.0
+    channels[2, 1, 3] = -1e-30
+    slots = np.array([0, 11, 5, 7, 2])
+    neighbours = pool.rows.clone()
+    parts_of(library, pool).write(1, slots, channels)
+    at = (torch.from_numpy(slots // 3), torch.from_numpy(slots % 3))
+    stored = pool.layer[:, 1][at]
+    if pool.scales is None:
+        assert torch.equal(stored, channels.to(dtype))
+    else:
+        expected, scales = quantise(channels, dtype)
+        assert torch.equal(stored, expected)
+        assert torch.equal(pool.scales[:, 1][at], scales)
+    # Everything else is as it was.
+    pool.layer[:, 1].view(torch.uint8)[at] = 255
+    if pool.scales is not None:
+        pool.scales.view(torch.uint8).view(4, 2, 3, -1)[:, 1][at] = 255
+    assert torch.equal(pool.rows, neighbours)
+
+
+def test_a_row_that_is_not_finite_gets_no_finite_scale(library):
+    pool = garbage_pool(1, 4, 1, 8, torch.int8)
+    channels = torch.ones(3, 1, 8)
+    channels[0, 0, 5] = torch.nan
+    channels[1, 0, 2] = torch.inf
+    parts_of(library, pool).write(0, np.arange(3), channels)
+    assert pool.scales is not None
+    assert pool.scales[0, 0, :3, 0].isfinite().tolist() == [False, False, True]
+
+
+def test_the_softmax_exponential_is_within_two_units_in_the_last_place(library):
+    x = -torch.rand(100_003, generator=torch.Generator().manual_seed(3)) * 87.0
+    x[:2] = torch.tensor([0.0, -87.0])
+    actual, exact = exp_below_one(library, x), x.double().exp()
+    unit = torch.nextafter(exact.float(), torch.tensor(torch.inf)).double() - exact.float().double()
+    assert float(((actual.double() - exact).abs() / unit).max()) <= 2.0
+    assert float(actual[0]) == 1.0
+
+
+def test_the_softmax_exponential_at_its_ends(library):
+    x = torch.tensor([-torch.inf, -1000.0, torch.nan])
+    actual = exp_below_one(library, x)
+    assert float(actual[0]) <= 2.0**-125
+    assert float(actual[1]) <= 2.0**-125
+    assert bool(actual[2].isnan())
