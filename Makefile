@@ -18,7 +18,7 @@ export OMP_WAIT_POLICY ?= passive
 
 .PHONY: help setup setup-bench up test verify fix protos protos-check bench clean \
   bench-memory paper kv-dtype long-context soak trace-audit tenant-isolation fairness planning \
-  preemption stall-free sim chaos \
+  preemption stall-free sim chaos gate test-gpu bench-gpu \
   verify-format verify-lint verify-types verify-imports verify-protos fix-format fix-lint
 
 help: ## Show this help
@@ -26,16 +26,18 @@ help: ## Show this help
 
 setup: ## Make .venv and install everything for development
 	@$(INSTALL) --extra dev
+	@python -m pageframe.kernels.cpu.build
 
 up: ## Set everything up and serve a model (MODEL=name ARGS="--block-size 32")
 	@$(INSTALL) --extra all
+	@python -m pageframe.kernels.cpu.build
 	@exec pageframe up $(if $(MODEL),--model $(MODEL)) $(ARGS)
 
 test: setup ## Set everything up and run all tests (ARGS="tests/unit -k pool")
 	@pageframe model prepare smollm2-135m-instruct >/dev/null
 	@python -m pytest $(ARGS)
 
-verify: verify-format verify-lint verify-types verify-imports verify-protos protos-check test ## What CI runs
+verify: verify-format verify-lint verify-types verify-imports verify-protos protos-check test gate ## What CI runs
 
 fix: fix-format fix-lint ## Repair what can be repaired by itself
 
@@ -73,6 +75,26 @@ protos-check: setup ## Check that the generated Python is that of the protos
 	diff -r --exclude='*.proto' --exclude=__init__.py --exclude=py.typed --exclude=__pycache__ \
 	  protos/pageframe/v1 "$$folder/pageframe/v1" >&2 \
 	  || { echo "generated code is out of date: run make protos" >&2; exit 1; }
+
+# The oldest Triton that kernels are compiled with, for one chip of each generation; the other is
+# the one in constraints.txt, for every chip.
+GATE_TRITON := 3.6.0
+
+gate: setup .venv-gate/triton-$(GATE_TRITON) ## Compile all GPU kernels for every chip and judge the code; needs no GPU
+	@python -m pageframe.kernels.gate --quiet $(GATE_ARGS)
+	@PYTHONPATH=kernels .venv-gate/bin/python -m pageframe.kernels.gate --quiet \
+	  --capability 80 --capability 90 --capability 100 $(GATE_ARGS)
+
+.venv-gate/triton-$(GATE_TRITON):
+	@python -m venv --clear .venv-gate
+	@.venv-gate/bin/python -m pip install --quiet --no-compile --disable-pip-version-check triton==$(GATE_TRITON)
+	@touch $@
+
+test-gpu: setup ## Test all kernels on this machine's GPU
+	@python -m pytest -m gpu tests/unit/kernels $(ARGS)
+
+bench-gpu: setup ## Measure all kernels on this machine's GPU (ARGS="--dry-run" without one)
+	@python -m bench.gpu $(ARGS)
 
 bench: setup ## Measure what the split into processes costs
 	@pageframe bench split $(ARGS)

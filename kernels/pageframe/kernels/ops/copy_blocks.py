@@ -16,8 +16,8 @@ def copy_blocks(arena: torch.Tensor, sources: torch.Tensor, targets: torch.Tenso
 
     Args:
         arena: uint8, shape (num_blocks, block_bytes); or any tensor with blocks in front.
-        sources: int64, shape (C,).
-        targets: int64, shape (C,), no block twice.
+        sources: int64, shape (C,), best on the CPU: the copies are planned there.
+        targets: int64, shape (C,), no block twice, alike.
 
     Raises:
         ValueError: numbers of sources and targets differ.
@@ -25,7 +25,10 @@ def copy_blocks(arena: torch.Tensor, sources: torch.Tensor, targets: torch.Tenso
     if sources.shape != targets.shape:
         raise ValueError(f"{sources.shape[0]} sources for {targets.shape[0]} targets")
     if arena.device.type != "cpu":
-        arena.index_copy_(0, targets, arena.index_select(0, sources))
+        # Late, because Triton is there only where there is a GPU.
+        from pageframe.kernels.ops.move_rows import copy_rows
+
+        copy_rows(arena, sources.cpu(), targets.cpu())
         return
     pairs = list(zip(sources.tolist(), targets.tolist(), strict=True))
     # Only what a copy would overwrite before its turn is put aside.

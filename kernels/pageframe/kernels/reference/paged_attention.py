@@ -15,6 +15,7 @@ def paged_attention(
     scale: float,
     window: int | None = None,
     kv_scales: torch.Tensor | None = None,
+    slopes: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Causal attention of new tokens over paged keys and values.
 
@@ -30,6 +31,8 @@ def paged_attention(
         scale: Multiplies scores before the softmax.
         window: A token sees itself and the ``window - 1`` positions before; None for all.
         kv_scales: shape (num_blocks, 2, block_size, num_kv_heads), or None.
+        slopes: shape (num_heads,), what scores lose per position of distance (ALiBi, arXiv
+            2108.12409); or None.
 
     Returns:
         shape (T, num_heads, head_dim), dtype of ``query``.
@@ -52,7 +55,10 @@ def paged_attention(
             )
             for head in range(query.shape[1]):
                 keys, values = seen[:, :, head // group_size].unbind(1)
-                weights = torch.softmax(keys @ query[token, head].double() * scale, dim=0)
+                scores = keys @ query[token, head].double() * scale
+                if slopes is not None:
+                    scores -= slopes[head] * torch.arange(position - start, -1, -1)
+                weights = torch.softmax(scores, dim=0)
                 output[token, head] = weights @ values
     return output
 

@@ -1,0 +1,1 @@
+"""Triton kernels: one problem per kernel, no allocation, no checks; ``ops`` does both."""
