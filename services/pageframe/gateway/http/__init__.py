@@ -1,0 +1,1 @@
+"""The gateway's HTTP door: OpenAI's API, so that existing clients need no change."""
