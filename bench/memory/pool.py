@@ -49,7 +49,7 @@ def full_memory(num_blocks: int) -> KvMemory:
     rng = np.random.default_rng(1)
     while memory.pool.num_free > _FREE_BLOCKS + CHAIN_LENGTH:
         sequence = run(memory, rng.integers(0, 50_000, NUM_TOKENS).tolist())
-        publish(memory, np.array([sequence.row], dtype=np.int32))
+        publish(memory, np.array([sequence.row], dtype=np.int64))
         memory.forget(sequence, KvCause.FINISHED)
     return memory
 
@@ -102,7 +102,7 @@ def match_and_share(num_blocks: int, rng: random.Random) -> Turn:
     memory = full_memory(num_blocks)
     tokens = [rng.randrange(50_000) for _ in range(NUM_TOKENS)]
     first = run(memory, tokens)
-    publish(memory, np.array([first.row], dtype=np.int32))
+    publish(memory, np.array([first.row], dtype=np.int64))
     memory.forget(first, KvCause.FINISHED)
 
     def turn(watch: Watch) -> int:
@@ -129,7 +129,7 @@ def publish_chain(num_blocks: int, rng: random.Random) -> Turn:
 
     def turn(watch: Watch) -> int:
         sequence = run(memory, [rng.randrange(50_000) for _ in range(NUM_TOKENS)])
-        rows = np.array([sequence.row], dtype=np.int32)
+        rows = np.array([sequence.row], dtype=np.int64)
         with watch:
             publish(memory, rows)
         memory.pool.unpublish(memory.tables.blocks_of(sequence.row), _PURPOSE)
@@ -173,7 +173,7 @@ def _copy_on_write(num_blocks: int, rng: random.Random, num_children: int) -> Tu
 
     def turn(watch: Watch) -> int:
         children = [fork(memory, parent, 2 + index, index, b"") for index in range(num_children)]
-        rows = np.array([child.row for child in children], dtype=np.int32)
+        rows = np.array([child.row for child in children], dtype=np.int64)
         with watch:
             make_writable(memory, rows, KvCause.DECODE)
         memory.transfers.take()

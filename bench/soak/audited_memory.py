@@ -35,6 +35,9 @@ _RESIZE_REASONS = {
     "QUOTA_FLOORS_EXCEED_POOL",
 }
 
+# What the step before has filled is published before a plan is looked at, refused or not.
+_BY_PUBLISHING = {KvOperation.INDEX, KvOperation.PIN}
+
 
 class AuditedMemory:
     """See the module text.
@@ -117,7 +120,7 @@ class AuditedMemory:
             self._take_failure()
         self.num_steps += 1
         if result.refusal:
-            if self._read_records():
+            if not self._read_records() <= _BY_PUBLISHING:
                 raise ViolationError(f"{result.refusal}, and yet something has changed")
             self._unregister(plan)
         else:
@@ -131,7 +134,7 @@ class AuditedMemory:
                 has_evicted=self._has_evicted,
                 now_ns=self.clock.now_ns(),
             )
-        self._end_operation()
+        self._end_operation(is_step=not result.refusal)
         return result
 
     def cancel(self, sequence_ids: list[int]) -> StepResult:
@@ -162,6 +165,7 @@ class AuditedMemory:
             contents = names_of(salt, token_ids, self.shape)
             self.kept.keep(("handle", tenant, name), Kept(tenant, contents, facts.expire_ns))
             num_tokens = facts.num_tokens
+            self._read_records()
             num_here = self._num_tokens_here(token_ids, contents)
             if not self.auditor.had_quotas and num_tokens != num_here:
                 raise ViolationError(f"{num_tokens} tokens are kept, {num_here} are here")
@@ -257,13 +261,17 @@ class AuditedMemory:
         if not self._engine.is_idle:
             raise ViolationError("sequences are known, and all were ended")
 
-    def _end_operation(self) -> None:
+    def _end_operation(self, *, is_step: bool = False) -> None:
         self.num_operations += 1
         self._leaving = set()
         self.clock.advance_ns(1)
-        self.auditor.look()
+        self.auditor.look(is_step=is_step)
 
-    def _read_records(self) -> int:
+    def _read_at_launch(self) -> None:
+        self._read_records()
+
+    def _read_records(self) -> set[KvOperation]:
+        """Enter what has happened into the books; which operations there were."""
         records = self._sink.take()
         # What a plan ends is ended before anything else.
         for sequence_id in self._leaving & self.sequences.keys() if records else ():
@@ -272,11 +280,7 @@ class AuditedMemory:
         self.seen.update(record.operation.name for record in records)
         self._has_evicted |= any(record.operation is KvOperation.EVICT for record in records)
         self.books.read(records)
-        return len(records)
-
-    def _read_at_launch(self) -> None:
-        self._read_records()
-        self.books.is_writing = False
+        return {record.operation for record in records}
 
     def _take_failure(self) -> None:
         error = self._engine.last_failure

@@ -8,7 +8,7 @@ from collections import Counter
 
 from bench.soak.bookkeeper import Bookkeeper
 from bench.soak.device import Device
-from bench.soak.entries import Block, ViolationError
+from bench.soak.entries import Block, Name, ViolationError
 from bench.soak.fingerprints import NOTHING
 from bench.soak.known import KeptPrefixes, KnownSequence
 from bench.soak.shape import Shape
@@ -42,11 +42,15 @@ class Auditor:
         self._kept = kept
         self._shape = shape
         self._num_held: Counter[str] = Counter()
+        self._awaited: list[tuple[int, Name]] = []
         self.quotas: dict[str, TenantQuota] = {}
         self.had_quotas = False
 
-    def look(self) -> None:
+    def look(self, *, is_step: bool) -> None:
         """Compare what was touched since the last look, and all counts.
+
+        Args:
+            is_step: Whether a step was made, and not refused.
 
         Raises:
             ViolationError: something differs, or is against the law.
@@ -62,9 +66,10 @@ class Auditor:
             _expect(f"the table of {sequence_id}, gone", False, sequence_id in books.tables)
         self._compare_counts()
         self._check_quotas()
-        self._check_findable()
+        self._check_findable(is_step=is_step)
         books.touched.clear()
         books.moved_tables.clear()
+        self._kept.forget_let_go()
 
     def recount(self) -> None:
         """Compare everything, and add the books up anew.
@@ -95,13 +100,20 @@ class Auditor:
         _expect("violations found by the memory itself", [], self._engine.check_integrity())
 
     def _settle_tenants(self) -> None:
+        """A block is charged to whose pin took it up, for as long as anybody holds it.
+
+        That may be somebody who has given the pin back since, within the same operation.
+        """
         pool = self._engine.memory.pool
-        for block_id in self._books.unsettled:
+        for block_id, num_given_back in self._books.unsettled.items():
             block = self._books.blocks[block_id]
             if block.state is not BlockState.HELD or not isinstance(block.name, int):
                 continue
             tenant = pool.tenants.name_of(int(pool.columns.tenant_ids[block_id]))
-            if tenant not in {kept.tenant for kept in self._kept.of_content(block.name)}:
+            tenants = {kept.tenant for kept in self._kept.of_content(block.name)}
+            if num_given_back:
+                tenants |= self._kept.let_go(block.name)
+            if tenant not in tenants:
                 raise ViolationError(f"block {block_id} is charged to {tenant}: {block}")
             self._books.settle(block_id, tenant)
         self._books.unsettled.clear()
@@ -196,20 +208,27 @@ class Auditor:
         told = self._engine.memory.num_held_by_tenant()
         _expect("held by tenant", held, {name: num for name, num in told.items() if num})
 
-    def _check_findable(self) -> None:
+    def _check_findable(self, *, is_step: bool) -> None:
         """What a step has filled can be found, in this block or in another of the same content.
 
-        Together with what is lawful for a record, no full block of a living sequence is lost to
-        others, but for a duplicate: it stays unknown when the block that is known goes.
+        At the latest when the next step is over, and before the blocks are given up. Together with
+        what is lawful for a record, no full block of a living sequence is lost to others, but for a
+        duplicate: it stays unknown when the block that is known goes.
         """
-        filled, self._books.filled = self._books.filled, []
-        if not self._shape.has_prefix_cache:
-            return
-        for sequence_id, name in filled:
-            if sequence_id in self._books.sequences and name not in self._books.found:
-                raise ViolationError(
-                    f"a block of {sequence_id} is full and cannot be found: {name}"
-                )
+        books = self._books
+        awaited = [
+            it for it in self._awaited if it[1] not in books.named and it[1] not in books.found
+        ]
+        if is_step and awaited:
+            raise ViolationError(f"full for a whole step, and not to be found: {awaited}")
+        filled = books.filled if self._shape.has_prefix_cache else []
+        self._awaited = awaited + [
+            (sequence_id, name)
+            for sequence_id, name in filled
+            if sequence_id in books.sequences and name not in books.found
+        ]
+        books.filled = []
+        books.named.clear()
 
     def _check_quotas(self) -> None:
         """Nobody grew past its ceiling, or into what the floors of others still lack.

@@ -36,12 +36,13 @@ class Bookkeeper:
         parents: Parent by child, of the forks that were asked for.
         touched: Blocks named since this was last cleared.
         moved_tables: Sequences whose table has changed since this was last cleared.
-        unsettled: Blocks that a pin took up, whose tenant is not known yet.
+        unsettled: Blocks that a pin took up, whose tenant is not known yet; and how many pins were
+            given back on them since.
         pinned: Blocks with a pin.
         num_by_state: Blocks in each state.
         num_held: Held blocks by tenant.
         filled: Sequences and names of the blocks that they filled since this was last cleared.
-        is_writing: Whether the step in progress may not have written yet.
+        named: Names that were given since this was last cleared.
         epoch: How often a scheduler took over.
         forked: Children of forks in the step in progress.
     """
@@ -60,12 +61,12 @@ class Bookkeeper:
         self.parents: dict[int, int] = {}
         self.touched: set[int] = set()
         self.moved_tables: set[int] = set()
-        self.unsettled: set[int] = set()
+        self.unsettled: dict[int, int] = {}
         self.pinned: set[int] = set()
         self.num_held: Counter[str] = Counter()
         self.num_by_state: Counter[BlockState | None] = Counter({None: num_blocks_max})
         self.filled: list[tuple[int, Name]] = []
-        self.is_writing = False
+        self.named: set[Name] = set()
         self.epoch = 0
         self._arriving: dict[int, Name] = {}
         self._private: dict[int, set[Name]] = {}
@@ -113,7 +114,6 @@ class Bookkeeper:
 
     def begin_step(self) -> None:
         """A plan comes."""
-        self.is_writing = True
         self.forked.clear()
         self._moved_blocks.clear()
         self.host.begin_step()
@@ -257,8 +257,6 @@ class Bookkeeper:
             self._turn(block_id, BlockState.FREE)
 
     def _index(self, record: Record) -> None:
-        if self.is_writing:
-            raise ViolationError(f"{record} before its step has written")
         known, size = self.sequences[record.sequence_id], self.block_size
         table = self.tables.get(record.sequence_id, Table())
         for block_id in record.block_ids:
@@ -274,6 +272,7 @@ class Bookkeeper:
                 raise ViolationError(f"{name} is in block {self.found.get(name)} before {record}")
             block.name = name
             self.found[name] = block_id
+            self.named.add(name)
 
     def _entry_of(self, record: Record, table: Table, block_id: int) -> int:
         entry = table.entry_of(block_id)
@@ -345,7 +344,7 @@ class Bookkeeper:
                 raise ViolationError(f"block {block_id} cannot be found and is pinned by {record}")
             if block.state is BlockState.CACHED:
                 block.tenant = UNSETTLED
-                self.unsettled.add(block_id)
+                self.unsettled[block_id] = 0
                 self._turn(block_id, BlockState.HELD)
             block.num_pins += 1
             self.pinned.add(block_id)
@@ -360,6 +359,8 @@ class Bookkeeper:
                 self.pinned.discard(block_id)
             if record.cause is KvCause.POOL_PRESSURE and isinstance(block.name, int):
                 self._kept.give_way(block.name)
+            elif block_id in self.unsettled:
+                self.unsettled[block_id] += 1
             self._settle_unreferenced(block_id)
 
     def _move(self, record: Record) -> None:

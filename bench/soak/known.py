@@ -167,6 +167,7 @@ class KeptPrefixes:
     def __init__(self) -> None:
         self._kept: dict[KeptName, Kept] = {}
         self._by_content: dict[int, set[KeptName]] = {}
+        self._let_go: dict[int, set[str]] = {}
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -183,6 +184,7 @@ class KeptPrefixes:
         kept = self._kept.pop(name, None)
         for content in kept.names if kept is not None else ():
             self._by_content[content].discard(name)
+            self._let_go.setdefault(content, set()).add(name[1])
             if not self._by_content[content]:
                 del self._by_content[content]
 
@@ -193,6 +195,14 @@ class KeptPrefixes:
     def of_content(self, content: int) -> list[Kept]:
         """Who keeps a block of this content."""
         return [self._kept[name] for name in sorted(self._by_content.get(content, ()))]
+
+    def let_go(self, content: int) -> set[str]:
+        """Tenants who have let go of such a block since ``forget_let_go``."""
+        return self._let_go.get(content, set())
+
+    def forget_let_go(self) -> None:
+        """An operation is over: who has let go in it can be charged for nothing any more."""
+        self._let_go.clear()
 
     def give_way(self, content: int) -> None:
         """Somebody's pin on a block of this content gave way; the records do not say whose."""

@@ -21,7 +21,6 @@ from bench.soak.shape import Shape
 from pageframe.core.plan import Announcement, Fork, Recovery, StepPlan
 from pageframe.core.replica import TenantQuota
 from pageframe.core.sampling import SamplingParams
-from pageframe.executor import engine
 from pageframe.executor.memory import (
     apply,
     giving_up,
@@ -31,12 +30,14 @@ from pageframe.executor.memory import (
     sharing,
 )
 from pageframe.executor.memory.block_columns import BlockColumns
+from pageframe.executor.memory.block_pool import BlockPool
 from pageframe.executor.memory.block_supply import BlockSupply
 from pageframe.executor.memory.block_table import BlockTables
 from pageframe.executor.memory.host_tier import HostTier
 from pageframe.executor.memory.kv_memory import KvMemory
 from pageframe.executor.memory.options import MemoryOptions
 from pageframe.executor.memory.prefix_index import PrefixIndex
+from pageframe.executor.memory.publishing import Publisher
 from pageframe.executor.memory.retention import Retentions
 from pageframe.executor.memory.transfers import Transfers
 
@@ -331,7 +332,23 @@ def publish_early(monkeypatch) -> None:
 
 def forget_to_publish(monkeypatch) -> None:
     """Full blocks stay unknown."""
-    monkeypatch.setattr(engine, "publish", lambda *_: None)
+    monkeypatch.setattr(Publisher, "catch_up", lambda *_: None)
+
+
+def publish_too_late(monkeypatch) -> None:
+    """Sequences give up their blocks before what they have filled is published."""
+    monkeypatch.setattr(Publisher, "before", lambda *_: None)
+
+
+def charge_who_pins_last(monkeypatch) -> None:
+    """A block that somebody holds already is charged to whoever pins it next."""
+    pin = BlockPool.pin
+
+    def pin_and_charge(pool, block_ids, purpose, **options) -> None:
+        pin(pool, block_ids, purpose, **options)
+        pool.columns.tenant_ids[block_ids] = purpose.tenant_id
+
+    monkeypatch.setattr(BlockPool, "pin", pin_and_charge)
 
 
 def keep_evicted_keys(monkeypatch) -> None:
@@ -417,6 +434,8 @@ def lose_a_reference(monkeypatch) -> None:
         forget_to_fork_references,
         publish_early,
         forget_to_publish,
+        publish_too_late,
+        charge_who_pins_last,
         keep_evicted_keys,
         drop_what_is_held,
         move_in_the_wrong_order,

@@ -12,6 +12,7 @@ Keys and values of new token ``t`` are written to slot ``slots[t]`` *before* att
 ``ModelRunner.move_blocks``.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -26,6 +27,10 @@ Int32Array = NDArray[np.int32]
 Int64Array = NDArray[np.int64]
 
 _NO_IDS: Int64Array = np.empty(0, dtype=np.int64)
+
+
+def _do_nothing() -> None:
+    """There is nothing else to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +80,7 @@ class StepBatch:
         step: Step number.
         num_decodes: The first ``num_decodes`` sequences have exactly one new token each and
             sample it; the others are catching up.
-        rows: int32 [S], row of each sequence in the sequence table; constant while it lives.
+        rows: [S], row of each sequence in the sequence table; constant while it lives.
         token_ids: int32 [T].
         positions: int32 [T], position of each token in its sequence, from 0.
         slots: int64 [T * G], ``block_id * block_size + offset`` of each token, in each group of
@@ -89,11 +94,13 @@ class StepBatch:
         sample_rows: int32 [K], row whose sampling state picks each of the K tokens. Several
             tokens may come from one index of ``samples``: a fork, or drafts.
         drafts: Which samples check drafts; None when none does.
+        meanwhile: Work that belongs to no step. A runner whose device computes beside Python calls
+            it between launching the step and waiting for it; others need not.
     """
 
     step: int
     num_decodes: int
-    rows: Int32Array
+    rows: NDArray[np.integer]
     token_ids: Int32Array
     positions: Int32Array
     slots: Int64Array
@@ -103,6 +110,7 @@ class StepBatch:
     samples: Int32Array
     sample_rows: Int32Array
     drafts: DraftSamples | None = None
+    meanwhile: Callable[[], None] = _do_nothing
 
     @property
     def sample_positions(self) -> Int32Array:
@@ -221,6 +229,8 @@ class ModelFacts:
         dtype: ``float32``, ``bfloat16`` or ``float16``.
         kv_dtype: The same for the pool.
         runner: ``native``, ``transformers`` or ``sim``.
+        kernels: What computes the native runner's steps on a CPU: ``fused (avx2)``, or ``torch``
+            and why; empty for others.
         window_tokens: Positions that a token sees, itself included, in every layer; 0 for all, also
             when some layers see more than others.
         group_windows: The same for each group of layers, where they differ: a block then holds the
@@ -237,6 +247,7 @@ class ModelFacts:
     dtype: str
     kv_dtype: str
     runner: str
+    kernels: str = ""
     window_tokens: int = 0
     group_windows: tuple[int, ...] = ()
 

@@ -26,7 +26,7 @@ class BatchBuilder:
         self._tables = tables
         self._sequences = sequences
         num_rows, width = tables.entries.shape
-        self._rows: Int32Array = np.zeros(num_rows, dtype=np.int32)
+        self._rows: Int64Array = np.zeros(num_rows, dtype=np.int64)
         self._num_new: Int32Array = np.zeros(num_rows, dtype=np.int32)
         self._query_start: Int32Array = np.zeros(num_rows + 1, dtype=np.int32)
         self._context_lens: Int32Array = np.zeros(num_rows, dtype=np.int32)
@@ -64,7 +64,7 @@ class BatchBuilder:
         drafts = None
         if applied.drafts:
             samples, drafts = self._with_drafts(rows, context_lens, samples)
-        sample_rows = rows[samples]
+        sample_rows: Int32Array = rows[samples].astype(np.int32)
         if applied.forks:
             samples, sample_rows = _with_forks(rows, samples, applied)
             drafts = drafts and drafts.pad(len(samples))
@@ -84,7 +84,7 @@ class BatchBuilder:
         )
 
     def _with_drafts(
-        self, rows: Int32Array, context_lens: Int32Array, samples: Int32Array
+        self, rows: Int64Array, context_lens: Int32Array, samples: Int32Array
     ) -> tuple[Int32Array, DraftSamples]:
         """Sample once more for each token that is computed and not known."""
         num_drafts = context_lens[samples] - self._sequences.num_tokens[rows[samples]]
@@ -99,7 +99,7 @@ class BatchBuilder:
         expected[is_led] = self._sequences.tokens[rows[samples[is_led]], positions[is_led]]
         return samples, DraftSamples(num_behind, expected)
 
-    def _lay_out(self, rows: Int32Array, num_new: Int32Array, query_start: Int32Array) -> None:
+    def _lay_out(self, rows: Int64Array, num_new: Int32Array, query_start: Int32Array) -> None:
         """Fill tokens, positions and slots of all spans."""
         num_tokens = int(query_start[-1])
         block_size = self._tables.block_size
@@ -121,7 +121,7 @@ class BatchBuilder:
 
 
 def _with_forks(
-    rows: Int32Array, samples: Int32Array, applied: AppliedStep
+    rows: Int64Array, samples: Int32Array, applied: AppliedStep
 ) -> tuple[Int32Array, Int32Array]:
     """Let each child sample from its parent's logits, with its own row's sampling state."""
     index_of = {row: index for index, row in enumerate(rows.tolist())}
@@ -129,4 +129,5 @@ def _with_forks(
         [index_of[parent.row] for parent, _ in applied.forks], dtype=np.int32
     )
     children: Int32Array = np.array([child.row for _, child in applied.forks], dtype=np.int32)
-    return np.concatenate([samples, parents]), np.concatenate([rows[samples], children])
+    sample_rows: Int32Array = rows[samples].astype(np.int32)
+    return np.concatenate([samples, parents]), np.concatenate([sample_rows, children])

@@ -27,5 +27,5 @@ def describe(
         kv_dtype=facts.kv_dtype,
         runner=facts.runner,
         num_host_blocks=memory.host.num_slots,
-        num_kv_groups=memory.options.num_groups,
+        kv_group_windows=memory.options.windows,
     )

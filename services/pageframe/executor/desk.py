@@ -5,14 +5,14 @@ change it here. One thread calls everything, the same that runs the steps, so ev
 a step boundary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pageframe.core.clock import Clock
 from pageframe.core.errors import OutOfRangeError, ResourceExhaustedError
-from pageframe.core.replica import TenantQuota
+from pageframe.core.replica import TenantQuota, fitting_quotas
 from pageframe.core.trace import KvCause
 from pageframe.executor.batch import ModelRunner
 from pageframe.executor.memory.block_keys import BlockKey
@@ -54,16 +54,26 @@ class MemoryDesk:
         memory: KV memory.
         runner: Holds the bytes.
         clock: Tells when retentions expire.
+        catch_up: Called before anything that looks at memory or changes it.
 
     Attributes:
         num_quota_changes: How often an operator has set a quota.
     """
 
-    def __init__(self, memory: KvMemory, runner: ModelRunner, clock: Clock) -> None:
+    def __init__(
+        self,
+        memory: KvMemory,
+        runner: ModelRunner,
+        clock: Clock,
+        catch_up: Callable[[], None],
+    ) -> None:
         self._memory = memory
         self._runner = runner
         self._clock = clock
+        self._catch_up = catch_up
         self.num_quota_changes = 0
+        # As they were asked for; a pool that is too small for all floors holds smaller ones.
+        self._quotas_wanted: dict[str, TenantQuota] = {}
 
     @property
     def next_due_ns(self) -> int:
@@ -72,6 +82,7 @@ class MemoryDesk:
 
     def pass_time(self) -> bool:
         """Let go of what has expired and demote what is idle; whether anything changed."""
+        self._catch_up()
         self._memory.pool.current_step = 0
         has_changed = pass_time(self._memory, self._clock.now_ns())
         self._move_now()
@@ -79,6 +90,7 @@ class MemoryDesk:
 
     def snapshot(self) -> MemorySnapshot:
         """The pool as it stands; walks it."""
+        self._catch_up()
         memory, columns = self._memory, self._memory.pool.columns
         end, host = memory.pool.num_blocks, memory.host
         held = memory.num_held_by_tenant()
@@ -108,6 +120,7 @@ class MemoryDesk:
         Raises:
             OutOfRangeError: BLOCK_UNKNOWN.
         """
+        self._catch_up()
         memory = self._memory
         if not 0 <= block_id < memory.pool.num_blocks:
             raise OutOfRangeError(
@@ -155,6 +168,7 @@ class MemoryDesk:
             ResourceExhaustedError: RETENTIONS_FULL; QUOTA_EXCEEDED when the tenant's quota leaves
                 no room for a single one of the blocks that are here.
         """
+        self._catch_up()
         memory = self._memory
         memory.pool.current_step = 0
         expire_ns = memory.retentions.handle_expire_ns(now_ns=now_ns, ttl_ns=ttl_ns)
@@ -182,6 +196,7 @@ class MemoryDesk:
         Raises:
             NotFoundError: HANDLE_UNKNOWN; also for a handle of another tenant.
         """
+        self._catch_up()
         self._memory.pool.current_step = 0
         release_handle(self._memory, tenant=tenant, name=name)
 
@@ -194,12 +209,21 @@ class MemoryDesk:
         """
         memory = self._memory
         memory.quotas.set(quota, memory.pool.num_blocks)
+        self._quotas_wanted[quota.tenant] = quota
         self.num_quota_changes += 1
         return memory.num_held_by_tenant().get(quota.tenant, 0)
 
     def replace_quotas(self, quotas: Sequence[TenantQuota]) -> None:
-        """Bound all tenants anew, as a scheduler's hello asks; errors as for ``set_quota``."""
-        self._memory.quotas.replace(quotas, self._memory.pool.num_blocks)
+        """Bound all tenants anew, as a scheduler's hello asks.
+
+        Floors that are too much for the pool are cut, see ``fitting_quotas``, and grow again with
+        it: a scheduler that comes back must not be locked out because the pool has shrunk.
+
+        Raises:
+            InvalidRequestError: as ``Quotas.replace`` says; nothing was changed.
+        """
+        self._adopt_quotas(quotas, self._memory.pool.num_blocks)
+        self._quotas_wanted = {quota.tenant: quota for quota in quotas}
 
     def resize(self, num_blocks: int) -> ResizeOutcome:
         """Shrink or grow the pool.
@@ -210,6 +234,7 @@ class MemoryDesk:
         """
         memory = self._memory
         check_resize(memory, num_blocks)
+        self._catch_up()
         memory.pool.current_step = 0
         num_moved = 0
         if num_blocks < memory.pool.num_blocks:
@@ -219,10 +244,12 @@ class MemoryDesk:
             num_moved = len(sources)
         self._runner.resize_pool(num_blocks)
         set_size(memory.pool, num_blocks, Purpose(KvCause.RESIZE))
+        self._adopt_quotas(self._quotas_wanted.values(), num_blocks)
         return ResizeOutcome(account=memory.account(), num_blocks_moved=num_moved)
 
     def export_block(self, key: BlockKey) -> bytes | None:
         """The bytes of a block by its key, from the device or the host tier; None if not here."""
+        self._catch_up()
         block_id = self._memory.pool.index.block_of(key)
         if block_id != NO_BLOCK:
             return self._runner.read_block(block_id)
@@ -236,6 +263,7 @@ class MemoryDesk:
         From there it is promoted like anything else, so a disk or a remote tier
         (``host_tier.BlockStore``) need not know the device.
         """
+        self._catch_up()
         host = self._memory.host
         if key in host or self._memory.pool.index.block_of(key) != NO_BLOCK:
             return True
@@ -250,6 +278,9 @@ class MemoryDesk:
             raise
         host.finish_transfer(key)
         return True
+
+    def _adopt_quotas(self, quotas: Iterable[TenantQuota], num_blocks: int) -> None:
+        self._memory.quotas.replace(fitting_quotas(quotas, num_blocks), num_blocks)
 
     def _move_now(self) -> None:
         moves = self._memory.transfers.take()

@@ -253,7 +253,7 @@ class Drafting:
         is_free = ~memory.sequences.is_steered[rows]
         if busy:
             is_free &= ~np.isin(rows, list(busy))
-        free: Int32Array = rows[is_free]
+        free: Int32Array = rows[is_free].astype(np.int32)
         return free
 
     def _get_drafter(self) -> Drafter:

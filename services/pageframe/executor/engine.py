@@ -1,7 +1,7 @@
 """One step after another: apply a plan, run the model over it, take in what it sampled.
 
     plan ─▶ apply ─▶ admit / release rows ─▶ build batch ─▶ move blocks, execute
-                                                            ─▶ publish, append, finish ─▶ result
+                                                            ─▶ append, finish ─▶ result
 
 One thread calls everything here. What a step costs grows with what changed in it: the sequences
 that merely go on are handled by array instructions, however many they are. A failure of the model
@@ -32,7 +32,7 @@ from pageframe.executor.memory.eviction import EvictionPolicy
 from pageframe.executor.memory.giving_up import fail_transfers, leave_window
 from pageframe.executor.memory.integrity import NO_BLOCK, Violation, check_integrity
 from pageframe.executor.memory.options import MemoryOptions, StepBounds
-from pageframe.executor.memory.publishing import publish
+from pageframe.executor.memory.publishing import Publisher
 from pageframe.executor.memory.retaining import (
     SessionTimes,
     finish_transfers,
@@ -46,6 +46,7 @@ from pageframe.executor.reporting import (
     report_candidates,
     report_computed,
     report_error,
+    report_sampled,
     without_candidates,
 )
 
@@ -85,6 +86,7 @@ class StepEngine:
         on_launch: Called in each step that runs, just before the model does.
         desk: Everything that may be asked of KV memory between steps.
         memory: KV memory; read only for others.
+        publisher: Enters full blocks into the prefix index; memory is behind until it catches up.
         last_failure: What the runner last failed with, or None.
 
     Raises:
@@ -131,7 +133,8 @@ class StepEngine:
             trace=trace,
             eviction=eviction,
         )
-        self.desk = MemoryDesk(self.memory, runner, clock)
+        self.publisher = Publisher(self.memory)
+        self.desk = MemoryDesk(self.memory, runner, clock, self.publisher.catch_up)
         self._session_times = session_times
         self._broken_ids: list[int] = []
         self._runner = runner
@@ -182,6 +185,7 @@ class StepEngine:
         runner does not raise: the sequences of the batch end with ``FinishReason.ERROR``.
         """
         start_ns = self._clock.now_ns()
+        self.publisher.before(plan)
         applied = apply(self.memory, plan, self._bounds)
         result = applied.result
         if result.refusal:
@@ -210,6 +214,7 @@ class StepEngine:
 
     def cancel(self, sequence_ids: Iterable[int]) -> StepResult:
         """End sequences between steps, in whatever state; ids that are not known are ignored."""
+        self.publisher.catch_up()
         self.memory.pool.current_step = 0
         result = StepResult(step=0)
         for sequence_id in sequence_ids:
@@ -222,6 +227,7 @@ class StepEngine:
 
     def reset(self) -> None:
         """Forget all sequences and release their blocks, for a new scheduler epoch."""
+        self.publisher.catch_up()
         rows = self.memory.sequences.running_rows().tolist()
         self.memory.reset()
         self._drafting.reset()
@@ -289,7 +295,9 @@ class StepEngine:
         """Move blocks and run the batch; None when the runner failed."""
         memory, moves = self.memory, self.memory.transfers.take()
         if moves is None and not len(batch.rows):
+            self.publisher.catch_up()
             return _empty_output()
+        batch.meanwhile = self.publisher.catch_up
         memory.pool.launch(batch.step)
         self.on_launch()
         try:
@@ -300,9 +308,11 @@ class StepEngine:
             assert num_tokens == num_samples, f"{num_tokens} tokens for {num_samples} samples"
         except Exception as error:
             self._note_failure(batch.step, error)
+            self.publisher.catch_up()
             memory.pool.complete(batch.step)
             fail_transfers(memory)
             return None
+        self.publisher.catch_up()
         memory.pool.complete(batch.step)
         finish_transfers(memory)
         return output
@@ -336,22 +346,14 @@ class StepEngine:
             self._drafting.settle(applied, batch)
         for parent, child in applied.forks:
             sequences.num_computed[child.row] = sequences.num_computed[parent.row]
-        publish(self.memory, batch.rows)
-        for parent, child in applied.forks:
-            sequences.num_published[child.row] = sequences.num_published[parent.row]
+        self.publisher.note_step()
         leave_window(self.memory, batch.rows)
         rows, positions, token_ids = batch.sample_rows, batch.sample_positions, output.token_ids
         sequences.put_tokens(rows, positions, token_ids)
         reasons = self._finish_rules.reasons(rows, positions + 1, token_ids)
-        # Failed sequences may stand there already: positions of log-probabilities move behind them.
-        num_before = len(result.sampled_ids)
-        result.sampled_ids += sequences.sequence_ids[rows].tolist()
-        result.token_ids += token_ids.tolist()
-        result.finish_reasons += reasons.tolist()
-        result.logprobs = {num_before + k: logprob for k, logprob in output.logprobs.items()}
-        for row, logprobs in output.prompt_logprobs.items():
-            result.prompt_logprobs[int(sequences.sequence_ids[row])] = logprobs
+        report_sampled(sequences, batch, output, reasons, result)
         for row in rows[reasons != FinishReason.NONE].tolist():
+            self.publisher.catch_up()
             sequence = sequences.at_row(row)
             if sequence.session_id and self._session_times.ttl_ns:
                 self._keep_session(sequence)
@@ -372,6 +374,7 @@ class StepEngine:
             report_error(result, sequence.sequence_id)
 
     def _end(self, sequence: Sequence, cause: KvCause, result: StepResult) -> None:
+        self.publisher.catch_up()
         row = sequence.row
         result.accounts[sequence.sequence_id] = self.memory.forget(sequence, cause)
         if row != NO_ROW:

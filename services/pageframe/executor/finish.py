@@ -47,12 +47,12 @@ class FinishRules:
         self._num_tokens_max[row] = min(num_max, self._max_model_len)
 
     def reasons(
-        self, rows: Int32Array, num_tokens: Int32Array, token_ids: Int32Array
+        self, rows: NDArray[np.integer], num_tokens: Int32Array, token_ids: Int32Array
     ) -> NDArray[np.uint8]:
         """``FinishReason`` of each row: uint8 [n].
 
         Args:
-            rows: int32 [n], rows that got a token.
+            rows: [n], rows that got a token.
             num_tokens: int32 [n], their known tokens, the new one included.
             token_ids: int32 [n], the new tokens.
         """
@@ -63,7 +63,7 @@ class FinishRules:
         reasons[has_stopped] = FinishReason.STOP
         return reasons
 
-    def num_tokens_left(self, rows: Int32Array, num_tokens: Int32Array) -> Int32Array:
+    def num_tokens_left(self, rows: NDArray[np.integer], num_tokens: Int32Array) -> Int32Array:
         """How many more tokens each of ``rows`` can get that has ``num_tokens``: int32 [n]."""
         num_left: Int32Array = self._num_tokens_max[rows] - num_tokens
         return num_left

@@ -37,6 +37,24 @@ def report_error(result: StepResult, sequence_id: int, reason: str = "") -> None
     result.finish_reasons.append(FinishReason.ERROR)
 
 
+def report_sampled(
+    sequences: SequenceTable,
+    batch: StepBatch,
+    output: StepOutput,
+    reasons: NDArray[np.uint8],
+    result: StepResult,
+) -> None:
+    """Say who got which token, and whether it ended there; ``reasons`` are uint8 [K]."""
+    # Failed sequences may stand there already: positions of log-probabilities move behind them.
+    num_before = len(result.sampled_ids)
+    result.sampled_ids += sequences.sequence_ids[batch.sample_rows].tolist()
+    result.token_ids += output.token_ids.tolist()
+    result.finish_reasons += reasons.tolist()
+    result.logprobs = {num_before + k: logprob for k, logprob in output.logprobs.items()}
+    for row, logprobs in output.prompt_logprobs.items():
+        result.prompt_logprobs[int(sequences.sequence_ids[row])] = logprobs
+
+
 def report_candidates(
     sequences: SequenceTable, batch: StepBatch, output: StepOutput, result: StepResult
 ) -> None:

@@ -98,7 +98,10 @@ class ExecutorServicer(executor_service_pb2_grpc.ExecutorServiceServicer):
             self._part(connection)
             raise
         _log.info("scheduler_connected", scheduler=hello.scheduler_id, epoch=hello.epoch)
-        connection.outbox.put_nowait(
+        num_floor_blocks = sum(quota.floor_blocks for quota in quotas)
+        if num_floor_blocks > pool.total:
+            _log.warning("floors_cut", num_floor_blocks=num_floor_blocks, num_blocks=pool.total)
+        connection.greet(
             pb.RunResponse(
                 hello=pb.ExecutorHello(
                     replica=replica,
@@ -167,6 +170,14 @@ class _Connection:
         self.session = Session(self._deliver)
         self._loop = asyncio.get_running_loop()
         self._end: Exception | None = None
+        # What the step thread told before the hello was answered; None behind that.
+        self._early: list[pb.RunResponse] | None = []
+
+    def greet(self, hello: pb.RunResponse) -> None:
+        """Answer the hello; what happened to the pool since then follows it."""
+        for response in (hello, *(self._early or ())):
+            self.outbox.put_nowait(response)
+        self._early = None
 
     def end(self, error: Exception | None) -> None:
         """Close the stream, with an error or without."""
@@ -191,7 +202,10 @@ class _Connection:
             response = pb.RunResponse(refusal=refusal_to_proto(result, last_applied_step))
         else:
             response = pb.RunResponse(result=result_to_proto(result))
-        self.outbox.put_nowait(response)
+        if self._early is None:
+            self.outbox.put_nowait(response)
+        else:
+            self._early.append(response)
 
 
 _END = pb.RunResponse()

@@ -1,7 +1,8 @@
 """An engine over a tiny pool and a fake runner, under plans written out by hand.
 
-After every step the law is recomputed, and every running table is read back: what lies in its
-blocks must be the tokens of its sequence, whatever was shared, copied, moved or swapped before.
+After every step full blocks are published, unless the engine may do that when it pleases. Then the
+law is recomputed, and every running table is read back: what lies in its blocks must be the tokens
+of its sequence, whatever was shared, copied, moved or swapped before.
 """
 
 from collections.abc import Sequence
@@ -57,6 +58,7 @@ class SmallEngine:
         num_rows: int = 4,
         window_tokens: int = 0,
         is_checked: bool = True,
+        is_prompt: bool = True,
         **options,
     ) -> None:
         self.runner = FakeRunner()
@@ -64,6 +66,7 @@ class SmallEngine:
         self.sink = RecordingSink()
         self.clock = ManualClock(1_000)
         self.is_checked = is_checked
+        self.is_prompt = is_prompt
         self.engine = StepEngine(
             self.runner,
             num_blocks=num_blocks,
@@ -93,6 +96,8 @@ class SmallEngine:
         builds_on = changes.pop("builds_on", self.memory.last_applied_step)
         result = self.engine.step(StepPlan(step=step, builds_on=builds_on, **changes))
         self.results.append(result)
+        if self.is_prompt:
+            self.engine.publisher.catch_up()
         if self.is_checked:
             self.check()
         return result

@@ -176,6 +176,23 @@ class TestQuotas:
         small.desk.replace_quotas([TenantQuota(tenant="u", floor_blocks=2)])
         assert [quota.tenant for quota in small.memory.quotas] == ["u"]
 
+    def test_a_hello_is_let_in_whose_floors_a_shrunk_pool_cannot_hold(self):
+        small = SmallEngine(num_blocks=8, num_blocks_max=16)
+        floors = [
+            TenantQuota(tenant="t", floor_blocks=4, ceiling_blocks=4),
+            TenantQuota(tenant="u", floor_blocks=2),
+        ]
+        small.desk.replace_quotas(floors)
+        small.desk.replace_quotas([])
+        small.desk.resize(3)
+        small.desk.replace_quotas(floors)
+        assert dict(small.memory.quotas.floors()) == {"t": 2, "u": 1}
+        assert small.memory.quotas.quota_of("t").ceiling_blocks == 4
+        # They grow with the pool, but for those that an operator has set since.
+        small.desk.set_quota(TenantQuota(tenant="u", floor_blocks=0))
+        small.desk.resize(8)
+        assert dict(small.memory.quotas.floors()) == {"t": 4}
+
 
 class TestBlocksInAndOut:
     def test_a_block_is_exported_from_the_device_and_from_the_host(self):

@@ -8,7 +8,9 @@ import pytest
 
 from pageframe.core.clock import SystemClock
 from pageframe.core.plan import Announcement, Entries, StepPlan
+from pageframe.core.replica import PoolAccount
 from pageframe.core.sampling import SamplingParams
+from pageframe.core.step import StepResult
 from pageframe.core.trace import NullTraceSink
 from pageframe.executor import servicer
 from pageframe.executor.engine import StepEngine
@@ -56,6 +58,24 @@ def test_hello_is_answered_with_what_is_served_over_a_pool_taken_over(run):
         assert pool_from_proto(hello.pool).total == 4
         assert hello.pool_incarnation == INCARNATION
         assert house.engine.calls == ["reset"]
+
+    run(scenario)
+
+
+def test_a_pool_that_changes_while_a_hello_is_answered_is_told_behind_it(run, monkeypatch):
+    async def scenario(house):
+        take_over = house.steps.take_over
+
+        async def take_over_and_resize(session, quotas):
+            pool = await take_over(session, quotas)
+            session.deliver(StepResult(step=0, account=PoolAccount(total=3, free=3)), 0)
+            await asyncio.sleep(0)
+            return pool
+
+        monkeypatch.setattr(house.steps, "take_over", take_over_and_resize)
+        peer = await house.greet()
+        assert pool_from_proto((await peer.hear()).hello.pool).total == 4
+        assert pool_from_proto((await peer.hear()).result.pool).total == 3
 
     run(scenario)
 

@@ -70,6 +70,14 @@ class TestForecast:
 
 
 class TestVictims:
+    def test_those_that_a_plan_is_certain_of_go_though_everything_fits_and_no_others_do(self):
+        small = SmallEngine(num_blocks=8)
+        running(small, (1, "t", 4), (2, "t", 4), (3, "t", 4))
+        victims = offered(3, 2)
+        victims.num_certain = 1
+        result = small.step(victims=victims)
+        assert (result.refusal, result.preempted_ids, result.sampled_ids) == ("", [3], [1, 2])
+
     def test_a_victim_whose_blocks_are_all_shared_does_not_help_and_the_next_is_taken(self):
         small = SmallEngine(num_blocks=5)
         small.step(

@@ -300,7 +300,7 @@ def test_a_batch_has_a_slot_of_each_token_in_each_group():
 
 def test_a_snapshot_says_whose_layers_a_block_holds():
     house = Grouped(num_blocks=8)
-    desk = MemoryDesk(house.memory, None, ManualClock())
+    desk = MemoryDesk(house.memory, None, ManualClock(), lambda: None)
     house.cache(TWELVE[:5])
     house.start(1, [50, 51])
     # Block 0 and 1 can be found; the two of the second sequence are in its table alone.
@@ -314,7 +314,7 @@ def test_a_snapshot_says_whose_layers_a_block_holds():
 def test_one_group_of_layers_is_not_worth_a_column():
     house = Grouped(group_windows=(6,))
     house.start(1, TEN)
-    desk = MemoryDesk(house.memory, None, ManualClock())
+    desk = MemoryDesk(house.memory, None, ManualClock(), lambda: None)
     assert len(desk.snapshot().kv_groups) == desk.explain(1).kv_group == 0
 
 

@@ -18,7 +18,7 @@ from pageframe.core.plan import Announcement, Entries, Fork, StepPlan
 from pageframe.core.step import RefusedBecause, SequenceAccount, StepResult
 from pageframe.core.trace import KvCause
 from pageframe.core.units import ceil_div
-from pageframe.executor.batch import Int32Array
+from pageframe.executor.batch import Int64Array
 from pageframe.executor.memory.announcing import know, why_never
 from pageframe.executor.memory.block_columns import BlockState
 from pageframe.executor.memory.branching import Branched, branch
@@ -39,7 +39,7 @@ from pageframe.executor.memory.yielding import make_room_below_ceiling, num_yiel
 STEP_OUT_OF_ORDER = "STEP_OUT_OF_ORDER"
 BRANCH_OUT_OF_RANGE = "BRANCH_OUT_OF_RANGE"
 
-_NO_ROWS: Int32Array = np.empty(0, dtype=np.int32)
+_NO_ROWS: Int64Array = np.empty(0, dtype=np.int64)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -48,7 +48,7 @@ class AppliedStep:
 
     Attributes:
         result: Filled with all that is known before the step runs.
-        decode_rows: int32 [D], caught-up sequences, in join order.
+        decode_rows: int64 [D], caught-up sequences, in join order.
         chunks: Tokens to compute, by row, of those that are catching up.
         named_rows: Rows that ran because an entry of ``must`` or ``may`` names them.
         vacated_rows: Rows given up, before any was given out again.
@@ -60,7 +60,7 @@ class AppliedStep:
     """
 
     result: StepResult
-    decode_rows: Int32Array = field(default_factory=lambda: _NO_ROWS)
+    decode_rows: Int64Array = field(default_factory=lambda: _NO_ROWS)
     chunks: dict[int, int] = field(default_factory=dict)
     named_rows: set[int] = field(default_factory=set)
     vacated_rows: list[int] = field(default_factory=list)
@@ -177,14 +177,14 @@ def _run_must(memory: KvMemory, choice: Choice, applied: AppliedStep) -> None:
     memory.cover_next(applied.decode_rows)
     for row, num_tokens in choice.chunks.items():
         if choice.has_writers:
-            make_writable(memory, np.array([row], dtype=np.int32), KvCause.PREFILL)
+            make_writable(memory, np.array([row], dtype=np.int64), KvCause.PREFILL)
         memory.cover(row, int(memory.sequences.num_computed[row]) + num_tokens)
 
 
 def _branch(memory: KvMemory, choice: Choice, applied: AppliedStep) -> None:
     """Whoever branches has one token to compute, as the decodes have."""
     branched = branch(memory, choice.families.values())
-    rows: Int32Array = np.array(branched.rows, dtype=np.int32)
+    rows: Int64Array = np.array(branched.rows, dtype=np.int64)
     applied.decode_rows = np.concatenate([choice.decode_rows, rows])
     applied.branched = branched
     for parent_id, row, account in branched.ended:
@@ -245,7 +245,7 @@ def _try_entry(
 
 def _grow(memory: KvMemory, sequence: Sequence, end: int, *, is_new: bool) -> RefusedBecause | None:
     """Give a running sequence what it lacks to hold ``end`` tokens."""
-    row: Int32Array = np.array([sequence.row], dtype=np.int32)
+    row: Int64Array = np.array([sequence.row], dtype=np.int64)
     num_copies_max = memory.options.num_groups if is_new else 0
     num_blocks = memory.tables.num_missing(sequence.row, end) + num_copies_max
     refused = _obstacle(memory, sequence, num_blocks)
@@ -313,7 +313,7 @@ def _try_admission(
         memory.fetch(sequence, match)
         return RefusedBecause.PROMOTING, 0
     memory.seat(sequence, match)
-    make_writable(memory, np.array([sequence.row], dtype=np.int32), KvCause.PREFILL)
+    make_writable(memory, np.array([sequence.row], dtype=np.int64), KvCause.PREFILL)
     memory.cover(sequence.row, end)
     applied.admitted.append(sequence)
     applied.chunks[sequence.row] = end - match.num_tokens

@@ -23,6 +23,7 @@ chain itself is vLLM's prefix caching.
 """
 
 import hashlib
+from functools import cache
 from typing import Final
 
 from pageframe.executor.batch import Int32Array
@@ -55,6 +56,15 @@ _ROOT_DOMAIN = _field(_DOMAIN, b"kv root")
 _PRIVATE_DOMAIN = _field(_DOMAIN, b"kv private")
 # All of a block's message up to its parent's key, which always has the same length.
 _BLOCK_PREFIX = _field(_DOMAIN, b"kv block") + _field(_BYTES, bytes(KEY_BYTES))[:-KEY_BYTES]
+# A hash that has read this far. To copy it takes an eighth less time than to begin a new one.
+_begin_block = hashlib.sha256(_BLOCK_PREFIX).copy
+
+
+@cache
+def _tokens_header(num_bytes: int) -> bytes:
+    """What stands before the tokens of a block; there is one size of blocks in a process."""
+    assert num_bytes % TOKEN_BYTES == 0, f"tokens in {num_bytes} bytes"
+    return _BYTES + num_bytes.to_bytes(4, "little")
 
 
 def chain_root(
@@ -99,10 +109,9 @@ def child_key(parent: BlockKey, token_ids: bytes) -> BlockKey:
         token_ids: The block's tokens, little-endian int32, ``4 * block_size`` bytes.
     """
     assert len(parent) == KEY_BYTES, f"a key of {len(parent)} bytes"
-    num_bytes = len(token_ids)
-    assert num_bytes % TOKEN_BYTES == 0, f"tokens in {num_bytes} bytes"
-    header = _BYTES + num_bytes.to_bytes(4, "little")
-    return hashlib.sha256(_BLOCK_PREFIX + parent + header + token_ids).digest()
+    block = _begin_block()
+    block.update(parent + _tokens_header(len(token_ids)) + token_ids)
+    return block.digest()
 
 
 def chain_keys(parent: BlockKey, token_ids: Int32Array, block_size: int) -> list[BlockKey]:
@@ -117,13 +126,13 @@ def chain_keys(parent: BlockKey, token_ids: Int32Array, block_size: int) -> list
     assert len(parent) == KEY_BYTES, f"a key of {len(parent)} bytes"
     data = token_bytes(token_ids)
     stride = TOKEN_BYTES * block_size
-    header = _BYTES + stride.to_bytes(4, "little")
-    sha256 = hashlib.sha256
+    header = _tokens_header(stride)
     keys = []
-    # The same message as in ``child_key``, whose parts that do not change are made once.
+    # The same message as in ``child_key``, without a call for each block.
     for start in range(0, len(data) - stride + 1, stride):
-        tokens = data[start : start + stride]
-        parent = sha256(_BLOCK_PREFIX + parent + header + tokens).digest()
+        block = _begin_block()
+        block.update(parent + header + data[start : start + stride])
+        parent = block.digest()
         keys.append(parent)
     return keys
 

@@ -10,6 +10,7 @@ the records rebuilds the pool.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import compress
 
 import numpy as np
 from numpy.typing import NDArray
@@ -240,7 +241,7 @@ class BlockPool:
         token_ids: Sequence[bytes],
         depths: NDArray[np.integer],
         groups: int | NDArray[np.integer] | None = None,
-    ) -> list[bool]:
+    ) -> list[int]:
         """Enter held blocks into the prefix index; record it with ``record_published``.
 
         Blocks that are in it already, or not held, and those whose content another block has, are
@@ -255,23 +256,20 @@ class BlockPool:
             groups: Whose layers they hold, all of them or [n]; None where there is one group.
 
         Returns:
-            Which of them were entered.
+            Those that were entered, in order.
         """
-        columns, index = self.columns, self.index
-        block_ids = _as_index(block_ids)
+        columns, block_ids = self.columns, _as_index(block_ids)
         columns.depths[block_ids] = depths
         if groups is not None:
             columns.groups[block_ids] = groups
-        # A block in quarantine may still stand in the table of a sequence that is about to end.
-        is_held = columns.states[block_ids] == _HELD
-        is_known = (index.is_indexed[block_ids] | ~is_held).tolist()
-        add = index.add
-        return [
-            not known and add(block_id, key, parent, tokens)
-            for block_id, known, key, parent, tokens in zip(
-                block_ids.tolist(), is_known, keys, parents, token_ids, strict=True
+        entered = block_ids.tolist()
+        if columns.num_by_state[BlockState.QUARANTINED]:
+            # One that was lost may still stand in the table of a sequence that is about to end.
+            is_held = (columns.states[block_ids] == _HELD).tolist()
+            entered, keys, parents, token_ids = (
+                list(compress(column, is_held)) for column in (entered, keys, parents, token_ids)
             )
-        ]
+        return self.index.add_each(entered, keys, parents, token_ids)
 
     def record_published(self, block_ids: Sequence[int], purpose: Purpose) -> None:
         """Record that blocks were entered into the index, one record for many."""

@@ -91,11 +91,13 @@ class BlockTables:
         num_blocks = ceil_div(num_tokens, self.block_size) * self.num_groups
         return max(0, num_blocks - int(self.num_blocks[row]))
 
-    def rows_at_boundary(self, rows: Int32Array, num_computed: Int32Array) -> Int32Array:
+    def rows_at_boundary(
+        self, rows: NDArray[np.integer], num_computed: Int32Array
+    ) -> NDArray[np.integer]:
         """Those of ``rows`` whose next token lies behind their last block.
 
         Args:
-            rows: int32 [n].
+            rows: [n].
             num_computed: int32 [num_rows], computed tokens of every row.
         """
         num_blocks = self.num_blocks[rows]

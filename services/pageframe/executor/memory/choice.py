@@ -1,8 +1,9 @@
 """What of a plan must run, and who gives way for it: decided on numbers alone.
 
-Nothing is changed here, so a refused plan has changed nothing. Victims are taken in order, and only
-until what must run fits into the pool and into every tenant's quota; under sharing, that needs the
-reference counts as they would be, which ``Forecast`` keeps.
+Nothing is changed here, so a refused plan has changed nothing. Victims are taken in order: those
+that the plan is certain of, then others only until what must run fits into the pool and into every
+tenant's quota; under sharing, that needs the reference counts as they would be, which ``Forecast``
+keeps.
 """
 
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from pageframe.core.plan import Entries, Recovery, StepPlan
-from pageframe.executor.batch import Int32Array
+from pageframe.executor.batch import Int32Array, Int64Array
 from pageframe.executor.memory.branching import Family, find_families
 from pageframe.executor.memory.giving_up import whole_depths
 from pageframe.executor.memory.kv_memory import KvMemory
@@ -24,16 +25,17 @@ MUST_DOES_NOT_FIT = "MUST_DOES_NOT_FIT"
 STEP_TOKENS_EXCEEDED = "STEP_TOKENS_EXCEEDED"
 ROWS_EXCEEDED = "ROWS_EXCEEDED"
 
-_NO_ROWS: Int32Array = np.empty(0, dtype=np.int32)
+_NO_ROWS: Int64Array = np.empty(0, dtype=np.int64)
 
 
 @dataclass(frozen=True, slots=True)
 class Victim:
-    """A running sequence that gives way."""
+    """A running sequence that gives way; ``is_certain`` if it does whatever fits."""
 
     sequence: Sequence
     recovery: Recovery
     num_tail_blocks: int
+    is_certain: bool
 
 
 @dataclass(slots=True, kw_only=True)
@@ -46,7 +48,7 @@ class Choice:
     """
 
     refusal: str = ""
-    decode_rows: Int32Array = field(default_factory=lambda: _NO_ROWS)
+    decode_rows: Int64Array = field(default_factory=lambda: _NO_ROWS)
     has_writers: bool = False
     chunks: dict[int, int] = field(default_factory=dict)
     named_rows: set[int] = field(default_factory=set)
@@ -239,9 +241,10 @@ def _choose_victims(
         over = _over(memory, demand, forecast)
     for victim in _live_victims(memory, plan, leaving, choice.stale_ids):
         row = victim.sequence.row
-        if not over:
+        if not (over or victim.is_certain):
             break
-        if None not in over and victim.sequence.tenant_id not in over:
+        is_of_use = victim.is_certain or None in over or victim.sequence.tenant_id in over
+        if not is_of_use:
             continue  # Only its own ceiling stops a tenant; what others give up does not help.
         forecast.give_up(row, victim.num_tail_blocks)
         demand.drop(row)
@@ -294,7 +297,7 @@ def _add_family(
         writers[row] = num_branches * block_ids
 
 
-def _add_writers(memory: KvMemory, rows: Int32Array, writers: dict[int, list[int]]) -> None:
+def _add_writers(memory: KvMemory, rows: Int64Array, writers: dict[int, list[int]]) -> None:
     """Add blocks that are not theirs alone, into which ``rows`` would write, by row."""
     at, columns = entries_to_copy(memory, rows)
     block_ids = memory.tables.entries[at, columns]
@@ -332,12 +335,14 @@ def _live_victims(
 ) -> list[Victim]:
     victims: dict[int, Victim] = {}
     columns = plan.victims
-    for sequence_id, generation, recovery, num_blocks in zip(
-        columns.sequence_ids,
-        columns.generations,
-        columns.recoveries,
-        columns.num_blocks,
-        strict=True,
+    for number, (sequence_id, generation, recovery, num_blocks) in enumerate(
+        zip(
+            columns.sequence_ids,
+            columns.generations,
+            columns.recoveries,
+            columns.num_blocks,
+            strict=True,
+        )
     ):
         sequence = _running(memory, sequence_id, generation, leaving)
         if sequence is None:
@@ -346,5 +351,6 @@ def _live_victims(
         num_tail = whole_depths(memory, num_blocks) if recovery is Recovery.TAIL else 0
         if num_tail >= memory.tables.num_held(sequence.row):
             num_tail = 0
-        victims.setdefault(sequence_id, Victim(sequence, recovery, num_tail))
+        is_certain = number < columns.num_certain
+        victims.setdefault(sequence_id, Victim(sequence, recovery, num_tail, is_certain))
     return list(victims.values())

@@ -10,9 +10,11 @@ the same step, before blocks are published. What was rejected inside a block tha
 over: its place is that of the tokens that come next, and no block is indexed before it is full.
 """
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pageframe.core.trace import KvCause
 from pageframe.core.units import ceil_div
-from pageframe.executor.batch import Int32Array
 from pageframe.executor.memory.kv_memory import KvMemory
 
 
@@ -48,7 +50,7 @@ def cover_drafts(
     return wanted, num_missing
 
 
-def give_back(memory: KvMemory, rows: Int32Array) -> None:
+def give_back(memory: KvMemory, rows: NDArray[np.integer]) -> None:
     """Release blocks of ``rows`` behind the last that holds a computed token.
 
     Call it when the step that wrote them has finished, and ``num_computed`` tells what was kept.

@@ -9,11 +9,11 @@ matched like any newcomer: on the device first, then in the host tier.
 """
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pageframe.core.plan import Recovery
 from pageframe.core.trace import KvCause, KvOperation
 from pageframe.core.units import ceil_div
-from pageframe.executor.batch import Int32Array
 from pageframe.executor.memory.block_keys import BlockKey, private_key
 from pageframe.executor.memory.kv_memory import KvMemory
 from pageframe.executor.memory.sequence_table import Sequence, SwappedTail
@@ -94,7 +94,7 @@ def cut_tail(memory: KvMemory, sequence: Sequence, num_blocks: int) -> int:
     return int(sequences.num_computed[row])
 
 
-def leave_window(memory: KvMemory, rows: Int32Array) -> None:
+def leave_window(memory: KvMemory, rows: NDArray[np.integer]) -> None:
     """Give up blocks that no later token of ``rows`` will see."""
     sequences, tables = memory.sequences, memory.tables
     if not any(memory.options.windows):

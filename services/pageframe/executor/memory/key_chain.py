@@ -42,11 +42,19 @@ class KeyChain:
             self._keys += chain_keys(self.parent_of(num_known), tokens, block_size)
         return self._keys[first:num_blocks]
 
-    def key_of(self, depth: int, token_ids: bytes) -> BlockKey:
-        """The key of block ``depth``, whose tokens these are; those before it are known."""
-        if depth == len(self._keys):
-            self._keys.append(child_key(self.parent_of(depth), token_ids))
-        return self._keys[depth]
+    def link(self, depth: int, token_ids: bytes) -> tuple[BlockKey, BlockKey]:
+        """The key before block ``depth`` and its own; these are its tokens.
+
+        The keys of all blocks before it were asked for.
+        """
+        keys = self._keys
+        parent = keys[depth - 1] if depth else self.root
+        if depth < len(keys):
+            return parent, keys[depth]
+        assert depth == len(keys), f"block {depth} behind {len(keys)} known ones"
+        key = child_key(parent, token_ids)
+        keys.append(key)
+        return parent, key
 
     def fork(self) -> "KeyChain":
         """The chain of a child, which goes on by itself."""

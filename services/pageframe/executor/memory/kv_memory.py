@@ -12,6 +12,7 @@ in which order, is decided by ``apply``. What stands on its own works on this ob
 from collections.abc import Mapping
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pageframe.core.plan import Announcement
 from pageframe.core.replica import PoolAccount
@@ -242,7 +243,7 @@ class KvMemory:
             purpose = self.purpose_of(self.sequences.at_row(row), KvCause.PREFILL)
             self.tables.append(row, self.pool.allocate(num_missing, purpose))
 
-    def cover_next(self, rows: Int32Array) -> None:
+    def cover_next(self, rows: NDArray[np.integer]) -> None:
         """Allocate a block for each of ``rows`` whose next token needs one, for a decode.
 
         Raises:

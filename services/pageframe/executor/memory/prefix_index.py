@@ -92,19 +92,39 @@ class PrefixIndex:
         assert len(token_ids) in (0, TOKEN_BYTES * self.block_size), (
             f"{len(token_ids)} bytes of tokens for a block of {self.block_size}"
         )
-        if self._block_of.setdefault(key, block_id) != block_id:
-            return False
-        self.is_indexed[block_id] = True
-        self._keys[block_id] = key
-        self._parents[block_id] = parent
-        if token_ids:
-            self._token_ids[block_id] = token_ids
-            older = self._newest_child.get(parent, NO_BLOCK)
-            self._older[block_id] = older
-            if older != NO_BLOCK:
-                self._newer[older] = block_id
-            self._newest_child[parent] = block_id
-        return True
+        return bool(self.add_each([block_id], [key], [parent], [token_ids]))
+
+    def add_each(
+        self,
+        block_ids: Sequence[int],
+        keys: Sequence[BlockKey],
+        parents: Sequence[BlockKey],
+        token_ids: Sequence[bytes],
+    ) -> list[int]:
+        """Let blocks be found; see ``add`` for each. Those that have a key are passed over.
+
+        One loop for all of a step: what it looks at is looked up once.
+
+        Returns:
+            The blocks that were entered, in order.
+        """
+        block_of, newest_child = self._block_of, self._newest_child
+        keys_of, parents_of, tokens_of = self._keys, self._parents, self._token_ids
+        entered: list[int] = []
+        for block_id, key, parent, tokens in zip(block_ids, keys, parents, token_ids, strict=True):
+            if keys_of[block_id] is not None or block_of.setdefault(key, block_id) != block_id:
+                continue
+            keys_of[block_id] = key
+            parents_of[block_id] = parent
+            entered.append(block_id)
+            if tokens:
+                tokens_of[block_id] = tokens
+                older = newest_child.setdefault(parent, block_id)
+                if older != block_id:
+                    self._older[block_id], self._newer[older] = older, block_id
+                    newest_child[parent] = block_id
+        self.is_indexed[entered] = True
+        return entered
 
     def remove(self, block_id: int) -> BlockKey:
         """Let an indexed block be found no longer, and return the key that it had."""

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pageframe.core.sampling import SamplingParams
-from pageframe.executor.batch import Int32Array
+from pageframe.executor.batch import Int32Array, Int64Array
 from pageframe.executor.memory.block_keys import BlockKey
 from pageframe.executor.memory.key_chain import KeyChain
 
@@ -141,8 +141,10 @@ class SequenceTable:
         self._num_steered = 0
         self.sequence_ids: NDArray[np.int64] = np.zeros(num_rows, dtype=np.int64)
         self._by_id: dict[int, Sequence] = {}
+        self._at_row: list[Sequence | None] = [None] * num_rows
         self._empty_rows = list(range(num_rows - 1, -1, -1))
-        self._join_order: Int32Array = np.zeros(num_rows, dtype=np.int32)
+        # 64 bits, as NumPy indexes: other indices it converts first, in every call.
+        self._join_order: Int64Array = np.zeros(num_rows, dtype=np.int64)
         self._num_running = 0
 
     def __len__(self) -> int:
@@ -172,13 +174,15 @@ class SequenceTable:
 
     def at_row(self, row: int) -> Sequence:
         """The sequence that runs in ``row``."""
-        return self._by_id[int(self.sequence_ids[row])]
+        sequence = self._at_row[row]
+        assert sequence is not None, f"nobody runs in row {row}"
+        return sequence
 
-    def running_rows(self) -> Int32Array:
-        """Rows in use in join order, int32 [n]; a view, valid until the next change."""
+    def running_rows(self) -> Int64Array:
+        """Rows in use in join order, int64 [n]; a view, valid until the next change."""
         return self._join_order[: self._num_running]
 
-    def caught_up_rows(self) -> Int32Array:
+    def caught_up_rows(self) -> Int64Array:
         """Rows that compute their newest token unasked, in join order, in a new array.
 
         They lack only that one, and are not steered.
@@ -214,6 +218,7 @@ class SequenceTable:
         self._num_steered += sequence.is_steered
         self.generations[row] = sequence.generation
         self.sequence_ids[row] = sequence.sequence_id
+        self._at_row[row] = sequence
         self._join_order[self._num_running] = row
         self._num_running += 1
         sequence.parked_tokens = _NO_TOKENS
@@ -232,6 +237,7 @@ class SequenceTable:
         self._num_running = len(rest)
         self._join_order[: self._num_running] = rest
         self.sequence_ids[row] = 0
+        self._at_row[row] = None
         self.is_steered[row] = False
         self._num_steered -= sequence.is_steered
         self._empty_rows.append(row)
@@ -244,16 +250,18 @@ class SequenceTable:
         """A view of the row's tokens, int32 [num_tokens[row]]; valid until the next change."""
         return self.tokens[row, : self.num_tokens[row]]
 
-    def append_tokens(self, rows: Int32Array, token_ids: Int32Array) -> None:
-        """Add one token to each of ``rows``; both int32 [n], rows without repetition."""
+    def append_tokens(self, rows: NDArray[np.integer], token_ids: Int32Array) -> None:
+        """Add one token to each of ``rows``; both [n], rows without repetition."""
         if not len(rows):
             return
         self._reserve(int(self.num_tokens[rows].max()) + 1)
         self.tokens[rows, self.num_tokens[rows]] = token_ids
         self.num_tokens[rows] += 1
 
-    def put_tokens(self, rows: Int32Array, positions: Int32Array, token_ids: Int32Array) -> None:
-        """Add tokens to the ends of rows; all int32 [n].
+    def put_tokens(
+        self, rows: NDArray[np.integer], positions: Int32Array, token_ids: Int32Array
+    ) -> None:
+        """Add tokens to the ends of rows; all [n].
 
         ``rows`` may repeat; then ``positions`` rise, one by one from the row's end.
         """

@@ -31,7 +31,7 @@ def entries_to_copy(memory: KvMemory, rows: NDArray[np.integer]) -> tuple[Int64A
     return at[is_shared], columns[is_shared]
 
 
-def make_writable(memory: KvMemory, rows: Int32Array, cause: KvCause) -> None:
+def make_writable(memory: KvMemory, rows: NDArray[np.integer], cause: KvCause) -> None:
     """Copy the blocks into which each of ``rows`` writes next, where they are not its own.
 
     The last of several owners keeps the block, for by then it is alone.

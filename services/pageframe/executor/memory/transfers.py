@@ -180,7 +180,7 @@ class Transfers:
         arrived, self._arriving = self._arriving, []
         for block_ids, contents, purpose in arrived:
             new = block_ids[-len(contents) :]
-            was_entered = self._pool.publish(
+            published = self._pool.publish(
                 new,
                 [content.key for content in contents],
                 [content.parent for content in contents],
@@ -188,7 +188,6 @@ class Transfers:
                 np.array([content.depth for content in contents]),
                 np.array([content.group for content in contents]),
             )
-            published = new[was_entered].tolist()
             if published:
                 self._pool.record_published(published, purpose)
             # What was found may stand behind what has arrived, or between it.
