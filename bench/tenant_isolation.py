@@ -117,7 +117,16 @@ def main() -> int:
         keys.write_text("key-of-alice alice\nkey-of-bob bob\n")
         keys.chmod(0o600)
         command = [str(Path(sys.executable).with_name("pageframe")), "up"]
-        command += ["--model", str(arguments.model), "--grpc", "127.0.0.1:0"]
+        command += [
+            "--model",
+            str(arguments.model),
+            "--grpc",
+            "127.0.0.1:0",
+            "--http",
+            "off",
+            "--metrics-port",
+            "0",
+        ]
         command += ["--state-dir", str(folder / "state"), "--api-keys", str(keys)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             try:

@@ -106,7 +106,8 @@ class RunningSystem:
         """Start it and wait until it serves."""
         command = [str(Path(sys.executable).with_name("pageframe")), "up"]
         command += ["--model", str(self._model), "--runner", "sim", "--sim-step", "2ms"]
-        command += ["--grpc", "127.0.0.1:0", "--state-dir", str(self.folder), "--trace", "audit"]
+        command += ["--grpc", "127.0.0.1:0", "--http", "off", "--metrics-port", "0"]
+        command += ["--state-dir", str(self.folder), "--trace", "audit"]
         command += ["--num-blocks", str(NUM_BLOCKS), "--block-size", str(BLOCK_SIZE)]
         command += ["--host-kv-memory", HOST_KV_MEMORY, "--recovery", "swap"]
         command += ["--session-idle", "1", "--max-num-sequences", "32"]

@@ -1,6 +1,6 @@
 """Kill processes of a running system at random: no request is lost, and no token changes.
 
-    python -m bench.chaos [--rounds 100] [--seed S] [--kinds executor,scheduler,gateway]
+    python -m bench.chaos [--rounds N] [--seed S] [--kinds executor,scheduler,gateway]
                           [--runner sim|native] [--model FOLDER] [--json]
 
 A whole ``pageframe up`` under its supervisor, in a pool that is too small for all that is asked. 32
@@ -13,8 +13,8 @@ when. The verdict is ``well`` if
 - a new request was served within 5 s of the kill, or, when the executor died, of the moment at
   which the next one had loaded its model.
 
-A request with several samples cannot be resumed at another gateway: when its stream breaks, its
-client asks again from the start, and that is counted.
+Some requests have several samples; they are resumed like all others. With ``--runner native`` the
+real model computes in fp32 on the CPU, and fewer rounds are the default.
 
 Exits 0 only if all is well, 1 otherwise.
 """

@@ -20,6 +20,8 @@ SIM_OPTIONS = (
 )
 MODEL_OPTIONS = (
     *("--device", "cpu", "--dtype", "fp32", "--max-num-sequences", "24"),
+    # A step takes as long as its tokens; who asks in the midst of one waits for its end.
+    *("--token-budget", "128"),
     *("--block-size", "16", "--num-blocks", "120", "--max-model-len", "1024"),
 )
 
@@ -27,7 +29,7 @@ MODEL_OPTIONS = (
 def main() -> int:
     """Run it as the command line says."""
     parser = argparse.ArgumentParser(prog="python -m bench.chaos", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--rounds", type=int, help="100, or 5 with a real model")
     parser.add_argument("--seed", type=int, default=random.randrange(2**32))
     parser.add_argument("--kinds", default=",".join(KINDS))
     parser.add_argument("--runner", choices=("sim", "native"), default="sim")
@@ -43,7 +45,7 @@ def main() -> int:
             verdict = asyncio.run(
                 chaos(
                     system,
-                    rounds=options.rounds,
+                    rounds=options.rounds or (100 if is_sim else 5),
                     seed=options.seed,
                     kinds=tuple(options.kinds.split(",")),
                     vocab_size=400,

@@ -54,7 +54,17 @@ class System:
 
     def __init__(self, state_dir: Path, model: str, runner: str, options: tuple[str, ...]) -> None:
         command = [str(Path(sys.executable).with_name("pageframe")), "up", "--model", model]
-        command += ["--runner", runner, "--grpc", "127.0.0.1:0", "--state-dir", str(state_dir)]
+        command += [
+            "--runner",
+            runner,
+            "--grpc",
+            "127.0.0.1:0",
+            "--http",
+            "off",
+            "--metrics-port",
+            "0",
+        ]
+        command += ["--state-dir", str(state_dir)]
         kept = {name: value for name, value in os.environ.items() if "PAGEFRAME_" not in name}
         state_dir.mkdir(parents=True, exist_ok=True)
         self._stderr = state_dir / "up.stderr"
@@ -162,7 +172,7 @@ class System:
         self.process.stdout.close()
 
 
-async def _answers(stub: executor_service_pb2_grpc.ExecutorServiceStub) -> bool:
+async def _answers(stub: "executor_service_pb2_grpc.ExecutorServiceAsyncStub") -> bool:
     try:
         await stub.Describe(executor_service_pb2.DescribeRequest(), timeout=1.0)
     except grpc.RpcError:

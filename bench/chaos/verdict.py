@@ -37,7 +37,6 @@ class Verdict:
         seed: Of the choices.
         kills: Rounds.
         num_requests: Requests that ended.
-        num_asked_again: Of those, asked again from the start because they cannot be resumed.
         wrong: Requests whose tokens were not those of the undisturbed run.
         failed: Requests that ended with an error.
         is_at_rest: Whether every block was free or cached at the end.
@@ -46,7 +45,6 @@ class Verdict:
     seed: int
     kills: list[Kill] = field(default_factory=list)
     num_requests: int = 0
-    num_asked_again: int = 0
     wrong: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
     is_at_rest: bool = False
@@ -78,7 +76,6 @@ def report(verdict: Verdict) -> Iterator[str]:
             f"  {kind}: {count} times; worst {worst.serving_after_s:.2f} s until it served again, "
             f"of which {worst.loading_s:.2f} s were loading; {worst.num_under_way} under way"
         )
-    yield f"  asked again from the start: {verdict.num_asked_again}"
     yield f"  wrong tokens: {len(verdict.wrong)}; failed: {len(verdict.failed)}"
     yield from (f"    {line}" for line in (verdict.wrong + verdict.failed)[:10])
     yield f"  all blocks free or cached at the end: {'yes' if verdict.is_at_rest else 'NO'}"

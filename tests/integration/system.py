@@ -97,7 +97,8 @@ class System:
         state_dir.mkdir(parents=True)
         self._stderr = state_dir / "up.stderr"
         command = [str(PAGEFRAME), "up", "--model", self.model, "--runner", runner]
-        command += ["--grpc", "127.0.0.1:0", "--state-dir", str(state_dir), *arguments]
+        command += ["--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0", "--metrics-port", "0"]
+        command += ["--state-dir", str(state_dir), *arguments]
         with self._stderr.open("w") as stderr:
             self.process = subprocess.Popen(
                 command,
@@ -109,7 +110,7 @@ class System:
             )
         self._channels: list[grpc.Channel] = []
         try:
-            self.address = self._wait_ready()
+            self.address, self.http_address = self._wait_ready()
             self._started = psutil.Process(self.process.pid).children(recursive=True)
             self.run_dir = self._read_launch().run_dir
             self._connect()
@@ -117,12 +118,13 @@ class System:
             self.kill()
             raise
 
-    def _wait_ready(self) -> str:
+    def _wait_ready(self) -> tuple[str, str]:
         assert self.process.stdout is not None
         readable, _, _ = select.select([self.process.stdout], [], [], PATIENCE_S)
         line = self.process.stdout.readline() if readable else ""
         assert line.startswith(READY_PREFIX), f"{line!r}\n{self._stderr.read_text()}"
-        return line.removeprefix(READY_PREFIX).split()[0]
+        grpc_address, http_address = line.removeprefix(READY_PREFIX).split()
+        return grpc_address, http_address.removeprefix("http=")
 
     def _read_launch(self) -> Launch:
         """The launch file, as the services' own command lines name it."""

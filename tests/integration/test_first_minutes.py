@@ -54,7 +54,8 @@ class System:
     def __init__(self, state_dir: Path, *arguments: str, **variables: str) -> None:
         self.state_dir = state_dir
         command = [str(PAGEFRAME), "up", "--runner", "sim", "--kv-memory", "64MiB"]
-        command += ["--grpc", "127.0.0.1:0", "--state-dir", str(state_dir), *arguments]
+        command += ["--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0", "--metrics-port", "0"]
+        command += ["--state-dir", str(state_dir), *arguments]
         self.stderr = state_dir.parent / "stderr"
         with self.stderr.open("w") as stderr:
             self.process = subprocess.Popen(

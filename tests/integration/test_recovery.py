@@ -126,16 +126,22 @@ def test_a_gateway_that_dies_ends_its_streams(system: System) -> None:
     system.wait_restarted("gateway")
 
 
+@pytest.mark.parametrize("number", [0, 2], ids=["one sample", "three samples"])
 def test_our_client_goes_on_at_the_gateway_that_comes_next(
-    system: System, undisturbed: list[Output]
+    system: System, undisturbed: list[Output], number: int
 ) -> None:
+    request = REQUESTS[number]
     with system.client(retry_for_s=PATIENCE_S) as client:
         events = []
-        for event in client.generate(REQUESTS[0], timeout_s=PATIENCE_S):
+        for event in client.generate(request, timeout_s=PATIENCE_S):
             events.append(event)
             if len(events) == NUM_TOKENS_BEFORE:
                 system.kill_service("gateway")
     system.wait_restarted("gateway")
-    token_ids = [it for event in events if isinstance(event, Delta) for it in event.token_ids]
-    assert [token_ids] == undisturbed[0].token_ids
+    token_ids: list[list[int]] = [[] for _ in range(request.num_samples)]
+    for event in events:
+        if isinstance(event, Delta):
+            token_ids[event.sample_index] += event.token_ids
+    assert token_ids == undisturbed[number].token_ids
     assert sum(isinstance(event, Started) for event in events) == 1, "the caller noticed nothing"
+    assert sum(isinstance(event, Finished) for event in events) == request.num_samples

@@ -29,6 +29,7 @@ from pageframe.core.request import Delivery
 from pageframe.core.sampling import SamplingParams
 from pageframe.core.step import StepResult
 from pageframe.core.trace import NullTraceSink, QuietTraceSink
+from pageframe.executor.batch import StepBatch, StepOutput
 from pageframe.executor.engine import StepEngine
 from pageframe.executor.model.sim import SimConfig, SimCost, SimRunner
 from pageframe.lab.replay import replay
@@ -56,12 +57,28 @@ class Notes(Journal):
         return list(JournalReader(io.BytesIO(bytes(self.data))))
 
 
+class GroupedRunner(SimRunner):
+    """Computes the one group of layers that sees everything; the others are there as well."""
+
+    group = 0
+
+    def execute(self, batch: StepBatch) -> StepOutput:
+        num_groups = self.facts.num_kv_groups
+        return super().execute(
+            dataclasses.replace(
+                batch,
+                slots=batch.slots[self.group :: num_groups],
+                block_tables=batch.block_tables[:, self.group :: num_groups],
+            )
+        )
+
+
 class PlayedEngine:
     """A step engine behind the face that the driver expects; several may share a clock."""
 
-    def __init__(self, clock, vocab_size: int = 32_000) -> None:
-        self.vocab_size = vocab_size
-        runner = SimRunner(
+    def __init__(self, clock, vocab_size: int = 32_000, windows: tuple[int, ...] = (0,)) -> None:
+        self.vocab_size, self.windows = vocab_size, windows
+        runner = GroupedRunner(
             SimConfig(
                 vocab_size=vocab_size,
                 max_model_len=MAX_LEN,
@@ -71,6 +88,12 @@ class PlayedEngine:
             ),
             clock,
         )
+        runner.facts = dataclasses.replace(
+            runner.facts,
+            window_tokens=windows[0] if len(windows) == 1 else 0,
+            group_windows=windows if len(windows) > 1 else (),
+        )
+        runner.group = windows.index(0) if len(windows) > 1 else 0
         self.clock = clock
         self.engine = StepEngine(
             runner,
@@ -107,7 +130,7 @@ class Recording(Driver):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.engine.__init__(self.clock, self.engine.vocab_size)
+        self.engine.__init__(self.clock, self.engine.vocab_size, self.engine.windows)
         self.notes = Notes()
         self.scheduler = RecordingScheduler(
             self.facts,
@@ -123,7 +146,7 @@ class Recording(Driver):
         for _ in range(3):
             assert self.send_plan() is None
         results = self.engine.results
-        self.engine = PlayedEngine(self.clock, self.engine.vocab_size)
+        self.engine = PlayedEngine(self.clock, self.engine.vocab_size, self.engine.windows)
         self.engine.results = results
         now_ns = self.clock.now_ns()
         account = self.engine.account()
@@ -137,8 +160,10 @@ class Recording(Driver):
         self.take(self.scheduler.on_executor_ready(self.facts, account, now_ns))
 
 
-def make_recording(vocab_size: int = 32_000, **options) -> Recording:
-    engine = PlayedEngine(ManualClock(1_000_000), vocab_size)
+def make_recording(
+    vocab_size: int = 32_000, windows: tuple[int, ...] = (0,), **options
+) -> Recording:
+    engine = PlayedEngine(ManualClock(1_000_000), vocab_size, windows)
     options.setdefault("max_num_running", 24)
     options.setdefault("token_budget", 64)
     return Recording(facts=engine.facts, engine=engine, **options)
@@ -295,6 +320,17 @@ def test_drafts_and_searches_are_replayed(seed):
     assert report.num_results == report.num_results_same > 100
 
 
+@pytest.mark.parametrize("windows", [(8,), (0, 8), (12, 0, 5)], ids=str)
+def test_windows_of_layers_are_replayed(windows):
+    seed = 17
+    print(f"seed={seed}")
+    driver = record(30, seed, windows=windows)
+    assert happened(driver)["hits"] > 2
+    report = replay(driver.notes.entries)
+    assert (report.is_same, report.memory_stopped) == (True, "")
+    assert report.num_results == report.num_results_same > 30
+
+
 def test_an_executor_that_comes_back_has_what_was_cached_when_nothing_was_on_its_way():
     driver = make_recording()
     for handle in range(1, 6):
@@ -416,7 +452,7 @@ def test_what_was_cut_off_is_left_out():
 
 
 def test_every_call_that_changes_a_scheduler_is_recorded():
-    reading = {"facts", "is_idle", "next_deadline_ns", "snapshot"}
+    reading = {"facts", "figures", "is_idle", "next_deadline_ns", "snapshot"}
     calls = {name for name in vars(Scheduler) if not name.startswith("_")} - reading
     assert calls <= set(vars(RecordingScheduler))
 

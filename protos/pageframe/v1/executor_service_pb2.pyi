@@ -155,6 +155,7 @@ class Replica(_message.Message):
     RUNNER_FIELD_NUMBER: _builtins.int
     NUM_HOST_BLOCKS_FIELD_NUMBER: _builtins.int
     NUM_KV_GROUPS_FIELD_NUMBER: _builtins.int
+    KV_GROUP_WINDOWS_FIELD_NUMBER: _builtins.int
     replica_id: _builtins.str
     """Name of the replica; constant over restarts."""
     model: _builtins.str
@@ -193,6 +194,12 @@ class Replica(_message.Message):
     def eos_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Tokens that end a sequence."""
 
+    @_builtins.property
+    def kv_group_windows(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Positions that a token sees in each of these groups, itself included; 0 for all. Blocks that lie
+        behind the window of their group are given back. Empty stands for all positions in all groups.
+        """
+
     def __init__(
         self,
         *,
@@ -213,10 +220,11 @@ class Replica(_message.Message):
         runner: _builtins.str = ...,
         num_host_blocks: _builtins.int = ...,
         num_kv_groups: _builtins.int = ...,
+        kv_group_windows: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "device", b"device", "dtype", b"dtype", "eos_token_ids", b"eos_token_ids", "kv_bytes_per_token", b"kv_bytes_per_token", "kv_dtype", b"kv_dtype", "max_model_len", b"max_model_len", "max_num_sequences", b"max_num_sequences", "max_step_tokens", b"max_step_tokens", "model", b"model", "model_folder", b"model_folder", "num_blocks", b"num_blocks", "num_host_blocks", b"num_host_blocks", "num_kv_groups", b"num_kv_groups", "replica_id", b"replica_id", "runner", b"runner", "vocab_size", b"vocab_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "device", b"device", "dtype", b"dtype", "eos_token_ids", b"eos_token_ids", "kv_bytes_per_token", b"kv_bytes_per_token", "kv_dtype", b"kv_dtype", "kv_group_windows", b"kv_group_windows", "max_model_len", b"max_model_len", "max_num_sequences", b"max_num_sequences", "max_step_tokens", b"max_step_tokens", "model", b"model", "model_folder", b"model_folder", "num_blocks", b"num_blocks", "num_host_blocks", b"num_host_blocks", "num_kv_groups", b"num_kv_groups", "replica_id", b"replica_id", "runner", b"runner", "vocab_size", b"vocab_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -531,6 +539,9 @@ class PlanVictims(_message.Message):
     RECOVERIES_FIELD_NUMBER: _builtins.int
     NUM_BLOCKS_FIELD_NUMBER: _builtins.int
     BENEFICIARY_IDS_FIELD_NUMBER: _builtins.int
+    NUM_CERTAIN_FIELD_NUMBER: _builtins.int
+    num_certain: _builtins.int
+    """So many of them, from the first on, give way even if all that must run fits."""
     @_builtins.property
     def sequence_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Which sequences, in order."""
@@ -559,10 +570,11 @@ class PlanVictims(_message.Message):
         recoveries: _abc.Iterable[Global___Recovery.ValueType] | None = ...,
         num_blocks: _abc.Iterable[_builtins.int] | None = ...,
         beneficiary_ids: _abc.Iterable[_builtins.int] | None = ...,
+        num_certain: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["beneficiary_ids", b"beneficiary_ids", "generations", b"generations", "num_blocks", b"num_blocks", "recoveries", b"recoveries", "sequence_ids", b"sequence_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["beneficiary_ids", b"beneficiary_ids", "generations", b"generations", "num_blocks", b"num_blocks", "num_certain", b"num_certain", "recoveries", b"recoveries", "sequence_ids", b"sequence_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

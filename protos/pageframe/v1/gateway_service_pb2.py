@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from pageframe.v1 import sequence_pb2 as pageframe_dot_v1_dot_sequence__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"pageframe/v1/gateway_service.proto\x12\x0cpageframe.v1\x1a\x1bpageframe/v1/sequence.proto\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"3\n\x04\x43hat\x12+\n\x08messages\x18\x01 \x03(\x0b\x32\x19.pageframe.v1.ChatMessage\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\xa1\x04\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12\"\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x12.pageframe.v1.ChatH\x00\x12+\n\ttoken_ids\x18\x04 \x01(\x0b\x32\x16.pageframe.v1.TokenIdsH\x00\x12\x32\n\x08sampling\x18\x05 \x01(\x0b\x32 .pageframe.v1.SamplingParameters\x12\x18\n\x0bnum_samples\x18\x06 \x01(\rH\x01\x88\x01\x01\x12\x0c\n\x04stop\x18\x07 \x03(\t\x12\x14\n\x0cinclude_stop\x18\x08 \x01(\x08\x12-\n\x08\x64\x65livery\x18\t \x01(\x0e\x32\x16.pageframe.v1.DeliveryH\x02\x88\x01\x01\x12\x12\n\nrequest_id\x18\n \x01(\t\x12\x18\n\x10resume_token_ids\x18\x0b \x03(\r\x12\x12\n\nsession_id\x18\x0c \x01(\t\x12\x15\n\rprefix_handle\x18\r \x01(\t\x12\x10\n\x08priority\x18\x0e \x01(\x05\x12\x1b\n\x13keep_special_tokens\x18\x0f \x01(\x08\x12\x14\n\x07\x62\x65st_of\x18\x11 \x01(\rH\x03\x88\x01\x01\x12-\n\x0b\x62\x65\x61m_search\x18\x12 \x01(\x0b\x32\x18.pageframe.v1.BeamSearchB\x07\n\x05inputB\x0e\n\x0c_num_samplesB\x0b\n\t_deliveryB\n\n\x08_best_of\"\xa9\x01\n\x10GenerateResponse\x12.\n\x06header\x18\x01 \x01(\x0b\x32\x1c.pageframe.v1.GenerateHeaderH\x00\x12*\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x19.pageframe.v1.OutputDeltaH\x00\x12.\n\ncompletion\x18\x03 \x01(\x0b\x32\x18.pageframe.v1.CompletionH\x00\x42\t\n\x07message\"n\n\x0eGenerateHeader\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04seed\x18\x02 \x01(\x06\x12\x10\n\x08trace_id\x18\x03 \x01(\t\x12\x19\n\x11num_prompt_tokens\x18\x04 \x01(\r\x12\r\n\x05model\x18\x05 \x01(\t\"\xa9\x01\n\x0bOutputDelta\x12\x14\n\x0csample_index\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12-\n\x08logprobs\x18\x04 \x03(\x0b\x32\x1b.pageframe.v1.TokenLogprobs\x12\x34\n\x0fprompt_logprobs\x18\x05 \x03(\x0b\x32\x1b.pageframe.v1.TokenLogprobs\"\xaf\x01\n\nCompletion\x12\x14\n\x0csample_index\x18\x01 \x01(\r\x12\x31\n\rfinish_reason\x18\x02 \x01(\x0e\x32\x1a.pageframe.v1.FinishReason\x12\x0c\n\x04stop\x18\x03 \x01(\t\x12,\n\x07\x61\x63\x63ount\x18\x04 \x01(\x0b\x32\x1b.pageframe.v1.MemoryAccount\x12\x12\n\x05score\x18\x06 \x01(\x01H\x00\x88\x01\x01\x42\x08\n\x06_score\"#\n\rCancelRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"\x10\n\x0e\x43\x61ncelResponse\"\x13\n\x11ListModelsRequest\"9\n\x12ListModelsResponse\x12#\n\x06models\x18\x01 \x03(\x0b\x32\x13.pageframe.v1.Model\"\xa0\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rmax_model_len\x18\x02 \x01(\r\x12\x12\n\nvocab_size\x18\x03 \x01(\r\x12\x12\n\nblock_size\x18\x04 \x01(\r\x12\x12\n\nnum_blocks\x18\x05 \x01(\r\x12\x15\n\reos_token_ids\x18\x06 \x03(\r\x12\r\n\x05\x64type\x18\x07 \x01(\t\x12\x10\n\x08kv_dtype\x18\x08 \x01(\t\"]\n\x0fTokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12\"\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x12.pageframe.v1.ChatH\x00\x42\x07\n\x05input\"%\n\x10TokenizeResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\"R\n\x11\x44\x65tokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x1b\n\x13keep_special_tokens\x18\x03 \x01(\x08\"\"\n\x12\x44\x65tokenizeResponse\x12\x0c\n\x04text\x18\x01 \x01(\t2\x8f\x03\n\x0eGatewayService\x12K\n\x08Generate\x12\x1d.pageframe.v1.GenerateRequest\x1a\x1e.pageframe.v1.GenerateResponse0\x01\x12\x43\n\x06\x43\x61ncel\x12\x1b.pageframe.v1.CancelRequest\x1a\x1c.pageframe.v1.CancelResponse\x12O\n\nListModels\x12\x1f.pageframe.v1.ListModelsRequest\x1a .pageframe.v1.ListModelsResponse\x12I\n\x08Tokenize\x12\x1d.pageframe.v1.TokenizeRequest\x1a\x1e.pageframe.v1.TokenizeResponse\x12O\n\nDetokenize\x12\x1f.pageframe.v1.DetokenizeRequest\x1a .pageframe.v1.DetokenizeResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"pageframe/v1/gateway_service.proto\x12\x0cpageframe.v1\x1a\x1bpageframe/v1/sequence.proto\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"3\n\x04\x43hat\x12+\n\x08messages\x18\x01 \x03(\x0b\x32\x19.pageframe.v1.ChatMessage\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\xd6\x04\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12\"\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x12.pageframe.v1.ChatH\x00\x12+\n\ttoken_ids\x18\x04 \x01(\x0b\x32\x16.pageframe.v1.TokenIdsH\x00\x12\x32\n\x08sampling\x18\x05 \x01(\x0b\x32 .pageframe.v1.SamplingParameters\x12\x18\n\x0bnum_samples\x18\x06 \x01(\rH\x01\x88\x01\x01\x12\x0c\n\x04stop\x18\x07 \x03(\t\x12\x14\n\x0cinclude_stop\x18\x08 \x01(\x08\x12-\n\x08\x64\x65livery\x18\t \x01(\x0e\x32\x16.pageframe.v1.DeliveryH\x02\x88\x01\x01\x12\x12\n\nrequest_id\x18\n \x01(\t\x12\x18\n\x10resume_token_ids\x18\x0b \x03(\r\x12\x12\n\nsession_id\x18\x0c \x01(\t\x12\x15\n\rprefix_handle\x18\r \x01(\t\x12\x10\n\x08priority\x18\x0e \x01(\x05\x12\x1b\n\x13keep_special_tokens\x18\x0f \x01(\x08\x12\x14\n\x07\x62\x65st_of\x18\x11 \x01(\rH\x03\x88\x01\x01\x12-\n\x0b\x62\x65\x61m_search\x18\x12 \x01(\x0b\x32\x18.pageframe.v1.BeamSearch\x12\x33\n\x0eresume_outputs\x18\x13 \x03(\x0b\x32\x1b.pageframe.v1.ResumedOutputB\x07\n\x05inputB\x0e\n\x0c_num_samplesB\x0b\n\t_deliveryB\n\n\x08_best_of\"\"\n\rResumedOutput\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\"\xa9\x01\n\x10GenerateResponse\x12.\n\x06header\x18\x01 \x01(\x0b\x32\x1c.pageframe.v1.GenerateHeaderH\x00\x12*\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x19.pageframe.v1.OutputDeltaH\x00\x12.\n\ncompletion\x18\x03 \x01(\x0b\x32\x18.pageframe.v1.CompletionH\x00\x42\t\n\x07message\"n\n\x0eGenerateHeader\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04seed\x18\x02 \x01(\x06\x12\x10\n\x08trace_id\x18\x03 \x01(\t\x12\x19\n\x11num_prompt_tokens\x18\x04 \x01(\r\x12\r\n\x05model\x18\x05 \x01(\t\"\xa9\x01\n\x0bOutputDelta\x12\x14\n\x0csample_index\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12-\n\x08logprobs\x18\x04 \x03(\x0b\x32\x1b.pageframe.v1.TokenLogprobs\x12\x34\n\x0fprompt_logprobs\x18\x05 \x03(\x0b\x32\x1b.pageframe.v1.TokenLogprobs\"\xaf\x01\n\nCompletion\x12\x14\n\x0csample_index\x18\x01 \x01(\r\x12\x31\n\rfinish_reason\x18\x02 \x01(\x0e\x32\x1a.pageframe.v1.FinishReason\x12\x0c\n\x04stop\x18\x03 \x01(\t\x12,\n\x07\x61\x63\x63ount\x18\x04 \x01(\x0b\x32\x1b.pageframe.v1.MemoryAccount\x12\x12\n\x05score\x18\x06 \x01(\x01H\x00\x88\x01\x01\x42\x08\n\x06_score\"#\n\rCancelRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"\x10\n\x0e\x43\x61ncelResponse\"\x13\n\x11ListModelsRequest\"9\n\x12ListModelsResponse\x12#\n\x06models\x18\x01 \x03(\x0b\x32\x13.pageframe.v1.Model\"\xa0\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rmax_model_len\x18\x02 \x01(\r\x12\x12\n\nvocab_size\x18\x03 \x01(\r\x12\x12\n\nblock_size\x18\x04 \x01(\r\x12\x12\n\nnum_blocks\x18\x05 \x01(\r\x12\x15\n\reos_token_ids\x18\x06 \x03(\r\x12\r\n\x05\x64type\x18\x07 \x01(\t\x12\x10\n\x08kv_dtype\x18\x08 \x01(\t\"]\n\x0fTokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12\"\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x12.pageframe.v1.ChatH\x00\x42\x07\n\x05input\"%\n\x10TokenizeResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\"R\n\x11\x44\x65tokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x1b\n\x13keep_special_tokens\x18\x03 \x01(\x08\"\"\n\x12\x44\x65tokenizeResponse\x12\x0c\n\x04text\x18\x01 \x01(\t2\x8f\x03\n\x0eGatewayService\x12K\n\x08Generate\x12\x1d.pageframe.v1.GenerateRequest\x1a\x1e.pageframe.v1.GenerateResponse0\x01\x12\x43\n\x06\x43\x61ncel\x12\x1b.pageframe.v1.CancelRequest\x1a\x1c.pageframe.v1.CancelResponse\x12O\n\nListModels\x12\x1f.pageframe.v1.ListModelsRequest\x1a .pageframe.v1.ListModelsResponse\x12I\n\x08Tokenize\x12\x1d.pageframe.v1.TokenizeRequest\x1a\x1e.pageframe.v1.TokenizeResponse\x12O\n\nDetokenize\x12\x1f.pageframe.v1.DetokenizeRequest\x1a .pageframe.v1.DetokenizeResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,33 +39,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TOKENIDS']._serialized_start=180
   _globals['_TOKENIDS']._serialized_end=203
   _globals['_GENERATEREQUEST']._serialized_start=206
-  _globals['_GENERATEREQUEST']._serialized_end=751
-  _globals['_GENERATERESPONSE']._serialized_start=754
-  _globals['_GENERATERESPONSE']._serialized_end=923
-  _globals['_GENERATEHEADER']._serialized_start=925
-  _globals['_GENERATEHEADER']._serialized_end=1035
-  _globals['_OUTPUTDELTA']._serialized_start=1038
-  _globals['_OUTPUTDELTA']._serialized_end=1207
-  _globals['_COMPLETION']._serialized_start=1210
-  _globals['_COMPLETION']._serialized_end=1385
-  _globals['_CANCELREQUEST']._serialized_start=1387
-  _globals['_CANCELREQUEST']._serialized_end=1422
-  _globals['_CANCELRESPONSE']._serialized_start=1424
-  _globals['_CANCELRESPONSE']._serialized_end=1440
-  _globals['_LISTMODELSREQUEST']._serialized_start=1442
-  _globals['_LISTMODELSREQUEST']._serialized_end=1461
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1463
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1520
-  _globals['_MODEL']._serialized_start=1523
-  _globals['_MODEL']._serialized_end=1683
-  _globals['_TOKENIZEREQUEST']._serialized_start=1685
-  _globals['_TOKENIZEREQUEST']._serialized_end=1778
-  _globals['_TOKENIZERESPONSE']._serialized_start=1780
-  _globals['_TOKENIZERESPONSE']._serialized_end=1817
-  _globals['_DETOKENIZEREQUEST']._serialized_start=1819
-  _globals['_DETOKENIZEREQUEST']._serialized_end=1901
-  _globals['_DETOKENIZERESPONSE']._serialized_start=1903
-  _globals['_DETOKENIZERESPONSE']._serialized_end=1937
-  _globals['_GATEWAYSERVICE']._serialized_start=1940
-  _globals['_GATEWAYSERVICE']._serialized_end=2339
+  _globals['_GENERATEREQUEST']._serialized_end=804
+  _globals['_RESUMEDOUTPUT']._serialized_start=806
+  _globals['_RESUMEDOUTPUT']._serialized_end=840
+  _globals['_GENERATERESPONSE']._serialized_start=843
+  _globals['_GENERATERESPONSE']._serialized_end=1012
+  _globals['_GENERATEHEADER']._serialized_start=1014
+  _globals['_GENERATEHEADER']._serialized_end=1124
+  _globals['_OUTPUTDELTA']._serialized_start=1127
+  _globals['_OUTPUTDELTA']._serialized_end=1296
+  _globals['_COMPLETION']._serialized_start=1299
+  _globals['_COMPLETION']._serialized_end=1474
+  _globals['_CANCELREQUEST']._serialized_start=1476
+  _globals['_CANCELREQUEST']._serialized_end=1511
+  _globals['_CANCELRESPONSE']._serialized_start=1513
+  _globals['_CANCELRESPONSE']._serialized_end=1529
+  _globals['_LISTMODELSREQUEST']._serialized_start=1531
+  _globals['_LISTMODELSREQUEST']._serialized_end=1550
+  _globals['_LISTMODELSRESPONSE']._serialized_start=1552
+  _globals['_LISTMODELSRESPONSE']._serialized_end=1609
+  _globals['_MODEL']._serialized_start=1612
+  _globals['_MODEL']._serialized_end=1772
+  _globals['_TOKENIZEREQUEST']._serialized_start=1774
+  _globals['_TOKENIZEREQUEST']._serialized_end=1867
+  _globals['_TOKENIZERESPONSE']._serialized_start=1869
+  _globals['_TOKENIZERESPONSE']._serialized_end=1906
+  _globals['_DETOKENIZEREQUEST']._serialized_start=1908
+  _globals['_DETOKENIZEREQUEST']._serialized_end=1990
+  _globals['_DETOKENIZERESPONSE']._serialized_start=1992
+  _globals['_DETOKENIZERESPONSE']._serialized_end=2026
+  _globals['_GATEWAYSERVICE']._serialized_start=2029
+  _globals['_GATEWAYSERVICE']._serialized_end=2428
 # @@protoc_insertion_point(module_scope)

@@ -116,6 +116,7 @@ class GenerateRequest(_message.Message):
     KEEP_SPECIAL_TOKENS_FIELD_NUMBER: _builtins.int
     BEST_OF_FIELD_NUMBER: _builtins.int
     BEAM_SEARCH_FIELD_NUMBER: _builtins.int
+    RESUME_OUTPUTS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Name of the model; empty for the one that is served."""
     text: _builtins.str
@@ -168,7 +169,7 @@ class GenerateRequest(_message.Message):
     @_builtins.property
     def resume_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Output of a broken stream that the caller has; generation goes on after it. Only with one
-        sample, and with the seed that the broken stream told.
+        sample, and with the seed that the broken stream told. `resume_outputs` is for any number.
         """
 
     @_builtins.property
@@ -176,6 +177,13 @@ class GenerateRequest(_message.Message):
         """Searches instead of sampling. Goes without `num_samples`, `best_of`, `stop`, resumption, and
         sampling parameters that need a draw; nothing is sent before the end, so the delivery has to be
         DELIVERY_FINAL or absent.
+        """
+
+    @_builtins.property
+    def resume_outputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___ResumedOutput]:
+        """Outputs of a broken stream that the caller has, one for each sample, in order; empty ones for
+        samples of which nothing has come. Generation goes on after them, and what had ended there ends
+        at once. Goes without `resume_token_ids`, and not with outputs that are ranked.
         """
 
     def __init__(
@@ -198,10 +206,11 @@ class GenerateRequest(_message.Message):
         keep_special_tokens: _builtins.bool = ...,
         best_of: _builtins.int | None = ...,
         beam_search: _sequence_pb2.BeamSearch | None = ...,
+        resume_outputs: _abc.Iterable[Global___ResumedOutput] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_best_of", b"_best_of", "_delivery", b"_delivery", "_num_samples", b"_num_samples", "beam_search", b"beam_search", "best_of", b"best_of", "chat", b"chat", "delivery", b"delivery", "input", b"input", "num_samples", b"num_samples", "sampling", b"sampling", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_best_of", b"_best_of", "_delivery", b"_delivery", "_num_samples", b"_num_samples", "beam_search", b"beam_search", "best_of", b"best_of", "chat", b"chat", "delivery", b"delivery", "include_stop", b"include_stop", "input", b"input", "keep_special_tokens", b"keep_special_tokens", "model", b"model", "num_samples", b"num_samples", "prefix_handle", b"prefix_handle", "priority", b"priority", "request_id", b"request_id", "resume_token_ids", b"resume_token_ids", "sampling", b"sampling", "session_id", b"session_id", "stop", b"stop", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_best_of", b"_best_of", "_delivery", b"_delivery", "_num_samples", b"_num_samples", "beam_search", b"beam_search", "best_of", b"best_of", "chat", b"chat", "delivery", b"delivery", "include_stop", b"include_stop", "input", b"input", "keep_special_tokens", b"keep_special_tokens", "model", b"model", "num_samples", b"num_samples", "prefix_handle", b"prefix_handle", "priority", b"priority", "request_id", b"request_id", "resume_outputs", b"resume_outputs", "resume_token_ids", b"resume_token_ids", "sampling", b"sampling", "session_id", b"session_id", "stop", b"stop", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__best_of: _TypeAlias = _typing.Literal["best_of"]  # noqa: Y015
     _WhichOneofArgType__best_of: _TypeAlias = _typing.Literal["_best_of", b"_best_of"]  # noqa: Y015
@@ -221,6 +230,30 @@ class GenerateRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_input) -> _WhichOneofReturnType_input | None: ...
 
 Global___GenerateRequest: _TypeAlias = GenerateRequest  # noqa: Y015
+
+@_typing.final
+class ResumedOutput(_message.Message):
+    """What a caller has of one sample."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Its tokens, from the first on."""
+
+    def __init__(
+        self,
+        *,
+        token_ids: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["token_ids", b"token_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumedOutput: _TypeAlias = ResumedOutput  # noqa: Y015
 
 @_typing.final
 class GenerateResponse(_message.Message):
@@ -312,7 +345,9 @@ class OutputDelta(_message.Message):
     sample_index: _builtins.int
     """Which sample."""
     text: _builtins.str
-    """New text; may be empty while a character or a possible stop string is incomplete."""
+    """New text; may be empty while a character or a possible stop string is incomplete.
+    What only the end makes certain comes by itself, without tokens.
+    """
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """New tokens."""

@@ -53,13 +53,15 @@ class OutputAssembler:
             sample = self._samples[index]
             was_stopped = sample.stream.is_stopped
             sample.feed(part)
-            if part.completion is not None:
-                sample.finish()
-            elif sample.stream.is_stopped and not was_stopped:
+            if part.completion is None and sample.stream.is_stopped and not was_stopped:
                 stopped.append(index)
             if part.completion is not None or not self._is_final:
                 outputs += sample.take_delta(prompt_logprobs if index == 0 else [])
             if part.completion is not None:
+                # By itself, and without tokens: so a caller whose stream breaks right before the
+                # end knows whether it has it.
+                sample.finish()
+                outputs += sample.take_delta([])
                 self.ends[index] = sample.end(part.completion)
                 outputs.append(self.ends[index])
         return outputs, stopped

@@ -12,9 +12,16 @@ from typing import Any, NoReturn
 
 import jinja2
 import jinja2.ext
+import jinja2.meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from pageframe.core.errors import InvalidRequestError, PreconditionError
+
+Tool = Mapping[str, object]
+"""A tool, or a call of one, in the form that templates share: ``{"type": "function", …}``."""
+
+# What models of the Hermes form write around a call; see ``http.tool_calls``.
+_CALL_TAG = "<tool_call>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,10 +31,26 @@ class ChatMessage:
     Attributes:
         role: Who speaks: ``system``, ``user``, ``assistant`` or what else the template knows.
         content: What is said.
+        name: Of the speaker, or of the tool that answers; may be empty.
+        tool_call_id: Which call a tool answers; may be empty.
+        tool_calls: Calls that the assistant made; their arguments are objects, not text.
     """
 
     role: str
     content: str
+    name: str = ""
+    tool_call_id: str = ""
+    tool_calls: Sequence[Tool] = ()
+
+    def for_template(self) -> dict[str, object]:
+        """The message as templates expect it: optional parts are missing rather than empty."""
+        optional = {
+            "name": self.name,
+            "tool_call_id": self.tool_call_id,
+            "tool_calls": list(self.tool_calls),
+        }
+        given = {name: value for name, value in optional.items() if value}
+        return {"role": self.role, "content": self.content, **given}
 
 
 class ChatTemplate:
@@ -40,24 +63,35 @@ class ChatTemplate:
             PreconditionError: reason CHAT_TEMPLATE_MALFORMED, if it is no Jinja template.
         """
         self._special_tokens = dict(special_tokens)
+        environment = _environment()
         try:
-            self._template = _environment().from_string(source)
+            self._template = environment.from_string(source)
+            names = jinja2.meta.find_undeclared_variables(environment.parse(source))
         except jinja2.TemplateError as error:
             raise PreconditionError(
                 "CHAT_TEMPLATE_MALFORMED", f"the model's chat template does not compile: {error}"
             ) from error
+        self._knows_tools = "tools" in names and _CALL_TAG in source
 
-    def render(self, messages: Sequence[ChatMessage]) -> str:
+    def render(self, messages: Sequence[ChatMessage], tools: Sequence[Tool] = ()) -> str:
         """The text of a chat, up to where the assistant begins to speak.
 
         Raises:
             InvalidRequestError: reason CHAT_TEMPLATE_REFUSED, with the template's own words; for
-                example a role that it does not know.
+                example a role that it does not know. TOOLS_UNSUPPORTED for tools that it would
+                not tell the model of, or whose calls could not be read out of the reply.
         """
+        if not self._knows_tools and (tools or any(item.tool_calls for item in messages)):
+            raise InvalidRequestError(
+                "TOOLS_UNSUPPORTED",
+                "this model's chat template knows no tools, or its calls have another form than "
+                f"{_CALL_TAG}",
+                num_tools=len(tools),
+            )
         try:
             return self._template.render(
-                messages=[{"role": item.role, "content": item.content} for item in messages],
-                tools=None,
+                messages=[item.for_template() for item in messages],
+                tools=list(tools) or None,
                 documents=None,
                 add_generation_prompt=True,
                 **self._special_tokens,

@@ -34,7 +34,7 @@ from pageframe.wire.request import events_from_proto, submission_to_proto
 _log = structlog.get_logger(__name__)
 
 _RECONNECT_DELAY_S = 0.05
-_RECONNECT_DELAY_MAX_S = 1.0
+_RECONNECT_DELAY_MAX_S = 0.5
 
 _ConnectCall = grpc.aio.StreamStreamCall[pb.ConnectRequest, pb.ConnectResponse]
 

@@ -39,7 +39,7 @@ def input_from_proto(
 
     Raises:
         InvalidRequestError: UNKNOWN_DELIVERY or UNKNOWN_EARLY_STOPPING for a value that is not in
-            the contract.
+            the contract, RESUME_GIVEN_TWICE.
     """
     kind = message.WhichOneof("input")
     sampling = message.sampling
@@ -58,7 +58,7 @@ def input_from_proto(
         include_stop=message.include_stop,
         delivery=_delivery_from_proto(message),
         request_id=message.request_id,
-        resume_token_ids=list(message.resume_token_ids),
+        resume_token_ids=_resumed_from_proto(message),
         session_id=message.session_id,
         prefix_handle=message.prefix_handle,
         priority=message.priority,
@@ -96,6 +96,22 @@ def model_to_proto(facts: ReplicaFacts) -> pb.Model:
         dtype=facts.dtype,
         kv_dtype=facts.kv_dtype,
     )
+
+
+def _resumed_from_proto(message: pb.GenerateRequest) -> list[list[int]]:
+    """Output that the caller has, by sample; empty when it has none."""
+    outputs = [list(output.token_ids) for output in message.resume_outputs]
+    if message.resume_token_ids:
+        if outputs:
+            raise InvalidRequestError(
+                "RESUME_GIVEN_TWICE",
+                f"{len(message.resume_token_ids)} resume_token_ids and {len(outputs)} "
+                "resume_outputs are given; leave one of them out",
+                num_resume_token_ids=len(message.resume_token_ids),
+                num_resume_outputs=len(outputs),
+            )
+        outputs = [list(message.resume_token_ids)]
+    return outputs if any(outputs) else []
 
 
 def _delivery_from_proto(message: pb.GenerateRequest) -> Delivery:

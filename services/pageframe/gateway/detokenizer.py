@@ -76,6 +76,20 @@ class Vocabulary:
         silent_ids = self._special_ids if skip_special_tokens else set[int]()
         return WindowDetokenizer(self._tokenizer, self._tokens, silent_ids)
 
+    def token_bytes(self, token_id: int) -> bytes:
+        """What a token adds to a text that has begun; nothing for an id without a token."""
+        token = self._tokens[token_id] if token_id < len(self._tokens) else None
+        if token is None:
+            return b""
+        if self._is_byte_level:
+            return self._bytes_of_token[token_id]
+        if _BYTE_TOKEN.fullmatch(token):
+            return bytes.fromhex(token[3:5])
+        # Said twice: the first time it may look different, since a text begins with it.
+        once = self._tokenizer.decode([token_id], skip_special_tokens=False)
+        twice = self._tokenizer.decode([token_id, token_id], skip_special_tokens=False)
+        return twice[len(once) :].encode("utf-8")
+
 
 class SilentDetokenizer:
     """For replicas without a tokeniser: tokens have no text."""

@@ -8,6 +8,7 @@ state, the request is taken back from the scheduler at once.
 
 import asyncio
 import contextlib
+import functools
 import uuid
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import replace
@@ -30,6 +31,7 @@ from pageframe.core.trace import TraceSink
 from pageframe.gateway.chat import ChatMessage
 from pageframe.gateway.codec_store import CodecStore
 from pageframe.gateway.mailbox import Mailbox
+from pageframe.gateway.metering import GatewayMeter, RequestTimes
 from pageframe.gateway.output import Output
 from pageframe.gateway.prompt import encode_prompt
 from pageframe.gateway.request import GenerateInput
@@ -37,6 +39,7 @@ from pageframe.gateway.running import RunningRequest
 from pageframe.gateway.tokenizer import TextCodec
 from pageframe.gateway.tracing import GenerateTrace
 from pageframe.gateway.turns import WriteTurns
+from pageframe.gateway.unread import UNREAD_S, ReadWatch
 from pageframe.gateway.validation import (
     check_input,
     check_model,
@@ -45,6 +48,7 @@ from pageframe.gateway.validation import (
 )
 from pageframe.rpc.auth import Authenticator
 from pageframe.telemetry.context import TraceContext, span_id_to_bytes
+from pageframe.telemetry.metrics import Reading
 
 # With stop strings no more tokens than this are computed in vain behind one (see DELIVERY_FINAL).
 _NUM_TOKENS_PER_EVENT = 8
@@ -76,6 +80,7 @@ class GenerationService:
         authenticator: For salts.
         clock: Source of time.
         sink: Takes spans.
+        unread_s: How long output may wait to be read before its request is given up, seconds.
     """
 
     def __init__(
@@ -85,14 +90,18 @@ class GenerationService:
         authenticator: Authenticator,
         clock: Clock,
         sink: TraceSink,
+        *,
+        unread_s: float = UNREAD_S,
     ) -> None:
         self._link = link
         self._codecs = codecs
         self._authenticator = authenticator
         self._clock = clock
         self._sink = sink
+        self._unread_s = unread_s
         self._living: dict[tuple[str, str], Mailbox] = {}
         self._turns = WriteTurns()
+        self._meter = GatewayMeter()
         self._idle = asyncio.Event()
         self._is_draining = False
 
@@ -125,6 +134,7 @@ class GenerationService:
             raise
         finally:
             running.end(error)
+            self._meter_end(running, error)
 
     def cancel(self, tenant: str, request_id: str) -> None:
         """End a living request with CANCELLED.
@@ -169,6 +179,23 @@ class GenerationService:
         codec = await self._codecs.get(facts)
         return codec.decode(token_ids, skip_special_tokens=skip_special_tokens)
 
+    def readings(self) -> Iterator[Reading]:
+        """What is counted here, for metrics."""
+        return self._meter.read(len(self._living))
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether new requests are refused because the process is about to end."""
+        return self._is_draining
+
+    async def codec(self) -> TextCodec | None:
+        """The tokeniser of the replica; None for a replica without a model folder.
+
+        Raises:
+            PreconditionError: the folder holds no usable tokeniser.
+        """
+        return await self._codecs.find(self._link.facts)
+
     async def load(self) -> None:
         """Load the tokeniser ahead of the first request.
 
@@ -205,9 +232,15 @@ class GenerationService:
         try:
             yield
         finally:
+            self._leave(running)
+
+    def _leave(self, running: RunningRequest) -> None:
+        """Give back its place, unless that was done already."""
+        key = (running.request.tenant, running.request_id)
+        if self._living.get(key) is running.mailbox:
             del self._living[key]
-            if not self._living:
-                self._idle.set()
+        if not self._living:
+            self._idle.set()
 
     async def _run(self, running: RunningRequest) -> AsyncGenerator[Output, None]:
         request, facts = running.request, self._link.facts
@@ -224,21 +257,56 @@ class GenerationService:
             for output in outputs:
                 yield output
             return
+        # Of a caller that gets everything at the end, the times between say nothing.
+        is_final = request.delivery is Delivery.FINAL
+        times = None if is_final else RequestTimes(running.trace.start_ns)
         running.submitted(self._clock.now_ns())
+        stopped = running.stopped_samples
         handle = self._link.submit(submission, running.mailbox)
+        watch = ReadWatch(self._unread_s, functools.partial(self._give_up, running, handle))
         try:
+            for sample_index in stopped:
+                self._link.cancel(handle, sample_index)
             while not running.assembler.is_done:
                 await running.mailbox.wait()
                 async with self._turns.turn():
+                    now_ns = self._clock.now_ns()
+                    pending = running.take(now_ns)
+                    if times is not None:
+                        self._meter.take(times, pending, now_ns)
                     outputs, stopped = running.assembler.accept(
-                        running.take(self._clock.now_ns()), running.mailbox.prompt_logprobs
+                        pending, running.mailbox.prompt_logprobs
                     )
                     for sample_index in stopped:
                         self._link.cancel(handle, sample_index)
                     for output in outputs:
+                        watch.offer()
                         yield output
+                        watch.taken()
         finally:
+            watch.close()
             self._link.cancel(handle)
+
+    def _give_up(self, running: RunningRequest, handle: int) -> None:
+        """Its caller reads nothing: free its places; it hears of it when it reads again."""
+        self._link.cancel(handle)
+        self._leave(running)
+        running.mailbox.fail(
+            ResourceExhaustedError(
+                "OUTPUT_NOT_READ",
+                f"nothing was read for {self._unread_s:g} s though output was there; the request "
+                "was given up",
+                unread_s=self._unread_s,
+            )
+        )
+
+    def _meter_end(self, running: RunningRequest, error: BaseException | None) -> None:
+        assembler = running.assembler
+        completions = [end.completion for end in assembler.ends.values()]
+        # A consumer that stops asking behind the last output has had all of it.
+        has_all = bool(completions) and assembler.is_done
+        elapsed_ns = self._clock.now_ns() - running.trace.start_ns
+        self._meter.end(running.request.tenant, completions, elapsed_ns, None if has_all else error)
 
     async def _prompt(
         self, request: GenerateInput, codec: TextCodec | None, facts: ReplicaFacts
@@ -246,7 +314,11 @@ class GenerationService:
         if request.token_ids is not None:
             return list(request.token_ids)
         return await encode_prompt(
-            codec or await self._codecs.get(facts), request.text, request.messages, facts
+            codec or await self._codecs.get(facts),
+            request.text,
+            request.messages,
+            facts,
+            request.tools,
         )
 
     def _submission(
@@ -260,13 +332,12 @@ class GenerationService:
         if request.is_ranked and request.beams is None:
             # That is by what outputs are ranked, whether or not the caller wants to see it.
             sampling = replace(sampling, num_logprobs=max(0, sampling.num_logprobs))
-        resumed = list(request.resume_token_ids)
         return Submission(
             handle=0,
             request_id=running.request_id,
             prompt_token_ids=prompt_token_ids,
             sampling=sampling,
-            resume_token_ids=[resumed] if resumed else [],
+            resume_token_ids=[list(token_ids) for token_ids in request.resume_token_ids],
             num_samples=request.num_sampled,
             beams=request.beams,
             delivery=delivery,

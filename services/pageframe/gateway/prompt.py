@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from pageframe.core.errors import OutOfRangeError
 from pageframe.core.replica import ReplicaFacts
-from pageframe.gateway.chat import ChatMessage
+from pageframe.gateway.chat import ChatMessage, Tool
 from pageframe.gateway.tokenizer import TextCodec
 from pageframe.gateway.validation import check_prompt_length
 
@@ -18,18 +18,20 @@ async def encode_prompt(
     text: str | None,
     messages: Sequence[ChatMessage] | None,
     facts: ReplicaFacts,
+    tools: Sequence[Tool] = (),
 ) -> list[int]:
     """Token ids of a text or a chat; long text is encoded beside the event loop.
 
-    Exactly one of ``text`` and ``messages`` is not None.
+    Exactly one of ``text`` and ``messages`` is not None; ``tools`` are those that the model of a
+    chat is told of.
 
     Raises:
-        InvalidRequestError: the chat template is missing, or refuses the messages.
+        InvalidRequestError: the chat template is missing, or refuses the messages or tools.
         OutOfRangeError: reason CONTEXT_TOO_LONG, quickly, for text that is far too long.
     """
     add_special_tokens = messages is None
     if messages is not None:
-        text = codec.render_chat(messages)
+        text = codec.render_chat(messages, tools)
     assert text is not None, "there is neither text nor chat"
     if len(text) > _INLINE_NUM_CHARACTERS_MAX:
         return await asyncio.to_thread(_encode_long, codec, text, add_special_tokens, facts)

@@ -27,7 +27,7 @@ def check_ranking(request: GenerateInput, sampling: SamplingParams, facts: Repli
 
     Raises:
         InvalidRequestError: BEST_OF_OUT_OF_RANGE, BEAMS_WITH_FIELD naming the field,
-            DELIVERY_NOT_FINAL, RESUME_NEEDS_ONE_SAMPLE, or as ``BeamParams.validate``.
+            DELIVERY_NOT_FINAL, RESUME_WITH_RANKING, or as ``BeamParams.validate``.
     """
     if request.beams is not None:
         request.beams.validate(sampling)
@@ -52,8 +52,9 @@ def check_ranking(request: GenerateInput, sampling: SamplingParams, facts: Repli
         )
     if request.is_ranked and request.resume_token_ids:
         raise InvalidRequestError(
-            "RESUME_NEEDS_ONE_SAMPLE",
-            f"only a generation of one sample can be resumed, not one of {request.num_sampled}",
+            "RESUME_WITH_RANKING",
+            f"outputs that are ranked, here the best of {request.num_sampled}, start over: none is "
+            "known before all are",
             num_samples=request.num_sampled,
         )
 
@@ -100,10 +101,17 @@ class RankingAssembler(OutputAssembler):
         outputs, stopped = super().accept(pending, [])
         for output in outputs:
             if isinstance(output, OutputDelta):
-                self._deltas[output.sample_index] = output
+                self._keep(output)
         if not self.is_done or not outputs:
             return [], stopped
         return self._ranked(prompt_logprobs), stopped
+
+    def _keep(self, delta: OutputDelta) -> None:
+        # The rest of the text comes behind all tokens, in a delta without any.
+        before = self._deltas.get(delta.sample_index)
+        if before is not None:
+            delta = dataclasses.replace(before, text=before.text + delta.text)
+        self._deltas[delta.sample_index] = delta
 
     def _ranked(self, prompt_logprobs: list[TokenLogprobs]) -> list[Output]:
         scores = {index: _mean_logprob(self._deltas.get(index)) for index in self.ends}

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pageframe.core.beams import BeamParams
 from pageframe.core.request import Delivery
 from pageframe.core.sampling import SamplingParams
-from pageframe.gateway.chat import ChatMessage
+from pageframe.gateway.chat import ChatMessage, Tool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +24,7 @@ class GenerateInput:
         text: Plain text to continue. Exactly one of ``text``, ``messages`` and ``token_ids`` is
             not None.
         messages: A chat to continue.
+        tools: What the model of a chat may call.
         token_ids: Token ids to continue.
         sampling: How tokens are chosen; its ``seed`` and ``max_tokens`` mean nothing.
         seed: First word of the random key; None lets the gateway pick one.
@@ -35,7 +36,8 @@ class GenerateInput:
         include_stop: Leave the stop string in the text.
         delivery: When to send tokens.
         request_id: The caller's name for the request; empty to have one made.
-        resume_token_ids: Output of a broken stream that the caller has.
+        resume_token_ids: Output of a broken stream that the caller has, one entry for each sample;
+            empty for a fresh request.
         session_id: Names a chat whose blocks are kept for the next turn; empty for none.
         prefix_handle: Names a retained prefix with which the prompt begins; empty for none.
         priority: Higher runs earlier; 0 is normal.
@@ -47,6 +49,7 @@ class GenerateInput:
     model: str = ""
     text: str | None = None
     messages: Sequence[ChatMessage] | None = None
+    tools: Sequence[Tool] = ()
     token_ids: Sequence[int] | None = None
     sampling: SamplingParams = field(default_factory=SamplingParams)
     seed: int | None = None
@@ -58,7 +61,7 @@ class GenerateInput:
     include_stop: bool = False
     delivery: Delivery = Delivery.EVERY_TOKEN
     request_id: str = ""
-    resume_token_ids: Sequence[int] = ()
+    resume_token_ids: Sequence[Sequence[int]] = ()
     session_id: str = ""
     prefix_handle: str = ""
     priority: int = 0

@@ -1,5 +1,7 @@
 """One request between its arrival at the gateway and its end."""
 
+from collections.abc import Sequence
+
 from pageframe.core.replica import ReplicaFacts
 from pageframe.core.request import Completion
 from pageframe.core.sampling import SamplingParams
@@ -72,22 +74,33 @@ class RunningRequest:
         self.trace.describe(request, self.request_id, sampling, model)
 
     def resume(self, facts: ReplicaFacts) -> list[Output]:
-        """Bring sample 0 to where the caller is; the outputs, if it had ended there already."""
-        token_ids = list(self.request.resume_token_ids)
-        if not token_ids:
+        """Bring all samples to where the caller is; the outputs, if all had ended there already."""
+        outputs = self.request.resume_token_ids
+        for stream, token_ids in zip(self._streams, outputs, strict=False):
+            stream.feed(token_ids)
+        reasons = [self._end_behind(*resumed, facts) for resumed in enumerate(outputs)]
+        if not reasons or FinishReason.NONE in reasons:
             return []
-        self._streams[0].feed(token_ids)
-        reason = self._end_behind(token_ids, facts)
-        if reason is FinishReason.NONE:
-            return []
-        completion = Completion(
-            handle=0,
-            sample_index=0,
-            finish_reason=reason,
-            num_prompt_tokens=self._num_prompt_tokens,
-        )
-        outputs, _ = self.assembler.accept({0: Pending(completion=completion)}, [])
-        return outputs
+        ends = {
+            index: Pending(
+                completion=Completion(
+                    handle=0,
+                    sample_index=index,
+                    finish_reason=reason,
+                    num_prompt_tokens=self._num_prompt_tokens,
+                )
+            )
+            for index, reason in enumerate(reasons)
+        }
+        return self.assembler.accept(ends, [])[0]
+
+    @property
+    def stopped_samples(self) -> list[int]:
+        """Samples that ended by a stop string before they were handed to the scheduler.
+
+        It knows no stop strings and would go on; other ends it sees by itself.
+        """
+        return [index for index, stream in enumerate(self._streams) if stream.is_stopped]
 
     def submitted(self, now_ns: int) -> None:
         """It is handed to the scheduler now."""
@@ -124,10 +137,14 @@ class RunningRequest:
             error = None
         self.trace.end(self._num_prompt_tokens, ends, error)
 
-    def _end_behind(self, token_ids: list[int], facts: ReplicaFacts) -> FinishReason:
-        """Why an output of these tokens is complete; NONE if it goes on."""
-        if self._streams[0].is_stopped:
+    def _end_behind(
+        self, sample_index: int, token_ids: Sequence[int], facts: ReplicaFacts
+    ) -> FinishReason:
+        """Why the output of a sample that has these tokens is complete; NONE if it goes on."""
+        if self._streams[sample_index].is_stopped:
             return FinishReason.STOP
+        if not token_ids:
+            return FinishReason.NONE
         sampling = self._sampling
         ends = set(sampling.stop_token_ids)
         if not sampling.ignore_eos:

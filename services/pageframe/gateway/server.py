@@ -15,9 +15,15 @@ from pageframe.core.clock import SystemClock
 from pageframe.gateway.client import SchedulerLink
 from pageframe.gateway.codec_store import CodecStore
 from pageframe.gateway.generation import GenerationService
+from pageframe.gateway.http.app import Door
+from pageframe.gateway.http.server import HttpServer
 from pageframe.gateway.servicer import GatewayServicer, Malformed
 from pageframe.rpc.auth import Authenticator, read_api_keys
 from pageframe.rpc.lifecycle import Service, serve
+from pageframe.telemetry import metrics
+from pageframe.telemetry.metrics import Reading
+from pageframe.telemetry.metrics_door import MetricsDoor
+from pageframe.telemetry.metrics_text import MetricsText
 from pageframe.telemetry.sink import RingTraceSink
 from pageframe.telemetry.spans import SERVICE_GATEWAY
 from pageframe.v1 import gateway_service_pb2
@@ -39,17 +45,34 @@ async def serve_gateway(launch: Launch) -> None:
     authenticator = Authenticator({} if keys_path is None else read_api_keys(keys_path))
     service = GenerationService(link, CodecStore(), authenticator, clock, sink)
     servicer = GatewayServicer(service, authenticator, clock)
+    text = MetricsText(
+        lambda: (*service.readings(), Reading(metrics.DROPPED_RECORDS, sink.num_dropped))
+    )
+    metrics_door = MetricsDoor(settings.metrics_port_of("gateway"), text.render)
+    door = Door(service, authenticator, clock, text.render)
+    http = None if settings.http is None else HttpServer(door.app(), settings.http)
     linked: list[asyncio.Task[None]] = []
 
     async def start() -> None:
         linked.append(asyncio.create_task(link.run()))
         await link.wait_ready()
         await service.load()
+        await metrics_door.start()
+        if http is not None:
+            await http.start()
 
     async def wait_ended() -> None:
         await asyncio.gather(*linked)
 
+    async def drain() -> None:
+        await service.drain()
+        if http is not None:
+            await http.stop()
+
     async def close() -> None:
+        await metrics_door.stop()
+        if http is not None:
+            await http.stop()
         for task in linked:
             task.cancel()
         await asyncio.gather(*linked, return_exceptions=True)
@@ -62,10 +85,11 @@ async def serve_gateway(launch: Launch) -> None:
             service_names=SERVICE_NAMES,
             register=lambda server: register(servicer, server),
             start=start,
-            drain=service.drain,
+            drain=drain,
             close=close,
             drain_timeout_s=settings.drain_timeout_seconds,
             background=[wait_ended],
+            http_address=lambda: None if http is None else http.address,
         )
     )
 

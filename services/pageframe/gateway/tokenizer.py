@@ -13,7 +13,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 
 from pageframe.core.errors import InvalidRequestError, PreconditionError
-from pageframe.gateway.chat import ChatMessage, ChatTemplate
+from pageframe.gateway.chat import ChatMessage, ChatTemplate, Tool
 from pageframe.gateway.detokenizer import Detokenizer, Vocabulary
 
 _NAMED_SPECIAL_TOKENS = (
@@ -81,18 +81,19 @@ class TextCodec:
         encodings = self._tokenizer.encode_batch([text], add_special_tokens=add_special_tokens)
         return list(encodings[0].ids)
 
-    def render_chat(self, messages: Sequence[ChatMessage]) -> str:
+    def render_chat(self, messages: Sequence[ChatMessage], tools: Sequence[Tool] = ()) -> str:
         """The prompt text of a chat; encode it without adding special tokens.
 
         Raises:
-            InvalidRequestError: reason CHAT_TEMPLATE_MISSING or CHAT_TEMPLATE_REFUSED.
+            InvalidRequestError: reason CHAT_TEMPLATE_MISSING, CHAT_TEMPLATE_REFUSED or
+                TOOLS_UNSUPPORTED.
         """
         if self._chat_template is None:
             raise InvalidRequestError(
                 "CHAT_TEMPLATE_MISSING",
                 "this model has no chat template; send text or token ids",
             )
-        return self._chat_template.render(messages)
+        return self._chat_template.render(messages, tools)
 
     def encode_chat(self, messages: Sequence[ChatMessage]) -> list[int]:
         """Token ids of a chat, up to where the assistant begins to speak.
@@ -124,6 +125,10 @@ class TextCodec:
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of token ids; bytes that are no UTF-8 become U+FFFD."""
         return self._tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """What a token adds to a text, as bytes; they may be a part of a character."""
+        return self._vocabulary.token_bytes(token_id)
 
     def detokenizer(self, *, skip_special_tokens: bool = True) -> Detokenizer:
         """A fresh stream of tokens to text, equal to ``decode`` when put together."""

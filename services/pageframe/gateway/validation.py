@@ -102,8 +102,8 @@ def resolve_sampling(
 
 
 def pool_num_tokens(facts: ReplicaFacts) -> int:
-    """How many tokens the whole block pool can hold."""
-    return facts.num_blocks // facts.num_kv_groups * facts.block_size
+    """How many tokens of one sequence the whole block pool can hold."""
+    return facts.num_tokens_fitting(facts.num_blocks)
 
 
 def _num_tokens_fitting(request: GenerateInput, num_prompt_tokens: int, facts: ReplicaFacts) -> int:
@@ -239,20 +239,23 @@ def _check_samples(request: GenerateInput) -> None:
 
 
 def _check_resume(request: GenerateInput, facts: ReplicaFacts) -> None:
-    if not request.resume_token_ids:
+    outputs = request.resume_token_ids
+    if not outputs:
         return
-    check_token_ids("resume_token_ids", request.resume_token_ids, facts.vocab_size)
-    if request.num_samples != 1:
+    if len(outputs) != request.num_samples:
         raise InvalidRequestError(
-            "RESUME_NEEDS_ONE_SAMPLE",
-            f"only a generation of one sample can be resumed, not of {request.num_samples}",
+            "RESUME_MISMATCH",
+            f"output of {len(outputs)} samples is given; the request has {request.num_samples}",
+            num_resumed=len(outputs),
             num_samples=request.num_samples,
         )
+    for token_ids in outputs:
+        check_token_ids("resume_token_ids", token_ids, facts.vocab_size)
     if request.seed is None and not request.sampling.is_greedy:
         raise InvalidRequestError(
             "RESUME_NEEDS_SEED", "a resumed generation needs the seed that the broken stream told"
         )
-    num_resumed = len(request.resume_token_ids)
+    num_resumed = max(map(len, outputs))
     if request.max_tokens is not None and num_resumed > request.max_tokens:
         raise InvalidRequestError(
             "RESUME_TOO_LONG",

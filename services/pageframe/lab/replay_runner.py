@@ -29,6 +29,7 @@ class ReplayRunner(TensorlessRunner):
     """
 
     def __init__(self, facts: ReplicaFacts) -> None:
+        windows = facts.kv_group_windows
         self.facts = ModelFacts(
             name=facts.model,
             folder=facts.model_folder,
@@ -40,6 +41,8 @@ class ReplayRunner(TensorlessRunner):
             dtype=facts.dtype,
             kv_dtype=facts.kv_dtype,
             runner=facts.runner,
+            window_tokens=windows[0] if len(windows) == 1 else 0,
+            group_windows=windows if len(windows) > 1 else (),
         )
         self.engine: StepEngine
         self.recorded: StepResult

@@ -13,6 +13,7 @@ from pageframe.scheduler.steering import Allowance
 
 _BYTES_PER_TOKEN_ID = 4
 _WATERMARK_DIVISOR = 100
+_NO_WINDOWS = (0,)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +28,7 @@ class Capacity:
         block_size: Tokens per block.
         num_blocks_total: Blocks of the pool.
         num_blocks_watermark: Blocks that admissions leave free for those who run already.
-        num_kv_groups: Groups of layers, each with blocks of its own.
+        facts: What the executor serves: its blocks, and the windows of its groups of layers.
     """
 
     token_budget: int
@@ -36,7 +37,7 @@ class Capacity:
     block_size: int
     num_blocks_total: int
     num_blocks_watermark: int
-    num_kv_groups: int = 1
+    facts: ReplicaFacts
 
     @classmethod
     def of(
@@ -58,19 +59,47 @@ class Capacity:
             block_size=facts.block_size,
             num_blocks_total=facts.num_blocks,
             num_blocks_watermark=ceil_div(facts.num_blocks, _WATERMARK_DIVISOR),
-            num_kv_groups=facts.num_kv_groups,
+            facts=facts,
         )
 
+    @property
+    def num_kv_groups(self) -> int:
+        """Groups of layers, each with blocks of its own."""
+        return self.facts.num_kv_groups
+
     def num_blocks(self, num_tokens: int) -> int:
-        """Blocks that hold ``num_tokens`` tokens; with sliding windows, at most."""
+        """Blocks that ``num_tokens`` tokens take, those given back behind a window included."""
         return ceil_div(num_tokens, self.block_size) * self.num_kv_groups
+
+    def num_blocks_peak(self, num_tokens: int) -> int:
+        """Most blocks that a sequence holds at a time on its way to ``num_tokens`` tokens."""
+        if self.facts.kv_group_windows == _NO_WINDOWS:
+            # Of nearly all models, and asked several times for each admission.
+            return ceil_div(num_tokens, self.block_size)
+        num_step_tokens = min(self.prefill_chunk_tokens, self.token_budget)
+        return self.facts.num_blocks_peak(num_tokens, num_step_tokens)
+
+    def num_blocks_held(self, num_tokens: int) -> int:
+        """Blocks that a sequence holds whose ``num_tokens`` tokens are computed, and no others."""
+        num_all = ceil_div(num_tokens, self.block_size)
+        windows = self.facts.kv_group_windows
+        num_back = sum(max(0, num_tokens - w + 1) // self.block_size for w in windows if w)
+        return num_all * len(windows) - num_back
+
+    def num_blocks_owed(self, num_computed: int, num_tokens: int) -> int:
+        """Blocks that a sequence takes at most until ``num_tokens`` tokens are computed."""
+        return max(0, self.num_blocks_peak(num_tokens) - self.num_blocks_held(num_computed))
+
+    def num_shared_blocks(self, num_tokens: int) -> int:
+        """Blocks that ``num_tokens`` tokens fill for good, whatever is computed behind them."""
+        return num_tokens // self.block_size * self.facts.kv_group_windows.count(0)
 
     def num_full_blocks(self, num_tokens: int) -> int:
         """Blocks that ``num_tokens`` tokens fill."""
         return num_tokens // self.block_size * self.num_kv_groups
 
 
-class Draft:
+class PlanBuilder:
     """A plan in the making, and what is left to give away in its step.
 
     Attributes:
@@ -132,9 +161,7 @@ class Draft:
         num_planned = sequence.num_planned
         num_cached = 0 if num_planned else sequence.num_cached_tokens
         position = num_planned + num_cached
-        num_tokens = min(
-            sequence.num_uncomputed - num_cached, self._num_chunk_tokens_from(position)
-        )
+        num_tokens = min(sequence.num_tokens - position, self._num_chunk_tokens_from(position))
         assert num_tokens > 0, f"sequence {sequence.sequence_id}: {num_tokens} tokens to ask for"
         num_blocks = self._capacity.num_blocks
         num_planned_after = position + num_tokens

@@ -98,8 +98,8 @@ class Candidates:
         capacity = self._roster.capacity
         if sequence.search is not None:
             return sequence.search.num_blocks(capacity)
-        num_shared_blocks = capacity.num_full_blocks(sequence.num_shared_tokens)
-        return capacity.num_blocks(num_tokens) - num_shared_blocks
+        num_shared_blocks = capacity.num_shared_blocks(sequence.num_shared_tokens)
+        return capacity.num_blocks_held(num_tokens) - num_shared_blocks
 
     def _view(self, sequence: Sequence, shortage: Shortage) -> VictimView:
         submission = sequence.submission
@@ -135,7 +135,7 @@ class Candidates:
         num_lost = max(0, num_computed - sequence.num_shared_tokens)
         swap_ns = tail_ns = None
         if self._has_host_tier:
-            swap_ns = round(2 * capacity.num_blocks(num_computed) * rates.block_ns)
+            swap_ns = round(2 * capacity.num_blocks_held(num_computed) * rates.block_ns)
         if 0 < num_tail_blocks < num_blocks:
             num_kept_blocks = capacity.num_blocks(num_computed) - num_tail_blocks
             num_kept = num_kept_blocks // capacity.num_kv_groups * capacity.block_size

@@ -61,10 +61,15 @@ class GrpcExecutorStream:
         except BaseException:
             await channel.close()
             raise
-        if not isinstance(response, pb.RunResponse) or not response.HasField("hello"):
+        if not isinstance(response, pb.RunResponse):
             ended = await stream_error(call)
             await channel.close()
             raise ended
+        if not response.HasField("hello"):
+            # The stream lives, so waiting for its end could last for ever.
+            kind = response.WhichOneof("message")
+            await channel.close()
+            raise PreconditionError("HELLO_EXPECTED", f"the executor began with a {kind}")
         facts = replica_from_proto(response.hello.replica)
         return cls(channel, call, facts, pool_from_proto(response.hello.pool))
 

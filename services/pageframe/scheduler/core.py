@@ -16,6 +16,7 @@
     candidates   whom policies may choose         losses       victims until they are back
     rates        what things cost, measured       witness      what policies are seen doing
     line         who comes next                   shares       what tenants were served
+    claims       whose part is taken by others
     intake       how requests come in             deadlines    who cannot be over in time
 
 No part awaits or asks the system for the time, so all of it runs unchanged in a simulator.
@@ -36,9 +37,11 @@ from pageframe.core.trace import TraceSink
 from pageframe.scheduler.admission import Admission
 from pageframe.scheduler.budget import Capacity
 from pageframe.scheduler.candidates import Candidates
+from pageframe.scheduler.claims import Claims
 from pageframe.scheduler.deadlines import Deadlines, Prospects
 from pageframe.scheduler.delivery import Outboxes
 from pageframe.scheduler.endings import Endings
+from pageframe.scheduler.figures import SchedulerFigures, take_figures
 from pageframe.scheduler.fitting import Fitting
 from pageframe.scheduler.flights import Flights
 from pageframe.scheduler.forks import Forks
@@ -114,7 +117,7 @@ class Scheduler:
         )
         self._deadlines = Deadlines(self._prospects)
         self._losses = Losses(rates, tracer)
-        candidates = Candidates(self._roster, rates, self._policies)
+        self._candidates = candidates = Candidates(self._roster, rates, self._policies)
         self._preemption = Preemption(self._roster, self._flights, self._tenants, candidates)
         self._endings = Endings(self._roster, self._deadlines, tracer)
         self._fitting = Fitting(self._roster, self._tenants, self._endings)
@@ -304,20 +307,26 @@ class Scheduler:
             is_draining=self._is_draining,
         )
 
+    def figures(self) -> SchedulerFigures:
+        """How much waits and runs; cheap, whatever lives."""
+        return take_figures(self._roster, self._flights)
+
     def _make_planner(self, options: SchedulerOptions, forks: Forks) -> Planner:
+        admission = Admission(
+            self._roster,
+            self._flights,
+            self._preemption,
+            PrefixWait(self._roster, is_enabled=options.shares_prefixes),
+            self._tenants,
+            self._tracer,
+            self._policies.admission,
+        )
         return Planner(
             self._roster,
             self._flights,
             self._preemption,
-            Admission(
-                self._roster,
-                self._flights,
-                self._preemption,
-                PrefixWait(self._roster, is_enabled=options.shares_prefixes),
-                self._tenants,
-                self._tracer,
-                self._policies.admission,
-            ),
+            admission,
+            Claims(self._roster, admission, self._preemption, self._candidates),
             forks,
             self._tenants,
             self._steering,

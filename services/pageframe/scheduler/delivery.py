@@ -1,15 +1,13 @@
 """Tokens and completions on their way to gateways, one ``TokenEvents`` per gateway and step.
 
-The only work that grows with the tokens of a step is the loop in ``take_samples``: it is the
-scheduler's hottest, so it appends to parallel lists and makes no object per token.
+Tokens that a step brings to those who had one in the step before come through ``lockstep``.
 """
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pageframe.core.request import Completion, TokenEvents
-from pageframe.core.step import FinishReason, StepResult, TokenLogprobs
+from pageframe.core.step import TokenLogprobs
 
 if TYPE_CHECKING:
     from pageframe.scheduler.sequence import Sequence
@@ -24,6 +22,22 @@ class Outbox:
         self.gateway_id = gateway_id
         self.num_requests = 0
         self.events = TokenEvents(step=0)
+
+    def add(self, sequence: "Sequence", token_id: int, logprobs: TokenLogprobs | None) -> None:
+        """Send the newest token of a sequence, or hold it back until there are enough."""
+        if sequence.num_tokens_per_event > 1:
+            if logprobs is not None:
+                sequence.pending_logprobs.append(logprobs)
+            if len(sequence.output) - sequence.num_delivered >= sequence.num_tokens_per_event:
+                self.flush(sequence)
+            return
+        events = self.events
+        if logprobs is not None:
+            events.logprobs[len(events.token_ids)] = logprobs
+        events.handles.append(sequence.handle)
+        events.sample_indices.append(sequence.sample_index)
+        events.num_tokens.append(1)
+        events.token_ids.append(token_id)
 
     def complete(self, sequence: "Sequence", completion: Completion) -> None:
         """Send what is left of a sequence's tokens, then how it ended."""
@@ -101,63 +115,3 @@ class Outboxes:
             if not outbox.num_requests:
                 del self._by_gateway[outbox.gateway_id]
         return taken
-
-
-def take_samples(
-    result: StepResult, sequences: Mapping[int, "Sequence"]
-) -> list[tuple["Sequence", FinishReason]]:
-    """Append each sampled token to its sequence and deliver it; returns the sequences that ended.
-
-    Tokens of sequences that are gone or muted are dropped: their last step crossed our cancel.
-    """
-    ended: list[tuple[Sequence, FinishReason]] = []
-    logprobs = _logprobs_in_order(result) if result.logprobs else {}
-    lookup = sequences.get
-    outbox: Outbox | None = None
-    for sequence_id, token_id, reason in zip(
-        result.sampled_ids, result.token_ids, result.finish_reasons, strict=True
-    ):
-        sequence = lookup(sequence_id)
-        if sequence is None:
-            continue
-        if reason:
-            ended.append((sequence, FinishReason(reason)))
-            if token_id < 0:
-                # It failed and got no token.
-                continue
-        if sequence.is_muted:
-            continue
-        sequence.output.append(token_id)
-        sequence.share.num_output_tokens += 1
-        if sequence.num_tokens_per_event > 1:
-            _hold_back(sequence, logprobs[sequence_id].pop(0) if sequence_id in logprobs else None)
-            continue
-        if sequence.outbox is not outbox:
-            outbox = sequence.outbox
-            events = outbox.events
-            add_handle = events.handles.append
-            add_sample_index = events.sample_indices.append
-            add_count = events.num_tokens.append
-            add_token = events.token_ids.append
-        if logprobs and sequence_id in logprobs:
-            events.logprobs[len(events.token_ids)] = logprobs[sequence_id].pop(0)
-        add_handle(sequence.handle)
-        add_sample_index(sequence.sample_index)
-        add_count(1)
-        add_token(token_id)
-    return ended
-
-
-def _logprobs_in_order(result: StepResult) -> dict[int, list[TokenLogprobs]]:
-    """Those of each sequence, one for each token that it got, first token first."""
-    in_order: dict[int, list[TokenLogprobs]] = {}
-    for index in sorted(result.logprobs):
-        in_order.setdefault(result.sampled_ids[index], []).append(result.logprobs[index])
-    return in_order
-
-
-def _hold_back(sequence: "Sequence", logprobs: TokenLogprobs | None) -> None:
-    if logprobs is not None:
-        sequence.pending_logprobs.append(logprobs)
-    if len(sequence.output) - sequence.num_delivered >= sequence.num_tokens_per_event:
-        sequence.outbox.flush(sequence)

@@ -1,7 +1,6 @@
 """Takes leave of sequences: last tokens, completion, spans, and every book they stand in."""
 
 from collections.abc import Iterable
-from dataclasses import replace
 
 from pageframe.core.errors import (
     InternalError,
@@ -116,12 +115,7 @@ class Endings:
         if sequence.search is not None:
             self.abandon(sequence.search.executor_ids)
         request = self._roster.forget(sequence)
-        account = replace(
-            account or SequenceAccount(),
-            num_preemptions=sequence.num_preemptions,
-            num_draft_tokens=sequence.num_draft_tokens,
-            num_accepted_tokens=sequence.num_accepted_tokens,
-        )
+        account = _complete(account, sequence)
         tracer.sequence(sequence, reason, account, at_ns)
         if reason is FinishReason.DEADLINE and error is None:
             error = deadline_passed(sequence.submission, at_ns)
@@ -151,6 +145,20 @@ class Endings:
         if request.is_over:
             request.outbox.num_requests -= 1
             self._deadlines.forget(request)
+
+
+def _complete(account: SequenceAccount | None, sequence: Sequence) -> SequenceAccount:
+    """What the executor counted of ``sequence``, with what is counted here."""
+    account = account or SequenceAccount()
+    return SequenceAccount(
+        num_blocks_peak=account.num_blocks_peak,
+        num_blocks_shared=account.num_blocks_shared,
+        num_copies_on_write=account.num_copies_on_write,
+        num_cached_tokens=account.num_cached_tokens,
+        num_preemptions=sequence.num_preemptions,
+        num_draft_tokens=sequence.num_draft_tokens,
+        num_accepted_tokens=sequence.num_accepted_tokens,
+    )
 
 
 def failure_of(sequence: Sequence, reason: str) -> PageframeError:

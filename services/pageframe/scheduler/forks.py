@@ -10,7 +10,7 @@ any request: it is announced by itself, and the prefix index makes it cheap.
 """
 
 from pageframe.core.plan import Fork
-from pageframe.scheduler.budget import Draft
+from pageframe.scheduler.budget import PlanBuilder
 from pageframe.scheduler.request import Request
 from pageframe.scheduler.roster import Roster
 from pageframe.scheduler.sequence import Knowledge, Sequence, SequenceState
@@ -22,14 +22,14 @@ class Forks:
     def __init__(self, roster: Roster) -> None:
         self._roster = roster
 
-    def add_to(self, draft: Draft) -> None:
-        """Fork all whose sample 0 takes its first token in the step of ``draft``."""
+    def add_to(self, builder: PlanBuilder) -> None:
+        """Fork all whose sample 0 takes its first token in the step of ``builder``."""
         for request in list(self._roster.parents.values()):
             parent = request.sequences[0]
-            if self._takes_first_token(draft, parent):
-                children = request.siblings[: self._num_places(draft, request)]
+            if self._takes_first_token(builder, parent):
+                children = request.siblings[: self._num_places(builder, request)]
                 if children:
-                    self._fork(draft, parent, children)
+                    self._fork(builder, parent, children)
 
     def settle(self) -> None:
         """Let those go whose sample 0 has its first token and did not fork for them."""
@@ -37,28 +37,28 @@ class Forks:
             if not request.may_fork:
                 self._roster.release_siblings(request)
 
-    def _takes_first_token(self, draft: Draft, parent: Sequence) -> bool:
-        decodes, tick = self._roster.decodes, draft.flight.tick
+    def _takes_first_token(self, builder: PlanBuilder, parent: Sequence) -> bool:
+        decodes, tick = self._roster.decodes, builder.flight.tick
         if parent not in decodes or not is_certain(parent, tick):
             return False
         return decodes.tick_of(parent, parent.num_prompt_tokens - 1) == tick
 
-    def _num_places(self, draft: Draft, request: Request) -> int:
+    def _num_places(self, builder: PlanBuilder, request: Request) -> int:
         """For how many siblings there is a place to run and a block to write to."""
         roster = self._roster
         num_running = len(roster.running) + roster.num_beams_promised
         num_running_left = roster.capacity.max_num_running - num_running
-        # Its siblings' blocks are among those that the draft has set aside.
-        num_copies_left = draft.num_blocks_left // roster.capacity.num_kv_groups
+        # Its siblings' blocks are among those that the plan has set aside.
+        num_copies_left = builder.num_blocks_left // roster.capacity.num_kv_groups
         num_copies_left += len(request.siblings)
         return max(0, min(num_running_left, num_copies_left))
 
-    def _fork(self, draft: Draft, parent: Sequence, children: list[Sequence]) -> None:
+    def _fork(self, builder: PlanBuilder, parent: Sequence, children: list[Sequence]) -> None:
         for child in children:
-            self._roster.fork(parent, child, draft.flight.tick)
+            self._roster.fork(parent, child, builder.flight.tick)
             child.knowledge = Knowledge.SENT
-        draft.flight.forked += children
-        draft.plan.forks.append(
+        builder.flight.forked += children
+        builder.plan.forks.append(
             Fork(
                 parent_id=parent.sequence_id,
                 generation=parent.generation,

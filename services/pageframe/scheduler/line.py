@@ -114,6 +114,7 @@ class Line:
             queue = self._queues[share.tenant] = _Queue(share)
         is_again = sequence.state is SequenceState.PREEMPTED
         sequence.prefix_group = sequence.prefix_group or prefix_group(sequence.submission)
+        sequence.view = None
         key = self._order.key(self.view(sequence))
         sequence.place = (not is_again, *key, sequence.sequence_id)
         queue.sequences.add(sequence)
@@ -129,6 +130,7 @@ class Line:
         queue = self._queues[share.tenant]
         was_next = queue.sequences.at(queue.num_passed) is sequence
         queue.sequences.remove(sequence)
+        sequence.view = None
         self._shares.stop_waiting(share)
         self._num_sequences -= 1
         self.num_changes += 1
@@ -151,10 +153,17 @@ class Line:
 
     def view(self, sequence: Sequence) -> WaitingView:
         """What policies may see of a sequence in line."""
-        return _view(sequence, self._ageing_ns)
+        view = sequence.view
+        # Nothing else changes while it waits.
+        if view is None or view.num_cached_tokens != sequence.num_cached_tokens:
+            view = sequence.view = _view(sequence, self._ageing_ns)
+        return view
 
     def rank_of(self, sequence: Sequence) -> Key:
-        """Place of ``sequence`` among all tenants, if it is the first of its own."""
+        """Place of ``sequence`` among all tenants, if it is the first of its own; it may run."""
+        return self._rank_of(sequence, _view(sequence, self._ageing_ns))
+
+    def _rank_of(self, sequence: Sequence, view: WaitingView) -> Key:
         share = sequence.share
         tenant = TenantView(
             tenant=share.tenant,
@@ -163,7 +172,7 @@ class Line:
             num_running=share.num_running,
             num_waiting=share.num_waiting,
         )
-        return (*self._order.rank(self.view(sequence), tenant), sequence.sequence_id)
+        return (*self._order.rank(view, tenant), sequence.sequence_id)
 
     def walk(self) -> "Walk":
         """Look at one after the other from the start; close it before anybody is added."""
@@ -211,7 +220,8 @@ class Line:
 
     def _rank(self, queue: _Queue) -> Key:
         queue.num_tokens_ranked = queue.share.num_tokens_served
-        return self.rank_of(queue.sequences.at(queue.num_passed))
+        head = queue.sequences.at(queue.num_passed)
+        return self._rank_of(head, self.view(head))
 
 
 class Walk:

@@ -6,24 +6,26 @@ first, then plans while it has any. Nothing awaits between asking the core and q
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from typing import Protocol
 
 import structlog
 
 from pageframe.core.clock import Clock
-from pageframe.core.errors import PageframeError, UnavailableError
+from pageframe.core.errors import AbortedError, PageframeError, UnavailableError
 from pageframe.core.plan import StepPlan
 from pageframe.core.replica import PoolAccount, ReplicaFacts
 from pageframe.core.request import Submission, TokenEvents
 from pageframe.core.step import StepResult
 from pageframe.core.units import NANOSECONDS_PER_SECOND
 from pageframe.scheduler.core import Scheduler
+from pageframe.scheduler.metering import SchedulerMeter
+from pageframe.telemetry.metrics import Reading
 
 _log = structlog.get_logger(__name__)
 
 _RECONNECT_DELAY_S = 0.05
-_RECONNECT_DELAY_MAX_S = 2.0
+_RECONNECT_DELAY_MAX_S = 1.0
 # Answers to a first hello that trying again does not change.
 _FINAL_REASONS = ("SCHEDULER_CONNECTED", "QUOTA_")
 
@@ -67,6 +69,7 @@ class SchedulerLoop:
     Attributes:
         on_facts: Called when the executor serves something else than before: another one came,
             or its pool was resized.
+        meter: Counts steps.
     """
 
     def __init__(
@@ -81,6 +84,7 @@ class SchedulerLoop:
         self._clock = clock
         self._scheduler: Scheduler | None = None
         self.on_facts: Callable[[ReplicaFacts], None] = _ignore
+        self.meter = SchedulerMeter()
         self._told_facts: ReplicaFacts | None = None
         self._stream: ExecutorStream | None = None
         self._kicked = asyncio.Event()
@@ -112,6 +116,11 @@ class SchedulerLoop:
             UnavailableError: no executor has connected yet.
         """
         return self.scheduler.facts
+
+    def readings(self) -> Iterator[Reading]:
+        """What is counted here, for metrics."""
+        figures = None if self._scheduler is None else self._scheduler.figures()
+        return self.meter.read(figures, is_connected=self.is_connected)
 
     @property
     def is_connected(self) -> bool:
@@ -178,7 +187,11 @@ class SchedulerLoop:
             self._runner.result()
 
     async def wait_ended(self) -> None:
-        """Wait until keeping connected has failed, and raise why; cancelling ends it."""
+        """Wait until keeping connected has failed, and raise why; cancelling ends it.
+
+        Raises:
+            AbortedError: SCHEDULER_REPLACED, when another scheduler took its place.
+        """
         assert self._runner is not None, "start comes first"
         await self._runner
 
@@ -228,6 +241,15 @@ class SchedulerLoop:
                     task.result()
         except PageframeError as error:
             _log.warning("executor_lost", reason=error.reason, message=error.message)
+            if error.reason == "TAKEN_OVER":
+                # Not by this process: it lets go of a stream before it opens another. Whoever is
+                # newer stays, or both would drive each other out for ever.
+                raise AbortedError(
+                    "SCHEDULER_REPLACED",
+                    "another scheduler has connected to the executor under this one's id and with "
+                    f"a higher epoch than {self._epoch}; this one ends",
+                    epoch=self._epoch,
+                ) from error
         finally:
             self._stream = None
             for task in tasks:
@@ -252,6 +274,7 @@ class SchedulerLoop:
         scheduler = self.scheduler
         async for result in stream.results():
             self._num_results += 1
+            self.meter.take(result)
             self._deliver(scheduler.on_result(result, self._clock.now_ns()))
             self._tell_facts()
             self.kick()

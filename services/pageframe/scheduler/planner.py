@@ -2,7 +2,8 @@
 
 from pageframe.core.plan import StepPlan
 from pageframe.scheduler.admission import Admission
-from pageframe.scheduler.budget import Draft
+from pageframe.scheduler.budget import PlanBuilder
+from pageframe.scheduler.claims import Claims
 from pageframe.scheduler.flights import Flight, Flights
 from pageframe.scheduler.forks import Forks
 from pageframe.scheduler.preemption import Preemption
@@ -29,6 +30,7 @@ class Planner:
         flights: Flights,
         preemption: Preemption,
         admission: Admission,
+        claims: Claims,
         forks: Forks,
         tenants: Tenants,
         steering: Steering,
@@ -39,6 +41,7 @@ class Planner:
         self._flights = flights
         self._preemption = preemption
         self._admission = admission
+        self._claims = claims
         self._forks = forks
         self._tenants = tenants
         self._steering = steering
@@ -72,24 +75,25 @@ class Planner:
             num_context=roster.decodes.num_context_at(tick),
             num_blocks=num_blocks,
         )
-        draft = Draft(
+        builder = PlanBuilder(
             roster.capacity,
             flight,
             num_blocks_left=(num_blocks_free - num_blocks - num_blocks_owed(roster) + num_pinned),
             allowance=self._steering.allowance(flight),
         )
-        self._searches.add_to(draft)
-        roster.steered.ask(draft)
-        self._preemption.protect(draft, num_blocks_free)
-        self._searches.name_beams(draft)
+        self._searches.add_to(builder)
+        roster.steered.ask(builder)
+        self._preemption.protect(builder, num_blocks_free)
+        self._searches.name_beams(builder)
         admission = self._admission
         is_cooling = self._preemption.is_cooling(tick)
-        grow_prefills(draft, roster, admission.admit_ahead_of, is_cooling=is_cooling)
-        admission.admit(draft)
-        self._forks.add_to(draft)
-        admission.announce_ahead(draft)
-        if not (num_decodes or draft.has_news):
+        grow_prefills(builder, roster, admission.admit_ahead_of, is_cooling=is_cooling)
+        admission.admit(builder)
+        self._claims.claim(builder)
+        self._forks.add_to(builder)
+        admission.announce_ahead(builder)
+        if not (num_decodes or builder.has_news):
             return None
-        self._speculation.add_to(draft)
-        flights.send(draft.flight)
-        return draft.plan
+        self._speculation.add_to(builder)
+        flights.send(builder.flight)
+        return builder.plan

@@ -10,7 +10,7 @@ from pageframe.core.errors import InternalError
 from pageframe.core.limits import LIMITS
 from pageframe.core.replica import ReplicaFacts
 from pageframe.core.step import RefusedBecause, StepResult
-from pageframe.scheduler.budget import Draft
+from pageframe.scheduler.budget import PlanBuilder
 from pageframe.scheduler.candidates import Candidates, Shortage
 from pageframe.scheduler.flights import Flight, Flights
 from pageframe.scheduler.roster import Roster
@@ -25,7 +25,8 @@ class Preemption:
     """Names victims, in the order of the policies behind ``candidates``.
 
     They are looked at youngest first, a few at a time, and each is younger than the one for whose
-    sake it goes: whatever a policy says, the oldest goes on, and nobody makes room for a newcomer.
+    sake it goes: whatever a policy says, the oldest goes on, and nobody makes room for a newcomer
+    but those of tenants above their part, see ``claims``.
 
     Which victim frees how much of a shared prefix is the executor's knowledge. It takes victims
     only until the step fits, so naming too many costs a longer message and nothing else; naming
@@ -55,29 +56,29 @@ class Preemption:
         last = self._last_preempt_tick
         return last is not None and tick - last <= _NUM_COOLING_STEPS
 
-    def protect(self, draft: Draft, num_blocks_free: int) -> None:
+    def protect(self, builder: PlanBuilder, num_blocks_free: int) -> None:
         """Name victims if the decodes of this step could need more than ``num_blocks_free``.
 
         Or more than the ceilings of their tenants allow; or if nobody else can go on.
         """
-        roster, flight = self._roster, draft.flight
+        roster, flight = self._roster, builder.flight
         num_blocks_short = flight.num_blocks - num_blocks_free
         stuck_head = self._stuck_head(flight)
         if self._num_refusals or stuck_head is not None:
-            self._name_all(draft)
+            self._name_all(builder)
         elif num_blocks_short > 0:
             num_later = sum(map(roster.decodes.num_blocks_at, _next_ticks(flight.tick)))
             shortage = _shortage(flight, num_blocks_short, num_later)
-            self._name(draft, roster.youngest_first(), roster.oldest, shortage)
+            self._name(builder, roster.youngest_first(), roster.oldest, shortage)
         flight.is_short = bool(flight.beneficiaries)
         for sequences, num_blocks_over in self._tenants.excess(flight.tick):
             flight.over_quota.add(sequences[0].submission.tenant)
             shortage = _shortage(flight, num_blocks_over)
-            self._name(draft, reversed(sequences[1:]), sequences[0], shortage)
+            self._name(builder, reversed(sequences[1:]), sequences[0], shortage)
         if stuck_head is not None:
-            draft.ask_head(stuck_head)
+            builder.ask_head(stuck_head)
         elif not self._num_refusals:
-            self._free_stuck_tenant(draft)
+            self._free_stuck_tenant(builder)
 
     def observe(self, flight: Flight, result: StepResult) -> None:
         """Learn from an applied step, after the sequences have been put where they belong."""
@@ -135,19 +136,19 @@ class Preemption:
         running = (s for s in roster.prefills if s.state is SequenceState.RUNNING)
         return next(running, None)
 
-    def _free_stuck_tenant(self, draft: Draft) -> None:
+    def _free_stuck_tenant(self, builder: PlanBuilder) -> None:
         """Let a prefill go on whose tenant is at its ceiling and has nothing that decodes.
 
         Its prefills hold all that the tenant may hold, and none of them can grow: the first has to,
         at the expense of the others. Not in every step, for it may be pins that hold the blocks.
         """
-        roster, tick = self._roster, draft.flight.tick
+        roster, tick = self._roster, builder.flight.tick
         last = self._last_freed_tick
         if last is not None and tick - last <= _NUM_COOLING_STEPS:
             return
         for sequence_id in self._stuck_heads:
             head = roster.running.get(sequence_id)
-            if head is None or head not in roster.prefills or draft.num_tokens_left < 1:
+            if head is None or head not in roster.prefills or builder.num_tokens_left < 1:
                 continue
             tenant = head.submission.tenant
             others = [s for s in roster.running.values() if s.submission.tenant == tenant]
@@ -155,16 +156,16 @@ class Preemption:
             if any(sequence.is_caught_up for sequence in others):
                 continue
             self._last_freed_tick = tick
-            draft.flight.over_quota.add(tenant)
+            builder.flight.over_quota.add(tenant)
             for victim in reversed(others):
                 if victim is not head:
-                    self._add(draft, victim, head)
-            draft.ask_head(head)
+                    self.add(builder, victim, head)
+            builder.ask_head(head)
             return
 
     def _name(
         self,
-        draft: Draft,
+        builder: PlanBuilder,
         victims: Iterable[Sequence],
         beneficiary: Sequence | None,
         shortage: Shortage,
@@ -172,38 +173,38 @@ class Preemption:
         """Name as many of ``victims`` as give up what ``beneficiary`` lacks."""
         in_flight = self._flights.victim_ids
         for victim in self._candidates.ranked(victims, shortage):
-            self._add(draft, victim, beneficiary, shortage)
+            self.add(builder, victim, beneficiary, shortage)
             if victim.sequence_id not in in_flight:
                 # Else it may have gone already for the sake of the step before.
                 shortage = shortage.less(self._candidates.num_own_blocks(victim))
             if shortage.num_blocks <= 0:
                 return
 
-    def _name_all(self, draft: Draft) -> None:
+    def _name_all(self, builder: PlanBuilder) -> None:
         oldest = self._roster.oldest
         for victim in self._roster.youngest_first():
-            self._add(draft, victim, oldest)
+            self.add(builder, victim, oldest)
         if self._num_refusals > 1 and oldest is not None:
             # Even alone it did not fit: somebody unknown holds blocks. Start from nothing.
-            self._add(draft, oldest, oldest)
+            self.add(builder, oldest, oldest)
 
-    def _add(
+    def add(
         self,
-        draft: Draft,
+        builder: PlanBuilder,
         victim: Sequence,
         beneficiary: Sequence | None,
         shortage: Shortage | None = None,
     ) -> None:
         """Name a victim; it may keep what is not short, unless nobody said: then all has to go."""
         assert beneficiary is not None, f"victim {victim.sequence_id}, but nobody runs"
-        flight = draft.flight
+        flight = builder.flight
         if victim.sequence_id in flight.beneficiaries:
             return
         shortage = shortage or _shortage(flight, 0)
         recovery, num_tail_blocks, costs = self._candidates.recovery_of(victim, shortage)
         flight.beneficiaries[victim.sequence_id] = beneficiary
         flight.costs[victim.sequence_id] = costs
-        draft.plan.victims.add(
+        builder.plan.victims.add(
             victim.sequence_id,
             victim.generation,
             recovery,

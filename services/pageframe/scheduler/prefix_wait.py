@@ -9,7 +9,7 @@ its newest chunk, the follower at that of the token budget that is left.
 """
 
 from pageframe.core.units import ceil_div
-from pageframe.scheduler.budget import Draft
+from pageframe.scheduler.budget import PlanBuilder
 from pageframe.scheduler.roster import Roster
 from pageframe.scheduler.sequence import Knowledge, Sequence
 
@@ -26,7 +26,7 @@ class PrefixWait:
         self._roster = roster
         self._is_enabled = is_enabled
 
-    def leader_of(self, draft: Draft, sequence: Sequence) -> Sequence | None:
+    def leader_of(self, builder: PlanBuilder, sequence: Sequence) -> Sequence | None:
         """Who computes a prefix of ``sequence`` and is worth waiting for, if somebody is.
 
         While the executor has not answered the announcement that is a guess, see ``prefixes``: one
@@ -45,14 +45,14 @@ class PrefixWait:
             num_shared = min(sequence.num_leader_tokens, sequence.num_tokens - 1)
             sequence.num_cached_tokens = max(sequence.num_cached_tokens, num_shared)
             leader = None
-        if leader is None or self._is_quicker_alone(draft, sequence, leader):
+        if leader is None or self._is_quicker_alone(builder, sequence, leader):
             sequence.leader_id = 0
             return None
         return leader
 
-    def _is_quicker_alone(self, draft: Draft, sequence: Sequence, leader: Sequence) -> bool:
+    def _is_quicker_alone(self, builder: PlanBuilder, sequence: Sequence, leader: Sequence) -> bool:
         num_shared = sequence.num_leader_tokens
         num_tokens_own = max(1, num_shared - sequence.num_cached_tokens)
-        num_steps_own = ceil_div(num_tokens_own, draft.num_chunk_tokens_max)
+        num_steps_own = ceil_div(num_tokens_own, builder.num_chunk_tokens_max)
         num_tokens_led = num_shared - leader.num_computed
         return ceil_div(num_tokens_led, max(1, leader.last_chunk_tokens)) > num_steps_own

@@ -111,6 +111,8 @@ class Prefixes:
     def _prefix_of(self, sequence: Sequence) -> Prefix | None:
         if sequence.num_prompt_tokens < self._block_size:
             return None
-        submission = sequence.submission
-        first = array("i", submission.prompt_token_ids[: self._block_size])
-        return submission.cache_salt, first.tobytes()
+        if sequence.first_block is None:
+            submission = sequence.submission
+            first = array("i", submission.prompt_token_ids[: self._block_size])
+            sequence.first_block = submission.cache_salt, first.tobytes()
+        return sequence.first_block

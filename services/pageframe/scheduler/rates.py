@@ -1,10 +1,11 @@
 """What steps, prefill tokens and copies of blocks cost on this executor, as measured.
 
-    step  =  base  +  prefill tokens x time of a token  +  blocks to and from the host x time of one
+    step  =  base  +  tokens x time of a token  +  blocks to and from the host x time of one
 
-Base is the mean of the steps without prefill and without copies, whatever decodes in them; what a
-step with prefill takes beyond it is the time of its prefill tokens. Copies are timed by the
-executor: only what the step waited for them counts, so what overlaps with the model costs nothing.
+Tokens are those of prefill, and draft tokens, which are computed like them. Base is the mean of the
+steps without prefill, less the time of their drafts, whatever decodes in them; what a step with
+prefill takes beyond it is the time of its tokens. Copies are timed by the executor: only what the
+step waited for them counts, so what overlaps with the model costs nothing.
 
 Every figure is a mean that forgets: a quantity as old as one window counts 1/e. Before anything was
 measured there is a prior with the weight of a few observations; it is on the dear side.
@@ -62,7 +63,7 @@ class Rates:
 
     Attributes:
         num_steps: Steps observed. What follows is a guess while there are none.
-        last_token_ns: What one prefill token cost in the last step; 0 if it had none.
+        last_token_ns: What one token cost in the last step; 0 if it had no prefill.
         last_block_ns: What one block moved to or from the host cost in it, likewise.
     """
 
@@ -89,12 +90,12 @@ class Rates:
 
     @property
     def base_ns(self) -> float:
-        """A step without prefill and copies."""
+        """A step without prefill, drafts and copies."""
         return self._base.value
 
     @property
     def token_ns(self) -> float:
-        """One prefill token more in a step."""
+        """One token of prefill, or of a draft, more in a step."""
         return self._token.value
 
     @property
@@ -118,7 +119,8 @@ class Rates:
         """Learn from an applied step. Costs as much as the step had entries, not decodes."""
         timing = result.timing
         # An entry of one token is a decode that somebody asked for.
-        num_tokens = sum(
+        num_drafted = sum(result.num_drafted)
+        num_prefill_tokens = sum(
             end - first
             for end, first in zip(result.num_computed, result.first_positions, strict=True)
             if end - first > 1
@@ -128,12 +130,13 @@ class Rates:
         if timing.num_blocks_moved:
             self._block.add(timing.copy_ns, timing.num_blocks_moved)
             self.last_block_ns = timing.copy_ns / timing.num_blocks_moved
-        if num_tokens > 0:
-            prefill_ns = max(0.0, step_ns - self.base_ns)
-            self._token.add(prefill_ns, num_tokens)
-            self.last_token_ns = prefill_ns / num_tokens
+        if num_prefill_tokens > 0:
+            num_tokens = num_prefill_tokens + num_drafted
+            tokens_ns = max(0.0, step_ns - self.base_ns)
+            self._token.add(tokens_ns, num_tokens)
+            self.last_token_ns = tokens_ns / num_tokens
         elif result.sampled_ids:
-            self._base.add(step_ns, 1)
+            self._base.add(max(0.0, step_ns - num_drafted * self.token_ns), 1)
         self.num_steps += 1
 
     def observe_return(self, spent_ns: float, num_lost: int) -> None:

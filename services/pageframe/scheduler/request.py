@@ -49,7 +49,7 @@ class Request:
         Samples that are resumed differ from their first token on and do not fork.
         """
         parent = self.sequences[0]
-        return not self.submission.resume_token_ids and parent.is_living and not parent.output
+        return not (parent.output or self.submission.resume_token_ids) and parent.is_living
 
     @property
     def is_over(self) -> bool:
@@ -116,17 +116,18 @@ def check_fits(submission: Submission, facts: ReplicaFacts) -> None:
 
 
 def num_blocks_needed(submission: Submission, facts: ReplicaFacts) -> int:
-    """Blocks that one sample comes to hold if it goes on to its last token.
+    """Most blocks that one sample holds at a time if it goes on to its last token.
 
     That token is sampled but never computed, so it needs no slot. The beams of a search may come to
-    share no more than the full blocks of their prompt.
+    share no more than the full blocks of their prompt; nothing is counted as given back by them.
     """
     num_prompt_tokens = len(submission.prompt_token_ids)
     num_tokens = num_prompt_tokens + submission.sampling.max_tokens - 1
+    if submission.beams is None:
+        return facts.num_blocks_peak(num_tokens, facts.max_step_tokens)
     num_blocks = ceil_div(num_tokens, facts.block_size)
-    if submission.beams is not None:
-        num_shared = num_prompt_tokens // facts.block_size
-        num_blocks = num_shared + submission.beams.num_beams * (num_blocks - num_shared)
+    num_shared = num_prompt_tokens // facts.block_size
+    num_blocks = num_shared + submission.beams.num_beams * (num_blocks - num_shared)
     return num_blocks * facts.num_kv_groups
 
 

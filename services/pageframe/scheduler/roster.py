@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pageframe.scheduler.budget import Capacity
 from pageframe.scheduler.decode import DecodeSet
 from pageframe.scheduler.line import Line
+from pageframe.scheduler.lockstep import Lockstep
 from pageframe.scheduler.prefixes import Prefixes
 from pageframe.scheduler.queues import Backlog, SequenceQueue, by_join
 from pageframe.scheduler.request import Request
@@ -38,6 +39,7 @@ class Roster:
         prefills: Running, with tokens that no plan has asked for, in the order of joining.
         decodes: Running, one token in every step.
         steered: Running, a token whenever a plan asks for it; they are never in ``decodes``.
+        lockstep: Those that took a token in the newest step.
         prefixes: Running, with tokens that others may want to share.
         parents: Requests with siblings whose sample 0 is running, by its id.
         backlog: Bounds of those in line that never ran, and of siblings.
@@ -57,6 +59,7 @@ class Roster:
         self.prefills = SequenceQueue(by_join)
         self.decodes = DecodeSet(capacity.block_size, capacity.num_kv_groups)
         self.steered = Steered()
+        self.lockstep = Lockstep()
         self.prefixes = Prefixes(capacity.block_size)
         self.parents: dict[int, Request] = {}
         self.backlog = backlog
@@ -96,6 +99,8 @@ class Roster:
     @property
     def num_siblings_promised(self) -> int:
         """Siblings that will run as soon as running sequences have computed their prompts."""
+        if not self.parents:
+            return self.num_beams_promised
         num_siblings = sum(len(request.siblings) for request in self.parents.values())
         return num_siblings + self.num_beams_promised
 
@@ -105,6 +110,7 @@ class Roster:
         self.capacity = capacity
         self.decodes = DecodeSet(capacity.block_size, capacity.num_kv_groups)
         self.steered = Steered()
+        self.lockstep = Lockstep()
         self.prefixes = Prefixes(capacity.block_size)
 
     def enter(self, request: Request, sequence: Sequence) -> None:
@@ -115,12 +121,11 @@ class Roster:
         self._wait(request, sequence)
 
     def admit(self, sequence: Sequence, tick: int) -> None:
-        """Its first entry since it began to wait is being sent, for ``tick``."""
+        """Its first entry since it began to wait is sent for ``tick``; ``expect`` follows."""
         self._leave_queue(sequence)
         self._join(sequence, tick)
         if not sequence.has_run:
             self._charge(sequence, sequence.num_tokens - sequence.num_cached_tokens)
-        self.prefills.add(sequence)
         self.prefixes.begin(sequence)
         request = self.request_of(sequence)
         if request.siblings and request.sequences[0] is sequence:
@@ -158,6 +163,8 @@ class Roster:
 
     def release_siblings(self, request: Request) -> None:
         """Sample 0 has not forked for them, or not for all: they go the way of any request."""
+        if not request.siblings:
+            return
         siblings, request.siblings = request.siblings, []
         self.parents.pop(request.sequences[0].sequence_id, None)
         for sibling in siblings:
@@ -178,8 +185,9 @@ class Roster:
 
     def expect(self, sequence: Sequence) -> None:
         """Decide between prefill and decode, as if the plans in flight were applied as asked."""
-        if sequence.num_uncomputed <= 1:
-            self._decode(sequence, sequence.num_planned, sequence.last_chunk_tick + 1)
+        num_planned = sequence.num_planned
+        if sequence.num_tokens - num_planned <= 1:
+            self._decode(sequence, num_planned, sequence.last_chunk_tick + 1)
         elif sequence not in self.prefills:
             self._leave_caught_up(sequence)
             self.prefills.add(sequence)
@@ -233,10 +241,11 @@ class Roster:
             self.decodes.join(sequence, position=position, tick=tick)
 
     def _leave_caught_up(self, sequence: Sequence) -> None:
-        if sequence.is_steered:
-            self.steered.leave(sequence)
-        else:
+        """It need not have caught up, if it has just been admitted."""
+        if sequence in self.decodes:
             self.decodes.leave(sequence)
+        elif sequence in self.steered:
+            self.steered.leave(sequence)
 
     def _join(self, sequence: Sequence, tick: int) -> None:
         sequence.move_to(SequenceState.ADMITTING)
@@ -246,7 +255,7 @@ class Roster:
         self.running[sequence.sequence_id] = sequence
         self.num_beams_promised += sequence.submission.num_running - 1
         self.shares.join(sequence.share, sequence.num_tokens)
-        self.num_blocks_final += self.capacity.num_blocks(sequence.num_positions_max)
+        self.num_blocks_final += self.capacity.num_blocks_peak(sequence.num_positions_max)
 
     def _charge(self, sequence: Sequence, num_tokens: int) -> None:
         """Charge its tenant for its first tokens, in place of what was charged for them before."""
@@ -288,9 +297,10 @@ class Roster:
 
     def _leave_running(self, sequence: Sequence) -> None:
         del self.running[sequence.sequence_id]
+        self.lockstep.leave(sequence)
         self.num_beams_promised -= sequence.submission.num_running - 1
         self.shares.leave(sequence.share, sequence.num_tokens)
-        self.num_blocks_final -= self.capacity.num_blocks(sequence.num_positions_max)
+        self.num_blocks_final -= self.capacity.num_blocks_peak(sequence.num_positions_max)
         if not sequence.has_run:
             # It was never confirmed, so nothing was computed.
             self._charge(sequence, 0)

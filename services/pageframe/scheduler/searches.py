@@ -30,7 +30,7 @@ from pageframe.scheduler.beams import (
     Hypothesis,
     num_candidates,
 )
-from pageframe.scheduler.budget import Capacity, Draft
+from pageframe.scheduler.budget import Capacity, PlanBuilder
 from pageframe.scheduler.endings import Endings, failure_of
 from pageframe.scheduler.flights import Flight
 from pageframe.scheduler.losses import Losses
@@ -131,20 +131,20 @@ class Searches:
             search.root.search = None
         self._searches = []
 
-    def add_to(self, draft: Draft) -> None:
+    def add_to(self, builder: PlanBuilder) -> None:
         """Let all beams go on; like decodes they are never left out of a step."""
         self.drop_ended()
         for search in self._searches:
-            self._ask(draft, search)
+            self._ask(builder, search)
 
     def drop_ended(self) -> None:
         """Forget searches that are over, so that their requests are gone at rest, too."""
         self._searches = [search for search in self._searches if search.root.search is search]
 
-    def name_beams(self, draft: Draft) -> None:
+    def name_beams(self, builder: PlanBuilder) -> None:
         """Put the beams of a root that is named as a victim into its place."""
         roots = {search.root.sequence_id: search for search in self._searches}
-        victims = draft.plan.victims
+        victims = builder.plan.victims
         if roots.keys().isdisjoint(victims.sequence_ids):
             return
         named = Victims()
@@ -162,7 +162,7 @@ class Searches:
                 continue
             for beam_id in sorted(search.living_ids.difference(search.dropped_ids)):
                 named.add(beam_id, generation, Recovery.RECOMPUTE, beneficiary_id)
-        draft.plan.victims = named
+        builder.plan.victims = named
 
     def settle(self, flight: Flight, result: StepResult, start_ns: int, end_ns: int) -> None:
         """Take in candidates; begin searches, take them further, start them over, or end them."""
@@ -174,15 +174,15 @@ class Searches:
             if root is not None and root.is_living and root.search is None:
                 self._begin(root, candidates, end_ns)
 
-    def _ask(self, draft: Draft, search: Search) -> None:
+    def _ask(self, builder: PlanBuilder, search: Search) -> None:
         """Put one search into the plan, and set aside what its tokens take.
 
         Behind the last block each beam takes a new one; inside, all beams of a parent but one copy
         the block that they share.
         """
         for parent_id, child_id, token_id in search.branches:
-            draft.plan.branches.add(parent_id, search.root.generation, child_id, token_id)
-        draft.plan.finish += search.dropped_ids
+            builder.plan.branches.add(parent_id, search.root.generation, child_id, token_id)
+        builder.plan.finish += search.dropped_ids
         capacity = self._roster.capacity
         num_tokens = len(search.branches)
         position = search.num_computed
@@ -190,13 +190,13 @@ class Searches:
         if position % capacity.block_size:
             num_blocks -= len({branch.parent_id for branch in search.branches})
         num_blocks *= capacity.num_kv_groups
-        flight = draft.flight
+        flight = builder.flight
         flight.searches.append(search)
         flight.num_decodes += num_tokens
         flight.num_context += num_tokens * position
         flight.num_blocks += num_blocks
-        draft.num_tokens_left -= num_tokens
-        draft.num_blocks_left -= num_blocks
+        builder.num_tokens_left -= num_tokens
+        builder.num_blocks_left -= num_blocks
 
     def _begin(self, root: Sequence, candidates: Candidates, end_ns: int) -> None:
         params, facts = root.submission.beams, self._facts

@@ -32,6 +32,7 @@ from pageframe.scheduler.shares import Share
 from pageframe.scheduler.stalls import StallMeter
 
 if TYPE_CHECKING:
+    from pageframe.scheduler.policies.protocols import WaitingView
     from pageframe.scheduler.searches import Search
 
 Prefix = tuple[bytes, bytes]
@@ -53,6 +54,8 @@ class SequenceState(enum.Enum):
     CANCELLING = "cancelling"
     ENDED = "ended"
 
+    followers: tuple["SequenceState", ...]
+
 
 _S = SequenceState
 
@@ -67,6 +70,9 @@ LEGAL_TRANSITIONS: Mapping[SequenceState, frozenset[SequenceState]] = {
     _S.CANCELLING: frozenset({_S.ENDED}),
     _S.ENDED: frozenset(),
 }
+# Looked at with every move: a tuple is searched by identity, without hashing an enum in Python.
+for _state, _followers in LEGAL_TRANSITIONS.items():
+    _state.followers = tuple(_followers)
 
 
 @enum.unique
@@ -111,7 +117,8 @@ class Sequence:
             admission takes fewer; false once that has proved wrong.
         leader_id: Who computes the same prefix, as the executor said; 0 for nobody.
         num_leader_tokens: Tokens that they share once the leader has computed them.
-        prefix: What it begins with, while others may wait for it; see ``prefixes``.
+        first_block: What it begins with, once somebody asked.
+        prefix: The same, while others may wait for it; see ``prefixes``.
         has_lost_tail: Whether it gave up its last blocks and has not caught up since.
         decode_origin: Position minus tick, constant while it decodes; ``None`` when it does not.
         copy_tick: Tick in which its first write copies a block; ``None`` when it copies none.
@@ -122,6 +129,7 @@ class Sequence:
         num_accepted_tokens: Those of them that it kept.
         share: Account of its tenant; one of its own until it enters a roster.
         place: Key of its place in line, see ``line``; as of the last time that it waited.
+        view: What policies saw of it last while it waited; see ``Line.view``.
         prefix_group: See ``prefixes.prefix_group``; 0 before it stood in line.
         num_tokens_charged: What its tenant was charged for it that a result has not confirmed.
         preempt_tick: When it last was; ``None`` for never, or with another executor.
@@ -165,6 +173,7 @@ class Sequence:
     may_share: bool = True
     leader_id: int = 0
     num_leader_tokens: int = 0
+    first_block: Prefix | None = None
     prefix: Prefix | None = None
     has_lost_tail: bool = False
     decode_origin: int | None = None
@@ -176,6 +185,7 @@ class Sequence:
     num_accepted_tokens: int = 0
     share: Share = field(default_factory=Share)
     place: tuple[int, ...] = ()
+    view: "WaitingView | None" = None
     prefix_group: int = 0
     num_tokens_charged: int = 0
     preempt_tick: int | None = None
@@ -219,7 +229,8 @@ class Sequence:
     @property
     def num_planned(self) -> int:
         """Computed tokens once all plans in flight are applied as asked."""
-        return min(self.num_computed + self.num_tokens_in_flight, self.num_tokens)
+        num_tokens = self.num_prompt_tokens + len(self.output)
+        return min(self.num_computed + self.num_tokens_in_flight, num_tokens)
 
     @property
     def num_uncomputed(self) -> int:
@@ -238,7 +249,7 @@ class Sequence:
 
     def move_to(self, state: SequenceState) -> None:
         """Change state."""
-        assert state in LEGAL_TRANSITIONS[self.state], (
+        assert state in self.state.followers, (
             f"sequence {self.sequence_id}: {self.state.value} -> {state.value} is not legal"
         )
         self.state = state

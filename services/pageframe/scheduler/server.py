@@ -23,6 +23,10 @@ from pageframe.scheduler.options import SchedulerOptions
 from pageframe.scheduler.policies.chosen import check_names
 from pageframe.scheduler.policies.guard import PolicyFault
 from pageframe.scheduler.servicer import SchedulerServicer
+from pageframe.telemetry import metrics
+from pageframe.telemetry.metrics import Reading
+from pageframe.telemetry.metrics_door import MetricsDoor
+from pageframe.telemetry.metrics_text import MetricsText
 from pageframe.telemetry.sink import RingTraceSink
 from pageframe.telemetry.spans import SERVICE_SCHEDULER
 from pageframe.v1 import scheduler_service_pb2_grpc
@@ -30,9 +34,6 @@ from pageframe.v1 import scheduler_service_pb2_grpc
 _log = structlog.get_logger(__name__)
 
 SERVICE_NAMES = ("pageframe.v1.SchedulerService",)
-
-GATEWAY_GRACE_S = 5.0
-"""How long requests of a lost gateway stream go on, in case it comes back."""
 
 
 async def serve_scheduler(launch: Launch) -> None:
@@ -55,7 +56,7 @@ async def serve_scheduler(launch: Launch) -> None:
         quotas=settings.tenant_quotas,
     )
     loop = SchedulerLoop(open_stream, make_scheduler=build, clock=clock)
-    servicer = SchedulerServicer(loop, clock, grace_s=GATEWAY_GRACE_S)
+    servicer = SchedulerServicer(loop, clock)
 
     def register(server: grpc.aio.Server) -> None:
         scheduler_service_pb2_grpc.add_SchedulerServiceServicer_to_server(servicer, server)
@@ -63,7 +64,17 @@ async def serve_scheduler(launch: Launch) -> None:
     async def drain() -> None:
         await servicer.drain(settings.drain_timeout_seconds)
 
+    text = MetricsText(
+        lambda: (*loop.readings(), Reading(metrics.DROPPED_RECORDS, trace.num_dropped))
+    )
+    metrics_door = MetricsDoor(settings.metrics_port_of("scheduler"), text.render)
+
+    async def start() -> None:
+        await metrics_door.start()
+        await loop.start()
+
     async def close() -> None:
+        await metrics_door.stop()
         if journal is not None:
             journal.close()
         trace.close()
@@ -74,7 +85,7 @@ async def serve_scheduler(launch: Launch) -> None:
             address=launch.scheduler_address,
             service_names=SERVICE_NAMES,
             register=register,
-            start=loop.start,
+            start=start,
             drain=drain,
             close=close,
             drain_timeout_s=settings.drain_timeout_seconds,

@@ -35,13 +35,11 @@ class SchedulerServicer(scheduler_service_pb2_grpc.SchedulerServiceServicer):
     Args:
         loop: The loop around the core.
         clock: Source of time.
-        grace_s: How long requests of a lost gateway stream live on.
     """
 
-    def __init__(self, loop: SchedulerLoop, clock: Clock, *, grace_s: float) -> None:
+    def __init__(self, loop: SchedulerLoop, clock: Clock) -> None:
         self._loop = loop
         self._clock = clock
-        self._grace_s = grace_s
         self._numbers = itertools.count(1)
         self._gateways: dict[str, _Gateway] = {}
         loop.on_facts = self._tell_facts
@@ -99,7 +97,6 @@ class SchedulerServicer(scheduler_service_pb2_grpc.SchedulerServiceServicer):
         gateway = _Gateway(first.hello.gateway_id, next(self._numbers))
         replaced = self._gateways.pop(gateway.name, None)
         if replaced is not None:
-            # It will submit again what it still wants; until then nobody reads these tokens.
             self._loop.detach(replaced.number)
             replaced.end(AbortedError("TAKEN_OVER", "the same gateway connected again"))
         self._gateways[gateway.name] = gateway
@@ -113,11 +110,12 @@ class SchedulerServicer(scheduler_service_pb2_grpc.SchedulerServiceServicer):
             gateway.say_hello(facts)
 
     def _part(self, gateway: "_Gateway") -> None:
-        """Give a lost gateway its grace; one that came back has been detached already."""
-        if self._gateways.get(gateway.name) is gateway:
-            asyncio.get_running_loop().call_later(self._grace_s, self._forget, gateway)
+        """Take back what a lost gateway asked for; one that came back has been detached already.
 
-    def _forget(self, gateway: "_Gateway") -> None:
+        Nobody reads these tokens any more. A gateway that lives submits again what it still wants,
+        and finds what was computed in the prefix cache; one that died must not hold slots and
+        places in line that its callers need, who ask again elsewhere by now.
+        """
         if self._gateways.get(gateway.name) is gateway:
             del self._gateways[gateway.name]
             self._loop.detach(gateway.number)

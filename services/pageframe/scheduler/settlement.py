@@ -4,7 +4,6 @@ from pageframe.core.errors import PageframeError
 from pageframe.core.plan import Recovery
 from pageframe.core.request import StallCause
 from pageframe.core.step import FinishReason, RefusedBecause, StepResult
-from pageframe.scheduler.delivery import take_samples
 from pageframe.scheduler.endings import Endings, failure_of
 from pageframe.scheduler.flights import Flight, Flights
 from pageframe.scheduler.forks import Forks
@@ -200,7 +199,7 @@ class Settlement:
 
     def _deliver(self, result: StepResult, end_ns: int) -> None:
         sequences = self._roster.sequences
-        ended = take_samples(result, sequences)
+        ended = self._roster.lockstep.take(result, sequences)
         for sequence_id, logprobs in result.prompt_logprobs.items():
             sequence = sequences.get(sequence_id)
             if sequence is None or not sequence.is_living:

@@ -185,12 +185,16 @@ class Shares:
         """The part of the replica that is its own while all who are present want theirs."""
         return share.weight / self._weight_present
 
-    def use_of(self, share: Share, capacity: "Capacity") -> float:
-        """The part of the replica that its running sequences take: of slots or of KV memory."""
-        num_blocks = capacity.num_blocks(share.num_tokens_held)
-        return max(
-            share.num_running / capacity.max_num_running, num_blocks / capacity.num_blocks_total
-        )
+    def use_of(
+        self, share: Share, capacity: "Capacity", *, num_more: int = 0, num_tokens_more: int = 0
+    ) -> float:
+        """The part of the replica that its running sequences take: of slots or of KV memory.
+
+        As it would be with so many more of them, and of their tokens; less if below 0.
+        """
+        num_blocks = capacity.num_blocks(share.num_tokens_held + num_tokens_more)
+        num_running = share.num_running + num_more
+        return max(num_running / capacity.max_num_running, num_blocks / capacity.num_blocks_total)
 
     def is_above(self, share: Share, capacity: "Capacity") -> bool:
         """Whether it takes more than its part."""

@@ -28,7 +28,7 @@ from pageframe.core.limits import LIMITS
 from pageframe.core.plan import DraftBounds
 from pageframe.core.step import StepResult
 from pageframe.core.units import ceil_div
-from pageframe.scheduler.budget import Draft
+from pageframe.scheduler.budget import PlanBuilder
 from pageframe.scheduler.flights import Flight, Flights
 from pageframe.scheduler.roster import Roster
 from pageframe.scheduler.tracing import SchedulerTracer
@@ -144,20 +144,20 @@ class Speculation:
             decodes.num_tokens_ahead += flight.drafts.num_tokens_each
             decodes.num_sequences_ahead += min(flight.drafts.num_tokens, flight.num_decodes)
 
-    def add_to(self, draft: Draft) -> None:
-        """Bound the drafts of the step of ``draft``, which is complete but for that."""
-        flight, each = draft.flight, self._num_tokens_each
-        if not (each and flight.num_decodes) or flight.beneficiaries or draft.num_tokens_left < 1:
+    def add_to(self, builder: PlanBuilder) -> None:
+        """Bound the drafts of the step of ``builder``, which is complete but for that."""
+        flight, each = builder.flight, self._num_tokens_each
+        if not (each and flight.num_decodes) or flight.beneficiaries or builder.num_tokens_left < 1:
             return
         if not self._offers.is_due(flight.tick):
             return
-        num_tokens = min(draft.num_tokens_left, each * flight.num_decodes)
+        num_tokens = min(builder.num_tokens_left, each * flight.num_decodes)
         capacity = self._roster.capacity
         num_blocks_max = min(num_tokens, flight.num_decodes * ceil_div(each, capacity.block_size))
-        num_blocks_left = draft.num_blocks_left - capacity.num_blocks_watermark
+        num_blocks_left = builder.num_blocks_left - capacity.num_blocks_watermark
         num_blocks = max(0, min(num_blocks_max * capacity.num_kv_groups, num_blocks_left))
         num_others = sum(chunk.num_tokens for chunk in flight.chunks)
-        flight.drafts = draft.plan.drafts = DraftBounds(
+        flight.drafts = builder.plan.drafts = DraftBounds(
             num_tokens=num_tokens,
             num_tokens_each=each,
             num_blocks=num_blocks,

@@ -13,7 +13,7 @@ to others and comes back. Only what it computes once it has caught up is an entr
 from collections.abc import Iterator
 
 from pageframe.core.limits import LIMITS
-from pageframe.scheduler.budget import Draft
+from pageframe.scheduler.budget import PlanBuilder
 from pageframe.scheduler.sequence import Sequence
 
 _CUT = LIMITS.num_tokens_per_decode_span_max
@@ -48,19 +48,19 @@ class Steered:
         """It is asked for no longer; it must be among them."""
         del self._sequences[sequence.sequence_id]
 
-    def ask(self, draft: Draft) -> None:
-        """Put the next token of each into ``must``; the draft has asked for nothing yet.
+    def ask(self, builder: PlanBuilder) -> None:
+        """Put the next token of each into ``must``; the plan has asked for nothing yet.
 
         Like tokens of those that decode by themselves they are never left out of a step, and the
         blocks they need are promised to nobody else.
         """
-        num_blocks = draft.flight.num_blocks
-        draft.flight.num_blocks += self.num_copies
+        num_blocks = builder.flight.num_blocks
+        builder.flight.num_blocks += self.num_copies
         self.num_copies = 0
         for sequence in self._sequences.values():
             if sequence.num_uncomputed:
-                draft.ask(sequence, draft.plan.must)
-        draft.num_blocks_left -= draft.flight.num_blocks - num_blocks
+                builder.ask(sequence, builder.plan.must)
+        builder.num_blocks_left -= builder.flight.num_blocks - num_blocks
 
     def cut(self) -> Iterator[Sequence]:
         """Those whose decode span is as long as it may become."""

@@ -6,10 +6,13 @@ The time of a step is predicted from what is in it, and learnt from every step t
     ╰───────── the decodes alone ────╯     ╰─ prefill beside them ─╯
 
 ``context`` counts the positions that decodes read; ``pairs`` each prefill token with each position
-before it. What the decodes leave of the target goes to chunks, the largest that fit: those at the
-end of a long prompt come out smaller. To bound the time between tokens by how much prefill runs
-beside decodes is the idea of Sarathi-Serve (Agrawal et al., OSDI 2024, arXiv 2403.02310); there
-the budget is a constant that is found by measuring beforehand.
+before it. A draft token reads what its sequence's decode does and counts as one more decode; how
+many there will be is not known when a step is planned, so it is taken to be as many as of late.
+
+What the decodes leave of the target goes to chunks, the largest that fit: those at the end of a
+long prompt come out smaller. To bound the time between tokens by how much prefill runs beside
+decodes is the idea of Sarathi-Serve (Agrawal et al., OSDI 2024, arXiv 2403.02310); there the budget
+is a constant that is found by measuring beforehand.
 
 How it learns follows from what steering does to its own measurements. Where it succeeds all steps
 last equally long, whatever is in them, and many planes go through such points. So now and then a
@@ -43,6 +46,8 @@ _UNKNOWN = 50.0
 _NOISE = 0.04
 _PACE_DRIFT = 0.03
 _DRIFT = 0.001
+# How quickly the draft tokens of a decode are followed.
+_DRAFTS_GAIN = 0.05
 # A step that surprises by more counts for no more; unless the one before it did so too.
 _NUM_DEVIATIONS_MAX = 3.0
 _ERROR_GAIN = 0.05
@@ -63,7 +68,7 @@ class StepLoad:
     """What one step computes, as far as its time depends on it.
 
     Attributes:
-        num_decodes: Sequences that take one token each.
+        num_decodes: Sequences that take one token each, and draft tokens.
         num_context: Positions that those attend to.
         num_tokens: Tokens of prefill.
         num_pairs: Each of these tokens with each position before it, itself included.
@@ -246,6 +251,7 @@ class Steering:
     target_ns: int
     times: StepTimes = field(default_factory=StepTimes)
     _last_end_ns: int = 0
+    _num_drafts_each: float = 0.0
     _num_bare_steps: int = _NUM_BARE_STEPS
 
     def allowance(self, flight: Flight) -> Allowance | None:
@@ -264,7 +270,7 @@ class Steering:
         if self._num_bare_steps:
             self._num_bare_steps -= 1
             return Allowance(0.0, 0.0, 0.0, 0, num_tokens_sure=0)
-        alone_ns = times.predict_ns(StepLoad(flight.num_decodes, flight.num_context))
+        alone_ns = times.predict_ns(_decodes(flight, self._num_drafts_each))
         num_tokens_max = max(NUM_PREFILL_TOKENS_MIN, _GROWTH * times.num_tokens_seen)
         return Allowance(aim_ns - alone_ns, *times.prefill_costs_ns, num_tokens_max)
 
@@ -276,6 +282,9 @@ class Steering:
         """
         if not self.target_ns:
             return
+        if flight.num_decodes:
+            num_each = sum(result.num_drafted) / flight.num_decodes
+            self._num_drafts_each += _DRAFTS_GAIN * (num_each - self._num_drafts_each)
         timing = result.timing
         start_ns = timing.start_ns
         if flight.num_decodes and self._last_end_ns:
@@ -288,17 +297,24 @@ class Steering:
         """Another executor, perhaps another machine: nothing is known of it."""
         self.times = StepTimes()
         self._last_end_ns = 0
+        self._num_drafts_each = 0.0
         self._num_bare_steps = _NUM_BARE_STEPS
 
 
 def load_of(flight: Flight, result: StepResult) -> StepLoad:
     """What a step computed, which is less than its plan asked for if entries were refused."""
-    load = StepLoad(flight.num_decodes, flight.num_context)
+    load = _decodes(flight, sum(result.num_drafted) / max(1, flight.num_decodes))
     for first_position, num_computed in zip(
         result.first_positions, result.num_computed, strict=True
     ):
         load.add_chunk(first_position, num_computed - first_position)
     return load
+
+
+def _decodes(flight: Flight, num_drafts_each: float) -> StepLoad:
+    """The decodes of a step, with so many draft tokens for each."""
+    num_each = 1 + num_drafts_each
+    return StepLoad(round(flight.num_decodes * num_each), round(flight.num_context * num_each))
 
 
 def _features(load: StepLoad) -> list[float]:

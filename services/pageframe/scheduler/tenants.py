@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from pageframe.core.errors import OutOfRangeError
-from pageframe.core.replica import PoolAccount, ReplicaFacts, TenantQuota
+from pageframe.core.replica import PoolAccount, ReplicaFacts, TenantQuota, fitting_quotas
 from pageframe.core.request import Submission
 from pageframe.scheduler.request import num_blocks_needed
 from pageframe.scheduler.roster import Roster
@@ -49,7 +49,8 @@ class Tenants:
             OutOfRangeError: OVER_QUOTA.
         """
         tenant = submission.tenant
-        num_assured = sum(q.floor_blocks for q in self._quotas.values() if q.tenant != tenant)
+        quotas = fitting_quotas(self._quotas.values(), facts.num_blocks)
+        num_assured = sum(q.floor_blocks for q in quotas if q.tenant != tenant)
         num_blocks_max = max(0, facts.num_blocks - num_assured)
         quota = self._quotas.get(tenant)
         if quota is not None and quota.ceiling_blocks is not None:
@@ -119,4 +120,4 @@ class Tenants:
         if sequence.decode_origin is not None:
             num_tokens = sequence.decode_origin + tick + 1 + self._roster.decodes.num_tokens_ahead
             num_tokens = min(num_tokens, sequence.num_positions_max)
-        return self._roster.capacity.num_blocks(num_tokens)
+        return self._roster.capacity.num_blocks_peak(num_tokens)

@@ -64,8 +64,8 @@ class AsyncPageframeClient:
     ) -> AsyncGenerator[Event, None]:
         """Stream one generation: ``Started``, deltas, and ``Finished`` for each sample.
 
-        A broken stream of one sample is resumed without a trace in the events. Close the
-        iterator (``contextlib.aclosing``) to cancel.
+        A broken stream is resumed without a trace in the events, unless its outputs are ranked.
+        Close the iterator (``contextlib.aclosing``) to cancel.
 
         Raises:
             PageframeError: as the server says.
@@ -78,8 +78,8 @@ class AsyncPageframeClient:
                 stream = self._stream(attempts.request(), deadline_s)
                 async with contextlib.aclosing(stream) as events:
                     async for event in events:
-                        if attempts.accept(event):
-                            yield event
+                        if (news := attempts.accept(event)) is not None:
+                            yield news
                 if attempts.is_done:
                     return
                 raise UnavailableError("STREAM_ENDED", "the server ended the stream too early")

@@ -3,18 +3,21 @@
     attempt 1:  header  a b c ✗            ask:  prompt, seed?
     attempt 2:          d e f ends         ask:  prompt, seed of the header, resume [a b c]
 
-One sample can be resumed: its tokens and its seed are all that the system needs to rebuild it.
+The tokens of all samples and their seed are all that the system needs to rebuild them. A sample
+that had ended is sent along, so that the others keep their places; it ends again, unheard. Outputs
+that are ranked start over: none is known before all are.
 """
 
 from collections.abc import Callable
 from dataclasses import replace
 
-from pageframe.client.types import Delta, Event, Finished, GenerationRequest, Started
+from pageframe.client.types import Event, Finished, GenerationRequest, Started
 from pageframe.core.errors import PageframeError, UnavailableError
 from pageframe.core.limits import LIMITS
 
 _DELAY_S = 0.1
-_DELAY_MAX_S = 2.0
+# While nobody is there an attempt costs nothing: the channel looks for a server at its own pace.
+_DELAY_MAX_S = 0.5
 
 
 class Attempts:
@@ -35,13 +38,15 @@ class Attempts:
         self._delay_s = _DELAY_S
         self._num_broken = 0
         self._started: Started | None = None
-        self._token_ids = list(request.resume_token_ids)
-        self._num_finished = 0
+        self._token_ids = _resumed_by(request)
+        self._finished: set[int] = set()
+        self._whole: set[int] = set()
+        self._has_prompt_logprobs = False
 
     @property
     def is_done(self) -> bool:
         """Whether every sample has ended."""
-        return self._num_finished >= max(1, self._request.num_outputs)
+        return len(self._finished) >= max(1, self._request.num_outputs)
 
     def request(self) -> GenerationRequest:
         """What to ask next."""
@@ -51,24 +56,35 @@ class Attempts:
         return replace(
             self._request,
             seed=self._started.seed if self._started else self._request.seed,
-            resume_token_ids=self._token_ids,
+            resume_token_ids=(),
+            resume_outputs=self._token_ids if self._has_output else (),
             # The scheduler may not know yet that the broken stream's request is dead.
             request_id=_numbered(name, self._num_broken) if name else "",
         )
 
-    def accept(self, event: Event) -> bool:
-        """Take an event; whether the caller shall see it."""
+    def accept(self, event: Event) -> Event | None:
+        """Take an event; what the caller shall see of it: nothing that it has seen before."""
         self._failing_since_s = None
         self._delay_s = _DELAY_S
-        if isinstance(event, Delta):
-            self._token_ids += event.token_ids
-        elif isinstance(event, Finished):
-            self._num_finished += 1
-        elif self._started is None:
-            self._started = event
-        else:
-            return False
-        return True
+        if isinstance(event, Started):
+            is_first = self._started is None
+            self._started = self._started or event
+            return event if is_first else None
+        if event.sample_index in self._finished:
+            return None
+        if isinstance(event, Finished):
+            self._finished.add(event.sample_index)
+            return event
+        if not event.token_ids:
+            # The rest of the text, which the end makes certain. The end itself may have been lost.
+            if event.sample_index in self._whole:
+                return None
+            self._whole.add(event.sample_index)
+        self._token_ids[event.sample_index] += event.token_ids
+        if event.prompt_logprobs and self._has_prompt_logprobs:
+            event = replace(event, prompt_logprobs=[])
+        self._has_prompt_logprobs |= bool(event.prompt_logprobs)
+        return event
 
     def delay_after(self, error: PageframeError) -> float:
         """Seconds to wait before the next attempt.
@@ -89,11 +105,20 @@ class Attempts:
         return delay_s
 
     def _may_retry(self, error: PageframeError) -> bool:
-        has_progress = len(self._token_ids) > len(self._request.resume_token_ids)
-        request = self._request
-        is_single = request.num_samples == 1 and not request.is_ranked
-        can_resume = is_single or not (has_progress or self._num_finished)
+        can_resume = not self._request.is_ranked or not (self._has_output or self._finished)
         return isinstance(error, UnavailableError) and can_resume
+
+    @property
+    def _has_output(self) -> bool:
+        return any(self._token_ids)
+
+
+def _resumed_by(request: GenerationRequest) -> list[list[int]]:
+    """Tokens that the caller has, by sample."""
+    outputs = [list(token_ids) for token_ids in request.resume_outputs]
+    if request.resume_token_ids:
+        outputs = [list(request.resume_token_ids)]
+    return outputs + [[] for _ in range(request.num_outputs - len(outputs))]
 
 
 def _numbered(name: str, number: int) -> str:

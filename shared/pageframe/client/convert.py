@@ -46,6 +46,7 @@ def request_to_proto(request: GenerationRequest) -> pb.GenerateRequest:
             ),
             request_id=request.request_id,
             resume_token_ids=request.resume_token_ids,
+            resume_outputs=[pb.ResumedOutput(token_ids=ids) for ids in request.resume_outputs],
             session_id=request.session_id,
             prefix_handle=request.prefix_handle,
             priority=request.priority,

@@ -58,8 +58,8 @@ class PageframeClient:
     ) -> Iterator[Event]:
         """Stream one generation: ``Started``, deltas, and ``Finished`` for each sample.
 
-        A broken stream of one sample is resumed without a trace in the events. Close the iterator
-        to cancel.
+        A broken stream is resumed without a trace in the events, unless its outputs are ranked.
+        Close the iterator to cancel.
 
         Raises:
             PageframeError: as the server says.
@@ -69,8 +69,8 @@ class PageframeClient:
         while True:
             try:
                 for event in self._stream(attempts.request(), deadline_s):
-                    if attempts.accept(event):
-                        yield event
+                    if (news := attempts.accept(event)) is not None:
+                        yield news
                 if attempts.is_done:
                     return
                 raise UnavailableError("STREAM_ENDED", "the server ended the stream too early")

@@ -55,7 +55,9 @@ class GenerationRequest:
         delivery: When tokens are sent; None for each as soon as it is known, or at the end where
             outputs are ranked.
         request_id: Name of the request; empty to have one made.
-        resume_token_ids: Output of a broken stream; needs ``seed`` unless greedy.
+        resume_token_ids: Output of a broken stream of one sample; needs ``seed`` unless greedy.
+        resume_outputs: The same for any number of samples, one entry for each; goes without
+            ``resume_token_ids``.
         session_id: Names a chat whose blocks are kept for its next turn, at most 256 bytes.
         prefix_handle: Names a retained prefix with which the prompt begins, at most 256 bytes.
         priority: Higher runs earlier; 0 is normal.
@@ -89,6 +91,7 @@ class GenerationRequest:
     delivery: Delivery | None = None
     request_id: str = ""
     resume_token_ids: Sequence[int] = ()
+    resume_outputs: Sequence[Sequence[int]] = ()
     session_id: str = ""
     prefix_handle: str = ""
     priority: int = 0

@@ -5,6 +5,7 @@ from pydantic import Field
 from pageframe.config.option_types import (
     DEVICE_PATTERN,
     Count,
+    CpuKernelsName,
     Dtype,
     DtypeName,
     RunnerName,
@@ -31,6 +32,9 @@ class ModelSettings(SettingsGroup):
     )
     threads: Count = Field(
         0, ge=0, le=4096, description="CPU threads for computing; 0 is what the machine grants."
+    )
+    cpu_kernels: CpuKernelsName = Field(
+        CpuKernelsName.AUTO, description="Kernels of the native runner on a CPU."
     )
     sim_step_seconds: Seconds = Field(
         0.002,

@@ -24,6 +24,18 @@ from pageframe.core.units import is_power_of_two
 
 
 @enum.unique
+class CpuKernelsName(enum.StrEnum):
+    """What computes the native runner's steps on a CPU."""
+
+    AUTO = "auto"
+    TORCH = "torch"
+    BASELINE = "baseline"
+    AVX2 = "avx2"
+    AVX512 = "avx512"
+    AVX512BF16 = "avx512bf16"
+
+
+@enum.unique
 class RunnerName(enum.StrEnum):
     """Who computes a step."""
 
@@ -163,7 +175,11 @@ PolicyNames = Annotated[
     PlainSerializer(format_policy_names, when_used="json"),
 ]
 GrpcAddress = Annotated[str, BeforeValidator(_grpc)]
-HttpAddress = Annotated[str | None, BeforeValidator(_http)]
+HttpAddress = Annotated[
+    str | None,
+    BeforeValidator(_http),
+    PlainSerializer(lambda address: address or "off", when_used="json"),
+]
 Folder = Annotated[Path, BeforeValidator(_path)]
 ApiKeysFile = Annotated[Path | None, BeforeValidator(_api_keys)]
 OptionalFile = ApiKeysFile

@@ -20,6 +20,7 @@ from pageframe.config.memory_settings import MemorySettings
 from pageframe.config.model_settings import ModelSettings
 from pageframe.config.option_types import (
     ApiKeysFile,
+    Count,
     Folder,
     GrpcAddress,
     HttpAddress,
@@ -52,6 +53,10 @@ def _default_state_dir() -> Path:
     return Path(xdg) / "pageframe" if xdg else Path.home() / ".pageframe"
 
 
+METERED_SERVICES = ("gateway", "scheduler", "executor")
+"""Who has a port for metrics, in the order of the ports."""
+
+
 class Settings(SchedulingSettings, MemorySettings, ModelSettings):
     """Everything a person may choose, checked.
 
@@ -64,7 +69,17 @@ class Settings(SchedulingSettings, MemorySettings, ModelSettings):
     grpc: GrpcAddress = Field(
         "127.0.0.1:50051", description="HOST:PORT of the gateway; port 0 picks a free one."
     )
-    http: HttpAddress = Field(None, description='HOST:PORT of the HTTP door, or "off".')
+    http: HttpAddress = Field(
+        "127.0.0.1:8000",
+        description="HOST:PORT of the gateway's HTTP door (OpenAI's API), or \"off\".",
+    )
+    metrics_port: Count = Field(
+        9464,
+        ge=0,
+        le=65533,
+        description="First of three ports on loopback, for the metrics of gateway, scheduler and "
+        "executor; 0 for none.",
+    )
     state_dir: Folder = Field(
         default_factory=_default_state_dir, description="Folder for logs, traces and sockets."
     )
@@ -83,6 +98,10 @@ class Settings(SchedulingSettings, MemorySettings, ModelSettings):
         allow_inf_nan=False,
         description='Time that running requests get to end ("30s").',
     )
+
+    def metrics_port_of(self, service: str) -> int:
+        """The port on loopback where a service tells its metrics; 0 for none."""
+        return self.metrics_port and self.metrics_port + METERED_SERVICES.index(service)
 
 
 class Sourced(NamedTuple):

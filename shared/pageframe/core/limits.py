@@ -25,10 +25,16 @@ class Limits:
     session_id_bytes_max: int = 256
     prefix_handle_bytes_max: int = 256
     num_chat_messages_max: int = 4096
+    num_tools_max: int = 128
+    # Prompts of one completion; each is a request of its own.
+    num_prompts_max: int = 128
     # A prompt of 1 Mi tokens at 4 bytes a token of text, with room for JSON around it.
     request_bytes_max: int = 8 * 1024 * 1024
     # Queues.
     num_requests_per_gateway_max: int = 4096
+    # Connections to the HTTP door; each may keep a header and a body in memory.
+    num_http_connections_max: int = 4096
+    http_header_bytes_max: int = 64 * 1024
     num_queued_requests_max: int = 4096
     num_queued_tokens_max: int = 16 * 1024 * 1024
     # The wire between scheduler and executor.

@@ -96,7 +96,8 @@ class Victims:
     """Running sequences that may lose their blocks, first victim first.
 
     ``beneficiary_ids[i]`` is the sequence for whose sake it would happen, for the trace;
-    ``num_blocks[i]`` counts the tail blocks to give up under ``Recovery.TAIL``, else 0.
+    ``num_blocks[i]`` counts the tail blocks to give up under ``Recovery.TAIL``, else 0. The first
+    ``num_certain`` give way even if all that must run fits; the others only until it does.
     """
 
     sequence_ids: list[int] = field(default_factory=list)
@@ -104,6 +105,7 @@ class Victims:
     recoveries: list[Recovery] = field(default_factory=list)
     num_blocks: list[int] = field(default_factory=list)
     beneficiary_ids: list[int] = field(default_factory=list)
+    num_certain: int = 0
 
     def add(
         self,

@@ -1,6 +1,10 @@
 """What an executor serves, and how its pool stands."""
 
-from dataclasses import dataclass
+from bisect import bisect_right
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from pageframe.core.units import ceil_div
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,6 +20,22 @@ class TenantQuota:
     tenant: str
     floor_blocks: int = 0
     ceiling_blocks: int | None = None
+
+
+def fitting_quotas(quotas: Iterable[TenantQuota], num_blocks: int) -> list[TenantQuota]:
+    """``quotas`` with floors that add up to ``num_blocks`` at most, all cut by the same factor.
+
+    A pool may have become smaller than it was when the floors were chosen. Whoever connects to it
+    then is served with less assured to each, rather than not at all.
+    """
+    wanted = list(quotas)
+    num_floor_blocks = sum(quota.floor_blocks for quota in wanted)
+    if num_floor_blocks <= num_blocks:
+        return wanted
+    return [
+        replace(quota, floor_blocks=quota.floor_blocks * num_blocks // num_floor_blocks)
+        for quota in wanted
+    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,8 +85,9 @@ class ReplicaFacts:
         kv_dtype: Type of keys and values in the pool.
         runner: ``native``, ``transformers`` or ``sim``.
         num_host_blocks: Blocks that the host tier holds; 0 when there is none.
-        num_kv_groups: Groups of layers with different sliding windows, G. A block holds the layers
-            of one group, so ``block_size`` tokens take G blocks; fewer behind a window.
+        kv_group_windows: Positions that a token sees in each group of layers, itself included; 0
+            for all. A block holds the layers of one group, so ``block_size`` tokens take a block
+            in each; what lies behind the window of a group is given back.
     """
 
     replica_id: str
@@ -85,4 +106,40 @@ class ReplicaFacts:
     kv_dtype: str
     runner: str
     num_host_blocks: int = 0
-    num_kv_groups: int = 1
+    kv_group_windows: tuple[int, ...] = (0,)
+
+    @property
+    def num_kv_groups(self) -> int:
+        """Groups of layers with different windows."""
+        return len(self.kv_group_windows)
+
+    def num_blocks_peak(self, num_tokens: int, num_step_tokens: int) -> int:
+        """Most blocks that a sequence holds at a time on its way to ``num_tokens`` tokens.
+
+        A step computes at most ``num_step_tokens`` of it, and behind the step each group gives back
+        what no later token sees:
+
+            0                                                  num_tokens
+            [── given back ──)[── window - 1 ──)[── a step ──)
+                              ╰── held; begins and ends in the midst of blocks
+        """
+        num_all = ceil_div(num_tokens, self.block_size)
+        num_blocks = 0
+        for window in self.kv_group_windows:
+            # What is held begins anywhere in its first block.
+            num_held = ceil_div(window + num_step_tokens - 2, self.block_size) + 1
+            num_blocks += min(num_all, num_held) if window else num_all
+        return num_blocks
+
+    def num_tokens_fitting(self, num_blocks: int) -> int:
+        """Tokens of the longest sequence that never holds more than ``num_blocks``.
+
+        In whole blocks, and no more than ``max_model_len`` of them where nothing else bounds it.
+        """
+        sizes = range(1 + max(num_blocks, ceil_div(self.max_model_len, self.block_size)))
+        num_each = bisect_right(
+            sizes,
+            num_blocks,
+            key=lambda size: self.num_blocks_peak(size * self.block_size, self.max_step_tokens),
+        )
+        return (num_each - 1) * self.block_size

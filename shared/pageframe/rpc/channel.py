@@ -19,7 +19,7 @@ INNER_OPTIONS: Final[list[tuple[str, int]]] = [
     # A peer that comes back is wanted at once, not after the two minutes of the default back-off.
     ("grpc.initial_reconnect_backoff_ms", 50),
     ("grpc.min_reconnect_backoff_ms", 50),
-    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.max_reconnect_backoff_ms", 250),
 ]
 
 

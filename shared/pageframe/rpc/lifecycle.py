@@ -47,6 +47,8 @@ class Service:
         drain_timeout_s: Bound on ``drain``.
         background: Tasks that must not end while the service runs; if one fails, the service
             stops with that error.
+        http_address: Where it serves HTTP besides, ``HOST:PORT``, once it has started; None where
+            it does not.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Service:
     close: Callable[[], Awaitable[None]] = _nothing
     drain_timeout_s: float = 30.0
     background: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
+    http_address: Callable[[], str | None] = lambda: None
 
 
 async def serve(service: Service) -> None:
@@ -83,8 +86,9 @@ async def serve(service: Service) -> None:
     try:
         async with running(service) as (address, failed):
             is_up = True
-            announce_ready(address)
-            _log.info("serving", service=service.name, address=address)
+            http = service.http_address()
+            announce_ready(address, http=http)
+            _log.info("serving", service=service.name, address=address, http=http)
             stopped = asyncio.create_task(stop.wait())
             waits: tuple[asyncio.Future[Any], ...] = (stopped, failed)
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
@@ -143,7 +147,7 @@ def use_short_switch_interval() -> None:
 def run_service(name: str, main: Callable[[], Awaitable[None]]) -> None:
     """Entry point of a service process: run ``main``, report failure in one line, set exit code.
 
-    Exit code 2 for what a person can mend (a ``PageframeError``), 1 for anything else.
+    The exit code is as ``ready.announce_failure`` says.
     """
     use_short_switch_interval()
     try:

@@ -7,11 +7,12 @@ One JSON object a line on the descriptor that ``PAGEFRAME_READY_FD`` names. With
 import json
 import os
 
-from pageframe.core.errors import PageframeError
+from pageframe.core.errors import AbortedError, PageframeError
 
 READY_FD_VARIABLE = "PAGEFRAME_READY_FD"
 EXIT_FAILURE = 1
 EXIT_BAD_ENVIRONMENT = 2
+EXIT_REPLACED = 3
 
 
 def announce_progress(message: str, fraction: float | None = None) -> None:
@@ -29,14 +30,17 @@ def announce_failure(error: BaseException, *, exit_code: int | None = None) -> i
 
     Args:
         error: What happened; only its reason and message travel.
-        exit_code: What the process will end with. Unless given, 2 for a ``PageframeError`` (a
-            person can mend the world) and 1 for anything else (our bug).
+        exit_code: What the process will end with. Unless given, 3 for an ``AbortedError`` (a newer
+            one serves in its place), 2 for any other ``PageframeError`` (a person can mend the
+            world), and 1 for anything else (our bug).
 
     Returns:
         The exit code to leave with.
     """
     if isinstance(error, PageframeError):
         reason, message, usual_exit_code = error.reason, error.message, EXIT_BAD_ENVIRONMENT
+        if isinstance(error, AbortedError):
+            usual_exit_code = EXIT_REPLACED
     else:
         reason, message, usual_exit_code = type(error).__name__, str(error), EXIT_FAILURE
     code = usual_exit_code if exit_code is None else exit_code

@@ -123,13 +123,16 @@ class FakeEngine(FakeBooks):
         for sequence_id in plan.finish:
             pool.drop(sequence_id)
         candidates = self._candidates(plan, running)
+        certain_ids = plan.victims.sequence_ids[: plan.victims.num_certain]
+        num_certain = sum(candidate[0] in certain_ids for candidate in candidates)
         taken: list[Victim] = []
         while True:
             trial = pool.copy()
             for sequence_id in running:
                 is_decode = self.sequences[sequence_id].has_caught_up
                 self.write(trial, sequence_id, 1 if is_decode else must.get(sequence_id, 0))
-            if self.fits(trial) and not self.tenants_over(trial):
+            is_enough = len(taken) >= num_certain
+            if is_enough and self.fits(trial) and not self.tenants_over(trial):
                 return taken
             if not candidates:
                 return None

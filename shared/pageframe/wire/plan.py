@@ -206,6 +206,7 @@ def _victims_to_proto(victims: Victims) -> pb.PlanVictims:
         recoveries=recoveries_to_proto(victims.recoveries),
         num_blocks=victims.num_blocks,
         beneficiary_ids=victims.beneficiary_ids,
+        num_certain=victims.num_certain,
     )
 
 
@@ -224,6 +225,7 @@ def _victims_from_proto(message: pb.PlanVictims) -> Victims:
         recoveries_from_proto(message.recoveries),
         list(message.num_blocks),
         list(message.beneficiary_ids),
+        message.num_certain,
     )
 
 

@@ -56,6 +56,7 @@ def replica_to_proto(facts: ReplicaFacts) -> executor_service_pb2.Replica:
         runner=facts.runner,
         num_host_blocks=facts.num_host_blocks,
         num_kv_groups=facts.num_kv_groups,
+        kv_group_windows=facts.kv_group_windows,
     )
 
 
@@ -78,7 +79,7 @@ def replica_from_proto(message: executor_service_pb2.Replica) -> ReplicaFacts:
         kv_dtype=message.kv_dtype,
         runner=message.runner,
         num_host_blocks=message.num_host_blocks,
-        num_kv_groups=max(1, message.num_kv_groups),
+        kv_group_windows=tuple(message.kv_group_windows) or (0,) * max(1, message.num_kv_groups),
     )
 
 

@@ -3,7 +3,10 @@
 Decoding checks what the other side may have got wrong, as there.
 """
 
+from collections.abc import Sequence
 from typing import cast
+
+import numpy as np
 
 from pageframe.core.step import Candidates, SequenceAccount, StepResult, StepTiming
 from pageframe.v1 import executor_service_pb2 as pb
@@ -20,6 +23,8 @@ from pageframe.wire.sampling import (
 # The executor keeps both in arrays of signed words.
 _SEQUENCE_ID_MAX = 2**63 - 1
 _GENERATION_MAX = 2**31 - 1
+# Shorter columns are not worth an array.
+_NUM_COPIED_MIN = 64
 
 
 def result_to_proto(result: StepResult) -> pb.StepResult:
@@ -97,9 +102,9 @@ def result_from_proto(message: pb.StepResult) -> StepResult:
     )
     return StepResult(
         step=message.step,
-        sampled_ids=list(message.sampled_ids),
-        token_ids=list(message.token_ids),
-        finish_reasons=list(message.finish_reasons),
+        sampled_ids=_numbers(message.sampled_ids),
+        token_ids=_numbers(message.token_ids),
+        finish_reasons=_numbers(message.finish_reasons),
         logprobs={entry.index: logprobs_from_proto(entry.logprobs) for entry in message.logprobs},
         prompt_logprobs={
             entry.id: logprobs_list_from_proto(entry.logprobs) for entry in message.prompt_logprobs
@@ -131,6 +136,14 @@ def result_from_proto(message: pb.StepResult) -> StepResult:
         account=pool_from_proto(message.pool),
         timing=_timing_from_proto(message.timing),
     )
+
+
+def _numbers(column: Sequence[int]) -> list[int]:
+    """The elements of a packed column; a long one is copied by NumPy, in half the time."""
+    if len(column) < _NUM_COPIED_MIN:
+        return list(column)
+    numbers: list[int] = np.asarray(column).tolist()
+    return numbers
 
 
 def _candidates_from_proto(message: pb.SequenceCandidates) -> tuple[int, Candidates]:

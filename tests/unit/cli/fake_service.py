@@ -63,6 +63,9 @@ if behaviour == "warns":
 if behaviour == "dies":
     report(ready={"address": f"{name}:1234", "http": None})
     raise SystemExit(1)
+if behaviour == "replaced":
+    report(ready={"address": f"{name}:1234", "http": None})
+    raise SystemExit(3)
 if behaviour == "dies_once":
     marker = journal.with_suffix(".died")
     if not marker.exists():

@@ -153,6 +153,8 @@ def test_a_line_lays_its_fields_over_the_defaults():
         ("temperature", "hot"),
         ("token_ids", [1, "2"]),
         ("token_ids", 5),
+        ("resume_outputs", [1]),
+        ("resume_outputs", [["1"]]),
         ("stop", [1]),
         ("messages", [{"role": "user"}]),
         ("messages", ["hi"]),
@@ -228,6 +230,12 @@ def test_usage_counts_what_is_not_returned():
         result = _run("hi", "--best-of", "3", "--json", address=address)
     assert json.loads(result.stdout)["usage"]["completion_tokens"] == 8
     assert gateway.requests[0].best_of == 3
+
+
+def test_a_line_may_bring_the_outputs_of_a_broken_stream():
+    line = {"prompt": "x", "n": 2, "seed": 1, "resume_outputs": [[3, 4], []]}
+    request = request_from_line(json.dumps(line).encode(), GenerationRequest())
+    assert request.resume_outputs == [[3, 4], []]
 
 
 def test_a_line_may_ask_for_a_search():

@@ -179,6 +179,12 @@ def test_a_service_that_keeps_dying_ends_the_system(stage: Stage) -> None:
     assert stage.events("stopped") == ["gateway"], "the others drain"
 
 
+def test_a_service_that_was_replaced_by_a_newer_one_is_not_brought_back(stage: Stage) -> None:
+    assert stage.run(stage.spec("gateway"), stage.spec("scheduler", "replaced")) == 3
+    assert stage.events("started").count("scheduler") == 1
+    assert "another scheduler serves in the place of this one" in stage.said()
+
+
 def test_a_service_that_does_not_stop_is_killed(stage: Stage) -> None:
     specs = [stage.spec("gateway", "deaf", stop_seconds=0.2), stage.spec("executor")]
     assert stage.run(*specs, then=interrupt) == 0

@@ -1,12 +1,14 @@
 """When to try again, and what to ask then."""
 
+from dataclasses import replace
+
 import pytest
 
 from pageframe.client.attempts import Attempts
 from pageframe.client.types import Delta, Finished, GenerationRequest, MemoryAccount, Started
 from pageframe.core.beams import BeamParams
 from pageframe.core.errors import InvalidRequestError, UnavailableError
-from pageframe.core.step import FinishReason
+from pageframe.core.step import FinishReason, TokenLogprobs
 
 GONE = UnavailableError("TRANSPORT", "gone")
 STARTED = Started(request_id="r", seed=9, trace_id="", num_prompt_tokens=1, model="m")
@@ -44,7 +46,8 @@ def test_a_broken_stream_is_resumed_with_its_seed_under_another_name():
     assert attempts.accept(Delta(sample_index=0, text="a", token_ids=[2, 3]))
     attempts.delay_after(GONE)
     again = attempts.request()
-    assert (again.seed, list(again.resume_token_ids), again.request_id) == (9, [1, 2, 3], "r~1")
+    assert (again.seed, again.resume_outputs, again.request_id) == (9, [[1, 2, 3]], "r~1")
+    assert again.resume_token_ids == ()
 
 
 def test_the_header_is_seen_once():
@@ -58,13 +61,49 @@ def test_errors_that_will_not_pass_are_not_tried_again():
         _attempts().delay_after(InvalidRequestError("EMPTY_PROMPT", "empty"))
 
 
-def test_several_samples_cannot_be_resumed_once_they_have_output():
-    attempts = _attempts(num_samples=2)
+def test_all_samples_are_resumed_those_that_ended_and_those_without_output_too():
+    attempts = _attempts(num_samples=3)
     attempts.accept(STARTED)
     attempts.delay_after(GONE)
-    attempts.accept(Delta(sample_index=1, text="a", token_ids=[2]))
-    with pytest.raises(UnavailableError):
-        attempts.delay_after(GONE)
+    assert attempts.request().resume_outputs == ()
+    attempts.accept(Delta(sample_index=1, text="a", token_ids=[2, 3]))
+    attempts.accept(Delta(sample_index=2, text="b", token_ids=[4]))
+    attempts.accept(_finished(2))
+    attempts.delay_after(GONE)
+    assert attempts.request().resume_outputs == [[], [2, 3], [4]]
+
+
+def test_what_was_heard_of_a_sample_that_had_ended_is_not_heard_again():
+    attempts = _attempts(num_samples=2)
+    attempts.accept(STARTED)
+    assert attempts.accept(_finished(1)) is not None
+    attempts.delay_after(GONE)
+    rest = Delta(sample_index=1, text="held back before", token_ids=[])
+    assert attempts.accept(rest) is None
+    assert attempts.accept(_finished(1)) is None
+    assert not attempts.is_done
+    attempts.accept(_finished(0))
+    assert attempts.is_done
+
+
+def test_the_rest_of_a_text_is_heard_once_though_its_end_was_lost():
+    attempts = _attempts()
+    attempts.accept(Delta(sample_index=0, text="a", token_ids=[2]))
+    rest = Delta(sample_index=0, text="b", token_ids=[])
+    assert attempts.accept(rest) == rest
+    attempts.delay_after(GONE)
+    assert attempts.accept(rest) is None
+    assert attempts.accept(_finished()) is not None
+
+
+def test_figures_of_the_prompt_are_heard_once():
+    figures = [TokenLogprobs(token_id=3, logprob=-1.0)]
+    delta = Delta(sample_index=0, text="a", token_ids=[2], prompt_logprobs=figures)
+    attempts = _attempts()
+    assert attempts.accept(delta) == delta
+    attempts.delay_after(GONE)
+    assert attempts.accept(delta) == replace(delta, prompt_logprobs=[])
+    assert attempts.request().resume_outputs == [[2, 2]]
 
 
 def test_patience_ends_without_progress_and_begins_anew_with_it():
@@ -93,7 +132,7 @@ def test_outputs_that_are_ranked_start_over_as_long_as_none_is_known(fields):
     attempts = _attempts(**fields)
     attempts.accept(STARTED)
     attempts.delay_after(GONE)
-    assert attempts.request().resume_token_ids == []
+    assert attempts.request().resume_outputs == ()
     attempts.accept(Delta(sample_index=0, text="a", token_ids=[2]))
     with pytest.raises(UnavailableError):
         attempts.delay_after(GONE)

@@ -67,7 +67,7 @@ def test_a_broken_stream_is_resumed_unnoticed(run):
     with playing(*scripts) as (gateway, address):
         events = run(address, GenerationRequest(prompt="x"))
     assert [type(event) for event in events] == [Started, Delta, Delta, Finished]
-    assert list(gateway.requests[2].resume_token_ids) == [1]
+    assert [list(out.token_ids) for out in gateway.requests[2].resume_outputs] == [[1]]
     assert gateway.requests[2].sampling.seed == 8
 
 
@@ -93,8 +93,20 @@ def test_a_stream_that_just_stops_is_no_end(run):
         playing([header(), delta("a", 1)]) as (_, address),
         pytest.raises(PageframeError) as caught,
     ):
-        run(address, GenerationRequest(prompt="x", num_samples=2))
+        run(address, GenerationRequest(prompt="x", best_of=2))
     assert caught.value.reason == "STREAM_ENDED"
+
+
+@both
+def test_several_samples_are_resumed_unnoticed(run):
+    scripts = [
+        [header(seed=8), delta("b", 2, sample_index=1), delta("a", 1), end(1, 0), GONE],
+        [header(seed=8), end(1, 0), delta("c", 3, sample_index=1), end(2, 1)],
+    ]
+    with playing(*scripts) as (gateway, address):
+        events = run(address, GenerationRequest(prompt="x", num_samples=2))
+    assert [type(event) for event in events] == [Started, Delta, Delta, Finished, Delta, Finished]
+    assert [list(out.token_ids) for out in gateway.requests[1].resume_outputs] == [[1], [2]]
 
 
 def test_a_whole_generation_is_put_together():

@@ -90,3 +90,13 @@ def test_bytes_stream_like_they_decode(pieces):
     stream = ByteLevelDetokenizer(pieces)
     text = "".join([stream.feed([index]) for index in range(len(pieces))]) + stream.flush()
     assert text == b"".join(pieces).decode("utf-8", "replace")
+
+
+def test_bytes_of_single_tokens_put_together_are_the_text(tokenizer_folder):
+    codec = TextCodec.load(tokenizer_folder)
+    for text in ("the dog sleeps, and the fox runs.", "the the dog ü", "a  b"):
+        ids = codec.encode(text, add_special_tokens=False)
+        data = b"".join(codec.token_bytes(token_id) for token_id in ids)
+        # A text may begin without the space that its first token has elsewhere.
+        assert data.decode("utf-8").lstrip(" ") == codec.decode(ids)
+    assert codec.token_bytes(100_000) == b""

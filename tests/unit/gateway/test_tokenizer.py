@@ -175,3 +175,12 @@ def test_embedded_model_equals_transformers(embedded_folder):
             assert codec.decode(ids, skip_special_tokens=skip) == expected_text
             stream = codec.detokenizer(skip_special_tokens=skip)
             assert "".join([stream.feed([i]) for i in ids]) + stream.flush() == expected_text
+
+
+@pytest.mark.model
+def test_the_embedded_models_template_knows_no_tools(embedded_folder):
+    codec = TextCodec.load(embedded_folder)
+    tool = {"type": "function", "function": {"name": "now"}}
+    with pytest.raises(InvalidRequestError) as caught:
+        codec.render_chat([ChatMessage("user", "hi")], [tool])
+    assert caught.value.reason == "TOOLS_UNSUPPORTED"

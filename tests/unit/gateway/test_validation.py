@@ -49,10 +49,10 @@ def _request(**fields):
         ({"stop": ["x"] * 65}, "TOO_MANY_STOP_STRINGS"),
         ({"request_id": "é" * 65}, "REQUEST_ID_TOO_LONG"),
         ({"priority": 2**31}, "PRIORITY_OUT_OF_RANGE"),
-        ({"resume_token_ids": [50], "seed": 1}, "TOKEN_ID_OUT_OF_RANGE"),
-        ({"resume_token_ids": [1], "seed": 1, "num_samples": 2}, "RESUME_NEEDS_ONE_SAMPLE"),
-        ({"resume_token_ids": [1]}, "RESUME_NEEDS_SEED"),
-        ({"resume_token_ids": [1, 2], "seed": 1, "max_tokens": 1}, "RESUME_TOO_LONG"),
+        ({"resume_token_ids": [[50]], "seed": 1}, "TOKEN_ID_OUT_OF_RANGE"),
+        ({"resume_token_ids": [[1]], "seed": 1, "num_samples": 2}, "RESUME_MISMATCH"),
+        ({"resume_token_ids": [[1]]}, "RESUME_NEEDS_SEED"),
+        ({"resume_token_ids": [[1, 2]], "seed": 1, "max_tokens": 1}, "RESUME_TOO_LONG"),
         ({"max_tokens": 0}, "SAMPLING_PARAMETER_OUT_OF_RANGE"),
         ({"seed": 2**64}, "SAMPLING_PARAMETER_OUT_OF_RANGE"),
         ({"sampling": SamplingParams(temperature=math.nan)}, "SAMPLING_PARAMETER_OUT_OF_RANGE"),
@@ -139,7 +139,7 @@ def test_max_tokens_left_open_is_what_remains():
 
 def test_a_pool_whose_layers_are_in_groups_holds_as_many_tokens_fewer():
     # Of five blocks of 16 tokens each group has two.
-    assert pool_num_tokens(dataclasses.replace(FACTS, num_kv_groups=2)) == 32
+    assert pool_num_tokens(dataclasses.replace(FACTS, kv_group_windows=(0, 0))) == 32
 
 
 def test_an_empty_tokenisation_is_refused():

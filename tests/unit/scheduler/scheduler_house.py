@@ -18,8 +18,6 @@ from pageframe.wire.request import events_from_proto, submission_to_proto
 from unit.scheduler.driver import make_submission
 from unit.scheduler.played_executor import PATIENCE_S, PlayedExecutor
 
-LONG_S = 1000.0
-
 
 class Peer:
     """One stream as its gateway sees it."""
@@ -65,13 +63,13 @@ class Peer:
 class House:
     """A scheduler's server between a played executor and gateways."""
 
-    def __init__(self, channel, grace_s):
+    def __init__(self, channel):
         self.clock = ManualClock(1_000_000)
         self.executor = PlayedExecutor()
         self.loop = SchedulerLoop(
             self.executor.open, make_scheduler=self._make_scheduler, clock=self.clock
         )
-        self.servicer = SchedulerServicer(self.loop, self.clock, grace_s=grace_s)
+        self.servicer = SchedulerServicer(self.loop, self.clock)
         self.stub = scheduler_service_pb2_grpc.SchedulerServiceStub(channel)
 
     def _make_scheduler(self, facts):
@@ -106,12 +104,12 @@ class House:
 
 
 @contextlib.asynccontextmanager
-async def scheduler_house(folder, *, grace_s=LONG_S):
+async def scheduler_house(folder):
     """Serve on a socket in ``folder`` while the block runs; nobody has started the loop yet."""
     address = f"unix:{folder}/scheduler.sock"
     server = grpc.aio.server()
     async with grpc.aio.insecure_channel(address) as channel:
-        house = House(channel, grace_s)
+        house = House(channel)
         scheduler_service_pb2_grpc.add_SchedulerServiceServicer_to_server(house.servicer, server)
         server.add_insecure_port(address)
         await server.start()

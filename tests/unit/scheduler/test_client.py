@@ -6,7 +6,7 @@ import contextlib
 import grpc
 import pytest
 
-from pageframe.core.errors import PreconditionError
+from pageframe.core.errors import InvalidRequestError, PreconditionError
 from pageframe.core.replica import PoolAccount, TenantQuota
 from pageframe.rpc.handlers import aborting
 from pageframe.scheduler.client import GrpcExecutorStream
@@ -72,13 +72,29 @@ def test_each_hello_carries_the_quotas(tmp_path):
 
 
 def test_a_refusal_of_the_quotas_is_a_typed_error(tmp_path):
-    error = PreconditionError("QUOTA_FLOORS_EXCEED_POOL", "too much", num_blocks_total=64)
+    error = InvalidRequestError("QUOTA_NEGATIVE", "below 0", floor_blocks=-1)
 
     async def scenario():
         async with playing(tmp_path, PlayedExecutorServicer(error)) as address:
             await GrpcExecutorStream.open(address, "s", 1)
 
-    with pytest.raises(PreconditionError) as caught:
+    with pytest.raises(InvalidRequestError) as caught:
         asyncio.run(asyncio.wait_for(scenario(), PATIENCE_S))
-    assert caught.value.reason == "QUOTA_FLOORS_EXCEED_POOL"
-    assert caught.value.limits["num_blocks_total"] == "64"
+    assert caught.value.reason == "QUOTA_NEGATIVE"
+    assert caught.value.limits["floor_blocks"] == "-1"
+
+
+def test_an_executor_that_begins_with_something_else_is_not_waited_for(tmp_path):
+    class Chatterer(executor_service_pb2_grpc.ExecutorServiceServicer):
+        async def Run(self, request_iterator, context):  # noqa: N802 - the name is the contract's
+            yield pb.RunResponse(result=pb.StepResult())
+            async for _ in request_iterator:
+                pass
+
+    async def scenario():
+        async with playing(tmp_path, Chatterer()) as address:
+            with pytest.raises(PreconditionError) as caught:
+                await GrpcExecutorStream.open(address, "s", 1)
+        assert caught.value.reason == "HELLO_EXPECTED"
+
+    asyncio.run(asyncio.wait_for(scenario(), PATIENCE_S))

@@ -13,7 +13,7 @@ from pageframe.wire.replica import replica_from_proto, replica_to_proto
 from unit.scheduler.driver import make_submission
 from unit.scheduler.test_sequence import make_sequence
 
-FACTS = dataclasses.replace(make_facts(block_size=4, num_blocks=24), num_kv_groups=3)
+FACTS = dataclasses.replace(make_facts(block_size=4, num_blocks=24), kv_group_windows=(0, 0, 0))
 
 
 def test_tokens_take_blocks_in_every_group():
@@ -42,6 +42,8 @@ def test_a_request_needs_room_in_every_group():
 def test_facts_say_how_many_groups_there_are_and_an_executor_that_does_not_say_has_one():
     message = replica_to_proto(FACTS)
     assert message.num_kv_groups == 3
+    assert replica_from_proto(message) == FACTS
+    message.ClearField("kv_group_windows")
     assert replica_from_proto(message) == FACTS
     message.ClearField("num_kv_groups")
     assert replica_from_proto(message).num_kv_groups == 1

@@ -6,7 +6,12 @@ from dataclasses import replace
 import pytest
 
 from pageframe.core.clock import ManualClock
-from pageframe.core.errors import InternalError, PreconditionError, UnavailableError
+from pageframe.core.errors import (
+    AbortedError,
+    InternalError,
+    PreconditionError,
+    UnavailableError,
+)
 from pageframe.core.step import FinishReason, StepResult
 from pageframe.core.trace import NullTraceSink
 from pageframe.scheduler.core import Scheduler
@@ -255,7 +260,7 @@ def test_while_the_executor_is_away_the_loop_says_so_and_takes_requests():
     run(scenario)
 
 
-@pytest.mark.parametrize("reason", ["SCHEDULER_CONNECTED", "QUOTA_FLOORS_EXCEED_POOL"])
+@pytest.mark.parametrize("reason", ["SCHEDULER_CONNECTED", "QUOTA_TENANT_TWICE"])
 def test_a_refusal_for_good_at_the_first_attempt_ends_the_start(reason):
     async def main():
         house = House()
@@ -421,5 +426,20 @@ def test_stop_lets_go_of_the_executor_and_sends_nothing_more():
         assert stream.is_closed
         assert not house.loop.is_connected
         assert len(house.executor.epochs) == 1
+
+    run(scenario)
+
+
+def test_a_scheduler_that_was_replaced_by_another_one_ends_and_does_not_fight():
+    async def scenario(house):
+        stream = await house.start()
+        house.loop.submit(GATEWAY, make_submission(1))
+        stream.tell(AbortedError("TAKEN_OVER", "a higher epoch"))
+        with pytest.raises(AbortedError) as caught:
+            await asyncio.wait_for(house.loop.wait_ended(), PATIENCE_S)
+        assert caught.value.reason == "SCHEDULER_REPLACED"
+        assert caught.value.limits == {"epoch": str(house.executor.epochs[0])}
+        assert len(house.executor.epochs) == 1
+        assert stream.is_closed
 
     run(scenario)

@@ -5,7 +5,7 @@ import pytest
 from pageframe.core.plan import StepPlan
 from pageframe.core.request import StallCause
 from pageframe.core.sampling import SamplingParams
-from pageframe.scheduler.budget import Draft
+from pageframe.scheduler.budget import PlanBuilder
 from pageframe.scheduler.flights import Flight
 from pageframe.scheduler.prefix_wait import PrefixWait
 from pageframe.scheduler.prefixes import Prefixes
@@ -101,9 +101,9 @@ def test_who_would_be_there_sooner_by_itself_does_not_wait(last_chunk_tokens, is
     follower.leader_id, follower.num_leader_tokens = 1, 32
     leader.last_chunk_tokens = last_chunk_tokens
     flight = Flight(step=2, builds_on=1, tick=2, planned_ns=1)
-    draft = Draft(roster.capacity, flight, num_blocks_left=50)
+    builder = PlanBuilder(roster.capacity, flight, num_blocks_left=50)
     # Sixteen of 32 tokens are missing. The follower would compute them all in two steps.
-    waits_for = PrefixWait(roster, is_enabled=True).leader_of(draft, follower)
+    waits_for = PrefixWait(roster, is_enabled=True).leader_of(builder, follower)
     assert waits_for is (leader if is_waiting else None)
 
 

@@ -7,7 +7,14 @@ from pageframe.testing.fake_engine import make_facts
 MS = 1_000_000
 
 
-def step(*, ms: float, entries: tuple[int, ...] = (), num_blocks: int = 0, copy_ms: float = 0):
+def step(
+    *,
+    ms: float,
+    entries: tuple[int, ...] = (),
+    num_blocks: int = 0,
+    copy_ms: float = 0,
+    num_drafted: int = 0,
+):
     """A step in which some sequences computed so many tokens from position 0 on."""
     return StepResult(
         step=1,
@@ -15,6 +22,9 @@ def step(*, ms: float, entries: tuple[int, ...] = (), num_blocks: int = 0, copy_
         computed_ids=list(range(len(entries))),
         num_computed=list(entries),
         first_positions=[0] * len(entries),
+        drafted_ids=[1] if num_drafted else [],
+        num_drafted=[num_drafted] if num_drafted else [],
+        num_accepted=[0] if num_drafted else [],
         timing=StepTiming(
             start_ns=MS,
             execute_ns=round((ms + copy_ms) * MS),
@@ -48,6 +58,15 @@ def test_a_step_is_its_base_and_what_prefill_adds():
     assert rates.token_ns == pytest.approx(2 * MS / 100, rel=0.02)
     assert rates.step_ns(200) == pytest.approx(14 * MS, rel=0.02)
     assert rates.num_steps == 400
+
+
+def test_draft_tokens_cost_what_tokens_of_prefill_do():
+    # 10 ms, and 20 us for each token that is computed beside the decodes.
+    rates = measured(
+        step(ms=10.8, num_drafted=40), step(ms=12, entries=(30, 50), num_drafted=20), times=2000
+    )
+    assert rates.base_ns == pytest.approx(10 * MS, rel=0.01)
+    assert rates.token_ns == pytest.approx(20_000, rel=0.05)
 
 
 def test_an_entry_of_one_token_is_a_decode():

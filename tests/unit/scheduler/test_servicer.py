@@ -15,19 +15,19 @@ from pageframe.wire.replica import replica_from_proto
 from pageframe.wire.request import submission_to_proto
 from unit.scheduler.driver import expected_output, make_submission
 from unit.scheduler.played_executor import PATIENCE_S
-from unit.scheduler.scheduler_house import LONG_S, scheduler_house, serving
+from unit.scheduler.scheduler_house import scheduler_house, serving
 
 
 @pytest.fixture
 def run(tmp_path):
     """Run a scenario, a coroutine function that takes a house and its executor's stream."""
 
-    async def main(scenario, grace_s):
-        async with scheduler_house(tmp_path, grace_s=grace_s) as house:
+    async def main(scenario):
+        async with scheduler_house(tmp_path) as house:
             stream = await house.start()
             await asyncio.wait_for(scenario(house, stream), PATIENCE_S)
 
-    return lambda scenario, grace_s=LONG_S: asyncio.run(main(scenario, grace_s))
+    return lambda scenario: asyncio.run(main(scenario))
 
 
 def test_hello_is_answered_with_what_is_served(run):
@@ -142,28 +142,8 @@ def test_the_same_gateway_again_aborts_the_older_stream_and_cancels_its_requests
     run(scenario)
 
 
-def test_requests_of_a_lost_gateway_go_on_until_its_grace_is_over(run):
-    async def scenario(house, stream):
-        peer = await house.connect()
-        await peer.submit(1, max_tokens=50)
-        plan = await stream.take_plan()
-        peer.call.cancel()
-        # Somebody else's visit and end, behind the cancel on the same connection.
-        other = await house.connect("h")
-        await other.call.done_writing()
-        assert await other.end() is None
-        stream.answer(plan)
-        for step in (2, 3, 4):
-            plan = await stream.take_plan()
-            assert plan.step == step
-            stream.answer(plan)
-        assert (await house.snapshot()).num_running == 1
-
-    run(scenario, grace_s=LONG_S)
-
-
 @pytest.mark.parametrize("is_clean", [True, False])
-def test_a_gateway_that_stays_away_has_its_requests_cancelled(run, is_clean):
+def test_what_a_lost_gateway_asked_for_is_taken_back_at_once(run, is_clean):
     async def scenario(house, stream):
         peer = await house.connect()
         await peer.submit(1, max_tokens=50)
@@ -178,7 +158,7 @@ def test_a_gateway_that_stays_away_has_its_requests_cancelled(run, is_clean):
         stream.answer(cancel)
         await house.loop.wait_idle()
 
-    run(scenario, grace_s=0.0)
+    run(scenario)
 
 
 def test_the_end_of_an_older_stream_does_not_touch_the_one_that_replaced_it(run):
@@ -197,22 +177,24 @@ def test_the_end_of_an_older_stream_does_not_touch_the_one_that_replaced_it(run)
         newer.call.cancel()
         assert await stream.take_cancel() == [plan.announce[0].sequence_id]
 
-    run(scenario, grace_s=0.0)
+    run(scenario)
 
 
-def test_a_grace_that_runs_out_after_the_gateway_came_back_changes_nothing(run):
+def test_the_places_of_a_lost_gateway_are_free_for_others(run):
     async def scenario(house, stream):
-        older = await house.connect("g")
-        lost = house.servicer._gateways["g"]
-        older.call.cancel()
-        newer = await house.connect("g")
-        await newer.submit(1, max_tokens=2)
-        stream.answer(await stream.take_plan())
-        house.servicer._forget(lost)
-        assert house.servicer._gateways["g"] is not lost
-        stream.answer(await stream.take_plan())
-        (completion,) = await newer.hear_completions(1)
+        lost = await house.connect("g")
+        for handle in range(1, 9):
+            await lost.submit(handle, max_tokens=50)
+        # All eight that may run at once.
+        while (await house.snapshot()).num_running < 8:
+            stream.answer(await stream.take_plan())
+        lost.call.cancel()
+        async with serving(stream):
+            other = await house.connect("h")
+            await other.submit(9, max_tokens=2)
+            (completion,) = await other.hear_completions(1)
         assert completion.finish_reason is FinishReason.LENGTH
+        assert (await house.snapshot()).num_running == 0
 
     run(scenario)
 

@@ -7,7 +7,6 @@ import pytest
 from pageframe.core.plan import NO_DRAFTS
 from pageframe.core.sampling import SamplingParams
 from pageframe.core.step import FinishReason, StepResult, TokenLogprobs
-from pageframe.scheduler.delivery import take_samples
 from pageframe.scheduler.speculation import StepPrices
 from pageframe.testing.fake_engine import FakeEngine, make_facts
 from unit.scheduler.driver import (
@@ -213,7 +212,7 @@ def test_log_probabilities_stay_with_their_tokens():
     )
     sequences = driver.scheduler._roster.sequences
     events = sequences[1].outbox.events
-    take_samples(result, sequences)
+    driver.scheduler._roster.lockstep.take(result, sequences)
     assert events.token_ids[-4:] == [7, 1, 8, 9]
     found = {index: entry.token_id for index, entry in events.logprobs.items()}
     assert {events.token_ids[index]: token_id for index, token_id in found.items()} == {

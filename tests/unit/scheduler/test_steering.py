@@ -13,6 +13,7 @@ from pageframe.scheduler.steering import (
     Steering,
     StepLoad,
     StepTimes,
+    load_of,
 )
 from unit.scheduler.driver import Driver, make_submission
 
@@ -42,6 +43,7 @@ class Machine:
         self.steering = Steering(target_ns)
         self.num_decodes = num_decodes
         self.num_context = num_decodes * 1000
+        self.num_drafted = 0
         self.position = 0
         self.num_steps = 0
         self.steered = False
@@ -64,8 +66,10 @@ class Machine:
             num_decodes=self.num_decodes,
             num_context=self.num_context,
         )
-        result = StepResult(step=self.num_steps)
-        load = StepLoad(self.num_decodes, self.num_context)
+        result = StepResult(step=self.num_steps, num_drafted=[self.num_drafted])
+        load = StepLoad(
+            self.num_decodes + self.num_drafted, self.num_context + 1000 * self.num_drafted
+        )
         num_tokens = 0
         if with_prefill:
             allowance = self.steering.allowance(flight)
@@ -232,6 +236,23 @@ def test_a_machine_that_drifts_is_followed(seed):
     machine.slowness = drift
     lasted = [machine.step(with_prefill=rng.random() < 0.7)[1] for _ in range(2000)][50:]
     assert sum(ns > TARGET_NS for ns in lasted) <= 0.02 * len(lasted)
+
+
+def test_a_draft_token_counts_as_one_more_decode():
+    flight = Flight(step=1, builds_on=0, tick=1, planned_ns=0, num_decodes=4, num_context=400)
+    result = StepResult(step=1, drafted_ids=[1, 3], num_drafted=[3, 1], num_accepted=[1, 0])
+    assert load_of(flight, result) == StepLoad(num_decodes=8, num_context=800)
+
+
+def test_drafts_of_late_leave_less_for_prefill():
+    allowed = []
+    for num_drafted in (0, 32):
+        machine = Machine()
+        machine.num_drafted = num_drafted
+        machine.warm_up()
+        allowed.append(machine.step()[0])
+    # 32 draft tokens at 1,000 positions take 1.4 ms, which is 58 tokens of prefill.
+    assert 40 < allowed[0] - allowed[1] < 80
 
 
 def test_another_executor_is_learnt_anew():

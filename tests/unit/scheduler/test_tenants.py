@@ -63,6 +63,20 @@ def test_what_others_are_assured_of_is_out_of_reach():
     assert_scheduler_empty(driver)
 
 
+def test_floors_that_a_shrunk_pool_cannot_hold_leave_room_for_their_own_tenants():
+    quotas = (
+        TenantQuota(tenant="a", floor_blocks=24),
+        TenantQuota(tenant="b", floor_blocks=8),
+    )
+    driver = Driver(facts=make_facts(num_blocks=16, block_size=4), quotas=quotas)
+    error = refusal(driver, make_submission(1, 16, max_tokens=2, tenant="b"))
+    assert (error.limits["num_blocks_max"], error.limits["num_blocks_of_others"]) == ("4", "12")
+    refusal(driver, make_submission(2, 2, max_tokens=1, tenant="c"))
+    driver.submit(make_submission(3, 44, max_tokens=2, tenant="a"))
+    driver.run()
+    assert_scheduler_empty(driver)
+
+
 def test_who_is_refused_for_its_quota_holds_back_nobody_of_another_tenant():
     driver = bounded(3)
     for handle, tenant in ((1, "a"), (2, "a"), (3, "a"), (4, "b"), (5, "b")):

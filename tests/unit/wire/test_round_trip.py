@@ -103,8 +103,10 @@ def parallel(*columns, max_size=3):
 
 
 entries = parallel(ids, counts, st.integers(1, 2**31 - 1)).map(lambda c: Entries(*map(list, c)))
-victims = parallel(ids, counts, st.sampled_from(Recovery), counts, st.integers(0, 2**64 - 1)).map(
-    lambda c: Victims(*map(list, c))
+victims = st.builds(
+    lambda columns, num_certain: Victims(*map(list, columns), num_certain if columns[0] else 0),
+    parallel(ids, counts, st.sampled_from(Recovery), counts, st.integers(0, 2**64 - 1)),
+    counts,
 )
 
 

@@ -182,15 +182,15 @@ class Caller:
         if error.status == "INTERNAL":
             return scenario.may_fail and error.reason == "SEQUENCE_FAILED"
         if error.reason == "QUEUE_FULL":
-            # Those of a gateway that died wait there, too, for as long as its grace lasts.
+            # Those of a gateway that died wait there, too, until the scheduler has heard of it.
             return scenario.settings.max_queued_requests <= len(scenario.clients)
         if error.status == "OUT_OF_RANGE":
             if plan.request.beam_search is not None:
                 return True
             return scenario.has(Harm.RESIZE) and error.reason in ("EXCEEDS_POOL", "OVER_QUOTA")
         if error.status == "UNAVAILABLE":
-            # Several samples cannot be resumed.
-            return self._num_samples > 1 and (
+            # Outputs that are ranked cannot be resumed once one of them is known.
+            return plan.request.is_ranked and (
                 scenario.has(Harm.KILL_GATEWAY, Harm.CUT_CLIENTS) or scenario.lost_after_s < 1
             )
         return False

@@ -5,6 +5,7 @@ as well.
 """
 
 import gc
+from array import array
 from asyncio import AbstractEventLoop
 from collections.abc import Iterable
 from types import BuiltinFunctionType, CodeType, FrameType, FunctionType, MethodType, ModuleType
@@ -14,6 +15,10 @@ _NOT_ENTERED = (
     *(ModuleType, type, CodeType, FrameType, BuiltinFunctionType, str, bytes, int, float),
     # Timers of dead processes lead to what died with them.
     AbstractEventLoop,
+)
+# Most of what there is, and it leads nowhere.
+_LEAVES = frozenset(
+    {*(str, bytes, bytearray, int, float, bool, type(None), array), *(CodeType, type)}
 )
 
 
@@ -43,7 +48,8 @@ def reachable(roots: Iterable[object], kinds: tuple[type, ...]) -> list[Found]:
         elif isinstance(thing, MethodType):
             ahead.append((thing.__self__, thing))
         else:
-            ahead += [(child, thing) for child in gc.get_referents(thing)]
+            children = gc.get_referents(thing)
+            ahead += [(child, thing) for child in children if type(child) not in _LEAVES]
     return found
 
 

@@ -77,13 +77,13 @@ def simulate(seed: int, *, keeps_lines: bool = False) -> Outcome:
 def simulate_scenario(scenario: Scenario, *, keeps_lines: bool = False) -> Outcome:
     """Run one scenario."""
     log = EventLog(keeps_lines=keeps_lines)
-    expected: list[list[Expected] | None] = []
     calm_violations: list[str] = []
-    for plan in scenario.clients:
-        if plan.request.is_ranked:
-            expected.append(_learn(scenario.seed, plan, calm_violations))
-        else:
-            expected.append(expected_outputs(plan))
+    ranked = [plan for plan in scenario.clients if plan.request.is_ranked]
+    learnt = iter(_learn(scenario.seed, ranked, calm_violations) if ranked else ())
+    expected = [
+        next(learnt) if plan.request.is_ranked else expected_outputs(plan)
+        for plan in scenario.clients
+    ]
     simulation = _Simulation(scenario, log, expected)
     violations = simulation.violations
     violations += calm_violations
@@ -104,17 +104,21 @@ def simulate_scenario(scenario: Scenario, *, keeps_lines: bool = False) -> Outco
     )
 
 
-def _learn(seed: int, plan: ClientPlan, violations: list[str]) -> list[Expected] | None:
-    """The outputs of a request whose samples compete: those that it has in a calm world."""
+def _learn(
+    seed: int, plans: list[ClientPlan], violations: list[str]
+) -> list[list[Expected] | None]:
+    """The outputs of requests whose samples compete: those that they have in a calm world."""
     log = EventLog()
-    simulation = _Simulation(calm_scenario(seed, plan), log, [None])
+    simulation = _Simulation(calm_scenario(seed, plans), log, [None] * len(plans))
     with _watching_logs(simulation.scenario, simulation.violations, log):
         try:
             run_virtually(simulation.run, end_s=_END_S, num_turns_max=_NUM_TURNS_MAX)
         except StuckError as error:
             simulation.violations.append(f"stuck: {error}")
     violations += [f"in a calm world: {line}" for line in simulation.violations]
-    return None if simulation.violations else simulation.callers[0].heard
+    if simulation.violations:
+        return [None] * len(plans)
+    return [caller.heard for caller in simulation.callers]
 
 
 class _Simulation:

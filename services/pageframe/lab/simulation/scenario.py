@@ -94,7 +94,6 @@ class Scenario:
         step_s: What a step costs.
         delay_s: Longest delay of a message.
         restart_s: Until a dead process is there again, at most.
-        grace_s: How long a scheduler keeps requests of a lost gateway.
         lost_after_s: How long a gateway waits for a lost scheduler.
         slow_probability: Of a step to be slow.
         failure_probability: Of a step to fail.
@@ -110,7 +109,6 @@ class Scenario:
     step_s: float
     delay_s: float
     restart_s: float
-    grace_s: float
     lost_after_s: float
     slow_probability: float
     failure_probability: float
@@ -153,7 +151,6 @@ def draw_scenario(seed: int) -> Scenario:
         step_s=rng.choice((0.001, 0.005, 0.02)),
         delay_s=rng.choice((0.0, 0.0005, 0.01)),
         restart_s=rng.choice((0.05, 0.5, 3.0)),
-        grace_s=rng.choice((0.2, 5.0)),
         lost_after_s=rng.choice((30.0, 30.0, 0.3)),
         slow_probability=rng.choice((0.0, 0.05)),
         failure_probability=0.0 if is_harmless else rng.choice((0.0, 0.0, 0.0, 0.03)),
@@ -161,20 +158,22 @@ def draw_scenario(seed: int) -> Scenario:
     )
 
 
-def calm_scenario(seed: int, plan: ClientPlan) -> Scenario:
-    """A client's request by itself, where there is room and nothing happens."""
+def calm_scenario(seed: int, plans: list[ClientPlan]) -> Scenario:
+    """Some clients' requests by themselves, where there is room and nothing happens."""
     settings: dict[str, object] = {"model": "sim", "block-size": 16, "num-blocks": 200}
-    calm = replace(plan, start_s=0.0, timeout_s=None, behaviour=Behaviour.READ, pause_s=0.0)
+    calm = [
+        replace(plan, start_s=0.0, timeout_s=None, behaviour=Behaviour.READ, pause_s=0.0)
+        for plan in plans
+    ]
     return Scenario(
         seed=seed,
         settings=Settings.model_validate(settings | {"prefix-cache": False}),
         num_host_slots=0,
         num_gateways=1,
-        clients=[calm],
+        clients=calm,
         step_s=0.001,
         delay_s=0.0,
         restart_s=0.0,
-        grace_s=5.0,
         lost_after_s=30.0,
         slow_probability=0.0,
         failure_probability=0.0,

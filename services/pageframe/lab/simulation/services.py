@@ -207,7 +207,7 @@ class SchedulerService(Service):
             return make_scheduler(facts, settings, NullTraceSink(), clock)
 
         loop = SchedulerLoop(open_stream, make_scheduler=build, clock=clock)
-        servicer = SchedulerServicer(loop, clock, grace_s=world.scenario.grace_s)
+        servicer = SchedulerServicer(loop, clock)
         world.network.listen(SCHEDULER, process, servicer)
         await loop.start()
         self.loop = loop

@@ -38,6 +38,9 @@ class GuardedOrder:
 
     def key(self, waiting: WaitingView) -> Key:
         """Place among the waiting of its tenant."""
+        plain = self._decision.plain
+        if plain is not None:
+            return plain.key(waiting)
         key, other = self._decision.ask_both(lambda policy: policy.key(waiting), _fault_of_key)
         if other is not None:
             last = self._last_keys
@@ -48,6 +51,9 @@ class GuardedOrder:
 
     def rank(self, head: WaitingView, tenant: TenantView) -> Key:
         """Place of a tenant's first among those of all tenants."""
+        plain = self._decision.plain
+        if plain is not None:
+            return plain.rank(head, tenant)
         key, other = self._decision.ask_both(
             lambda policy: policy.rank(head, tenant), _fault_of_key
         )
@@ -70,6 +76,9 @@ class GuardedAdmission:
 
     def admits(self, waiting: WaitingView, room: RoomView) -> bool:
         """Whether it comes in now."""
+        plain = self._decision.plain
+        if plain is not None:
+            return plain.admits(waiting, room)
         return self._decision.ask(
             lambda policy: policy.admits(waiting, room),
             _fault_of_verdict,

@@ -77,6 +77,14 @@ class Decision(Generic[P]):
         self.num_answers = 0
         self.num_disagreements = 0
 
+    @property
+    def plain(self) -> P | None:
+        """The default, as long as it decides and nobody looks on: it may be asked directly.
+
+        Decisions about order and admission are made several times for each admission.
+        """
+        return self._default if self._chosen is None and self._shadow is None else None
+
     def ask(
         self,
         question: Callable[[P], A],
@@ -99,9 +107,8 @@ class Decision(Generic[P]):
         self, question: Callable[[P], A], fault_of: Callable[[A], str]
     ) -> tuple[A, A | None]:
         """The answer to act on, and that of the shadow; ``None`` when there is no shadow."""
-        if self._chosen is None and self._shadow is None:
-            # Our own, alone: it is asked several times for each admission.
-            return question(self._default), None
+        if self.plain is not None:
+            return question(self.plain), None
         answer = self._answer(question, fault_of)
         if self._shadow is None:
             return answer, None

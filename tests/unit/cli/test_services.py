@@ -1,0 +1,44 @@
+"""What the processes of a system are told on their command lines."""
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+from pageframe.cli.child import Child
+from pageframe.cli.services import EXPORTER, service_specs
+from pageframe.config.launch import Launch
+from pageframe.config.settings import load_settings
+from pageframe.telemetry.__main__ import parse_arguments
+
+
+def command_line(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/cmdline").read_text().split("\0")[:-1]
+
+
+def test_the_size_of_the_spool_reaches_the_exporter(tmp_path):
+    settings = load_settings({"spool-size": "3MiB", "state-dir": str(tmp_path)}, {})
+    launch = Launch(
+        settings=settings,
+        model_path=tmp_path,
+        run_dir=tmp_path,
+        num_threads=1,
+        supervisor_pid=os.getpid(),
+    )
+    specs = {
+        spec.name: spec for spec in service_specs(launch, tmp_path / "launch.json", os.environ)
+    }
+
+    async def run() -> list[str]:
+        child = Child.start(specs[EXPORTER], lambda *_: None, lambda _: None)
+        try:
+            return command_line(child.process.pid)
+        finally:
+            # It ends by itself: the signal waits until it can act on it.
+            child.send_signal(signal.SIGTERM)
+            assert await asyncio.wait_for(asyncio.shield(child.exited), 60) == 0
+
+    arguments = asyncio.run(run())
+    told = parse_arguments(arguments[arguments.index("pageframe.telemetry") + 1 :])
+    assert told.spool_bytes == 3 << 20
+    assert told.state_dir == tmp_path
