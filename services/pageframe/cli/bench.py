@@ -68,7 +68,8 @@ def split(
 
     Prints the ratio of output tokens per second and the processor time of each service per token.
     """
-    flags: dict[str, object] = {"grpc": "127.0.0.1:0", "dtype": dtype, "model": model or None}
+    flags: dict[str, object] = {"grpc": "127.0.0.1:0", "http": "off", "metrics-port": 0}
+    flags |= {"dtype": dtype, "model": model or None}
     if sim:
         flags |= {"runner": "sim", "sim-step": "2ms"}
     settings = load_settings(flags, os.environ)

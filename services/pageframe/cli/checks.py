@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pageframe.config import machine
-from pageframe.config.settings import Settings
+from pageframe.config.settings import METERED_SERVICES, Settings
 from pageframe.config.values import format_size, parse_host_port
 from pageframe.core.errors import PageframeError, PreconditionError, ResourceExhaustedError
 
@@ -142,6 +142,30 @@ def _find_gpu_problems(facts: MachineFacts, settings: Settings) -> Iterator[Page
             f"the NVIDIA driver {facts.nvidia_driver} is too old for CUDA {facts.torch_cuda}: "
             f"update it to {_dotted(oldest)} or later, or give --device cpu",
         )
+
+
+def check_metrics_ports(settings: Settings) -> None:
+    """Try to listen where services will tell their metrics.
+
+    Raises:
+        PreconditionError: ``PORT_TAKEN``, with the port.
+    """
+    for service in METERED_SERVICES:
+        port = settings.metrics_port_of(service)
+        if not port:
+            return
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+                probe.listen(1)
+            except OSError:
+                raise PreconditionError(
+                    "PORT_TAKEN",
+                    f"port {port} on 127.0.0.1, for metrics of the {service}, is taken: give the "
+                    "first of three others as --metrics-port, or 0 for none",
+                    port=port,
+                ) from None
 
 
 def check_port(address: str, option: str) -> None:

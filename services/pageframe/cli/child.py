@@ -5,7 +5,8 @@
 
 A child leads its own process group, so Ctrl-C in the terminal reaches only the supervisor, which
 drains in order. The kernel signals the child when the supervisor dies in any way
-(``PR_SET_PDEATHSIG``), so nothing is ever left behind.
+(``PR_SET_PDEATHSIG``), so nothing is ever left behind. Signals that come while it is
+being started are held back on both sides, until it is known here and itself there.
 """
 
 import asyncio
@@ -30,6 +31,7 @@ _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _LINE_BYTES_MAX = 1 << 20
 _NUM_LAST_LINES = 5
+_ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +46,8 @@ class ServiceSpec:
         stop_timeout_seconds: From SIGTERM to SIGKILL.
         reports_ready: Whether it reports when it is ready; one that does not counts as ready.
         death_signal: What the kernel sends it when the supervisor dies.
+        unblocks_signals: Whether it begins with SIGINT and SIGTERM blocked, and unblocks them
+            itself as soon as it can act on them.
     """
 
     name: str
@@ -53,6 +57,7 @@ class ServiceSpec:
     stop_timeout_seconds: float
     reports_ready: bool = True
     death_signal: signal.Signals = signal.SIGKILL
+    unblocks_signals: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,16 +109,7 @@ class Child:
         log = ServiceLog(spec.log_path)
         read_fd, write_fd = os.pipe()
         try:
-            process = subprocess.Popen(
-                spec.argv,
-                env={**spec.environ, READY_FD_VARIABLE: str(write_fd)},
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                pass_fds=(write_fd,),
-                process_group=0,
-                preexec_fn=_die_with_parent(spec.death_signal, os.getpid()),
-            )
+            process = _spawn(spec, write_fd)
         except BaseException:
             os.close(read_fd)
             log.close()
@@ -190,12 +186,49 @@ class Child:
         )
 
 
-def _die_with_parent(death_signal: signal.Signals, parent_pid: int) -> Callable[[], None]:
+def _spawn(spec: ServiceSpec, write_fd: int) -> "subprocess.Popen[bytes]":
+    """Start the process, or leave none behind."""
+    process: subprocess.Popen[bytes] | None = None
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING_SIGNALS)
+    try:
+        try:
+            process = subprocess.Popen(
+                spec.argv,
+                env={**spec.environ, READY_FD_VARIABLE: str(write_fd)},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                pass_fds=(write_fd,),
+                process_group=0,
+                preexec_fn=_in_child(spec, os.getpid(), mask),
+            )
+        finally:
+            # What was held back arrives here, and may raise.
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    except BaseException:
+        if process is not None:
+            process.kill()
+            process.wait()
+        raise
+    return process
+
+
+def _in_child(
+    spec: ServiceSpec, parent_pid: int, mask: set[int | signal.Signals]
+) -> Callable[[], None]:
+    """What the child does before it becomes its program."""
+
     def prepare() -> None:
-        _LIBC.prctl(_PR_SET_PDEATHSIG, int(death_signal))
+        _LIBC.prctl(_PR_SET_PDEATHSIG, int(spec.death_signal))
         # It may have died between the fork and the line above; then no signal will come.
         if os.getppid() != parent_pid:
             os._exit(EXIT_FAILURE)
+        # A handler of the parent would tell the parent, through the pipe that both have.
+        for number in _ENDING_SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, signal.SIG_DFL)
+        if not spec.unblocks_signals:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     return prepare
 

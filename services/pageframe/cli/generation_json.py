@@ -175,6 +175,8 @@ def _converted(key: str, value: Any) -> Any:
         return value
     if key in _ID_LISTS:
         return [_checked(token_id, int) for token_id in _checked(value, list)]
+    if key == "resume_outputs":
+        return [[_checked(token_id, int) for token_id in _checked(ids, list)] for ids in value]
     if key == "stop":
         entries = [value] if isinstance(value, str) else _checked(value, list)
         return [_checked(entry, str) for entry in entries]

@@ -23,7 +23,6 @@ _SWITCHES = {
 # Where the stored default is not what a person would write.
 _DEFAULT_WORDS = {
     "kv-memory": "auto",
-    "http": "off",
     "lookahead": "on",
     "prefix-cache": "on",
     "tenant-quotas": "off",
@@ -48,7 +47,8 @@ _LAZY_COMMANDS = {
 def up(config: Path | None, **flags: Any) -> None:
     """Serve a model: start gateway, scheduler and executor under one supervisor.
 
-    Ctrl-C drains. The last line on standard output is `pageframe ready grpc=HOST:PORT`.
+    Ctrl-C drains. The last line on standard output is
+    `pageframe ready grpc=HOST:PORT http=HOST:PORT`.
     """
     from pageframe.cli.up import run_up
 

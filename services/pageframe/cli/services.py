@@ -74,6 +74,7 @@ def _exporter(launch: Launch, environ: Mapping[str, str]) -> ServiceSpec:
         reports_ready=False,
         # It may still write out what the rings hold.
         death_signal=signal.SIGTERM,
+        unblocks_signals=True,
     )
 
 

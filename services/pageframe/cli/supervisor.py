@@ -16,7 +16,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from pageframe.cli.child import Child, ChildFailedError, ReadyReport, ServiceSpec
 from pageframe.cli.console import Console
-from pageframe.cli.exit_codes import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_OK
+from pageframe.cli.exit_codes import (
+    EXIT_FAILURE,
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    EXIT_REPLACED,
+)
 from pageframe.cli.service_log import summarise
 
 NUM_RESTARTS_PER_MINUTE_MAX = 8
@@ -124,7 +129,8 @@ class Supervisor:
         """Restart one service whenever it ends.
 
         Raises:
-            ChildFailedError: if it failed before it was ever ready, or dies too often.
+            ChildFailedError: if it failed before it was ever ready, dies too often, or was replaced
+                by another one, which it would only drive out if it came back.
         """
         loop = asyncio.get_running_loop()
         deaths: deque[float] = deque()
@@ -132,6 +138,9 @@ class Supervisor:
         await asyncio.shield(child.ready)
         while True:
             status = await asyncio.shield(child.exited)
+            if status == EXIT_REPLACED:
+                message = f"another {spec.name} serves in the place of this one; see"
+                raise ChildFailedError(f"{message} {spec.log_path}", EXIT_REPLACED)
             deaths.append(loop.time())
             while deaths[0] < loop.time() - 60.0:
                 deaths.popleft()

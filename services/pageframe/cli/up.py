@@ -2,8 +2,8 @@
 
     settings ─▶ checks ─▶ model ─▶ run folder, launch file ─▶ supervisor ─▶ ready line ─▶ drain
 
-Standard output gets one line, the last: ``pageframe ready grpc=HOST:PORT``. Everything else is
-on standard error.
+Standard output gets one line, the last: ``pageframe ready grpc=HOST:PORT http=HOST:PORT``.
+Everything else is on standard error.
 """
 
 import asyncio
@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pageframe.cli.checks import (
+    check_metrics_ports,
     check_port,
     check_writable,
     find_gpu_notice,
@@ -30,7 +31,6 @@ from pageframe.config import machine
 from pageframe.config.launch import Launch
 from pageframe.config.option_types import DtypeName, RunnerName
 from pageframe.config.settings import Settings
-from pageframe.core.errors import UnimplementedError
 
 LAUNCH_FILE_NAME = "launch.json"
 
@@ -100,11 +100,9 @@ def _check_machine(settings: Settings, console: Console) -> None:
     for problem in find_problems(facts, settings):
         raise problem
     check_port(settings.grpc, "grpc")
-    if settings.http:
-        raise UnimplementedError(
-            "HTTP_UNAVAILABLE",
-            f"http is {settings.http}, and this version has no HTTP door: leave --http off",
-        )
+    if settings.http is not None:
+        check_port(settings.http, "http")
+    check_metrics_ports(settings)
     check_writable(settings.state_dir)
     if notice := find_gpu_notice(facts, settings):
         console.say(notice)
