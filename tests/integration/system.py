@@ -110,7 +110,7 @@ class System:
             )
         self._channels: list[grpc.Channel] = []
         try:
-            self.address, self.http_address = self._wait_ready()
+            self.address, self.details = self._wait_ready()
             self._started = psutil.Process(self.process.pid).children(recursive=True)
             self.run_dir = self._read_launch().run_dir
             self._connect()
@@ -118,13 +118,17 @@ class System:
             self.kill()
             raise
 
-    def _wait_ready(self) -> tuple[str, str]:
+    @property
+    def http_address(self) -> str:
+        return self.details["http"]
+
+    def _wait_ready(self) -> tuple[str, dict[str, str]]:
         assert self.process.stdout is not None
         readable, _, _ = select.select([self.process.stdout], [], [], PATIENCE_S)
         line = self.process.stdout.readline() if readable else ""
         assert line.startswith(READY_PREFIX), f"{line!r}\n{self._stderr.read_text()}"
-        grpc_address, http_address = line.removeprefix(READY_PREFIX).split()
-        return grpc_address, http_address.removeprefix("http=")
+        grpc_address, *details = line.removeprefix(READY_PREFIX).split()
+        return grpc_address, dict(detail.split("=", 1) for detail in details)
 
     def _read_launch(self) -> Launch:
         """The launch file, as the services' own command lines name it."""

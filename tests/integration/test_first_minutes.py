@@ -17,7 +17,7 @@ import pytest
 from pageframe.cli.run_folder import SOCKET_PATH_BYTES_MAX
 
 PAGEFRAME = Path(sys.executable).with_name("pageframe")
-READY = re.compile(r"pageframe ready grpc=127\.0\.0\.1:(\d+)( http=\S+)?\n")
+READY = re.compile(r"pageframe ready grpc=127\.0\.0\.1:(\d+)( \w+=\S+)*\n")
 PATIENCE_SECONDS = 120.0
 
 

@@ -156,6 +156,7 @@ class Replica(_message.Message):
     NUM_HOST_BLOCKS_FIELD_NUMBER: _builtins.int
     NUM_KV_GROUPS_FIELD_NUMBER: _builtins.int
     KV_GROUP_WINDOWS_FIELD_NUMBER: _builtins.int
+    KERNELS_FIELD_NUMBER: _builtins.int
     replica_id: _builtins.str
     """Name of the replica; constant over restarts."""
     model: _builtins.str
@@ -190,6 +191,10 @@ class Replica(_message.Message):
     """Groups of layers with different sliding windows. A block holds the layers of one group, so
     `block_size` tokens take one block in each. 0 stands for 1.
     """
+    kernels: _builtins.str
+    """What computes the steps of the native runner on a CPU: `fused (INSTRUCTION SET)`, or
+    `torch (WHY)`. Empty for other runners and devices.
+    """
     @_builtins.property
     def eos_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Tokens that end a sequence."""
@@ -221,10 +226,11 @@ class Replica(_message.Message):
         num_host_blocks: _builtins.int = ...,
         num_kv_groups: _builtins.int = ...,
         kv_group_windows: _abc.Iterable[_builtins.int] | None = ...,
+        kernels: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "device", b"device", "dtype", b"dtype", "eos_token_ids", b"eos_token_ids", "kv_bytes_per_token", b"kv_bytes_per_token", "kv_dtype", b"kv_dtype", "kv_group_windows", b"kv_group_windows", "max_model_len", b"max_model_len", "max_num_sequences", b"max_num_sequences", "max_step_tokens", b"max_step_tokens", "model", b"model", "model_folder", b"model_folder", "num_blocks", b"num_blocks", "num_host_blocks", b"num_host_blocks", "num_kv_groups", b"num_kv_groups", "replica_id", b"replica_id", "runner", b"runner", "vocab_size", b"vocab_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "device", b"device", "dtype", b"dtype", "eos_token_ids", b"eos_token_ids", "kernels", b"kernels", "kv_bytes_per_token", b"kv_bytes_per_token", "kv_dtype", b"kv_dtype", "kv_group_windows", b"kv_group_windows", "max_model_len", b"max_model_len", "max_num_sequences", b"max_num_sequences", "max_step_tokens", b"max_step_tokens", "model", b"model", "model_folder", b"model_folder", "num_blocks", b"num_blocks", "num_host_blocks", b"num_host_blocks", "num_kv_groups", b"num_kv_groups", "replica_id", b"replica_id", "runner", b"runner", "vocab_size", b"vocab_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -62,10 +62,10 @@ class ServiceSpec:
 
 @dataclass(frozen=True, slots=True)
 class ReadyReport:
-    """Where a service listens."""
+    """Where a service listens, and what the line for people says of it besides, by name."""
 
     address: str = ""
-    http: str | None = None
+    details: Mapping[str, str] = field(default_factory=dict)
 
 
 class ChildFailedError(Exception):
@@ -157,7 +157,7 @@ class Child:
             self.on_progress(report["progress"]["message"], report["progress"].get("fraction"))
         elif "ready" in report and not self.ready.done():
             ready = report["ready"]
-            self.ready.set_result(ReadyReport(ready["address"], ready.get("http")))
+            self.ready.set_result(ReadyReport(ready["address"], ready["details"]))
         elif "failed" in report:
             failed = report["failed"]
             self._failure = ChildFailedError(failed["message"], int(failed["exit_code"]))

@@ -48,7 +48,7 @@ def up(config: Path | None, **flags: Any) -> None:
     """Serve a model: start gateway, scheduler and executor under one supervisor.
 
     Ctrl-C drains. The last line on standard output is
-    `pageframe ready grpc=HOST:PORT http=HOST:PORT`.
+    `pageframe ready grpc=HOST:PORT http=HOST:PORT kernels=fused`.
     """
     from pageframe.cli.up import run_up
 

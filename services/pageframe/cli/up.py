@@ -2,8 +2,8 @@
 
     settings ─▶ checks ─▶ model ─▶ run folder, launch file ─▶ supervisor ─▶ ready line ─▶ drain
 
-Standard output gets one line, the last: ``pageframe ready grpc=HOST:PORT http=HOST:PORT``.
-Everything else is on standard error.
+Standard output gets one line, the last, as ``pageframe ready grpc=HOST:PORT http=HOST:PORT
+kernels=fused``. Everything else is on standard error.
 """
 
 import asyncio
@@ -77,13 +77,16 @@ def supervise(
 
     def on_ready(reports: Mapping[str, ReadyReport]) -> None:
         gateway = reports["gateway"]
-        resolved = launch.with_addresses(grpc=gateway.address, http=gateway.http)
+        resolved = launch.with_addresses(grpc=gateway.address, http=gateway.details.get("http"))
         # A gateway that is started again must come back to the port that clients know.
         resolved.write(launch_path)
         resolved.publish_address()
         served.append(resolved)
-        http = f" http={gateway.http}" if gateway.http else ""
-        print(f"pageframe ready grpc={gateway.address}{http}", flush=True)
+        details = {
+            name: value for report in reports.values() for name, value in report.details.items()
+        }
+        words = [f"grpc={gateway.address}", *(f"{name}={value}" for name, value in details.items())]
+        print("pageframe ready", *words, flush=True)
 
     async def run() -> int:
         return await Supervisor(specs, console=console, on_ready=on_ready).run()

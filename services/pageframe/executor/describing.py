@@ -28,4 +28,5 @@ def describe(
         runner=facts.runner,
         num_host_blocks=memory.host.num_slots,
         kv_group_windows=memory.options.windows,
+        kernels=facts.kernels,
     )

@@ -160,8 +160,15 @@ async def serve_executor(launch: Launch) -> None:
             drain=memory_servicer.drain,
             close=close,
             background=[steps.wait_ended],
+            details=lambda: _details(built[0]),
         )
     )
+
+
+def _details(engine: StepEngine) -> dict[str, str]:
+    """What computes, in a word; why it is not the other was told while weights were loaded."""
+    kernels = engine.describe("").kernels
+    return {"kernels": kernels.split()[0]} if kernels else {}
 
 
 def build_engine(launch: Launch, trace: TraceSink) -> StepEngine:

@@ -89,7 +89,7 @@ async def serve_gateway(launch: Launch) -> None:
             close=close,
             drain_timeout_s=settings.drain_timeout_seconds,
             background=[wait_ended],
-            http_address=lambda: None if http is None else http.address,
+            details=lambda: {} if http is None else {"http": http.address},
         )
     )
 

@@ -88,6 +88,8 @@ class ReplicaFacts:
         kv_group_windows: Positions that a token sees in each group of layers, itself included; 0
             for all. A block holds the layers of one group, so ``block_size`` tokens take a block
             in each; what lies behind the window of a group is given back.
+        kernels: What computes the native runner's steps on a CPU: ``fused (avx2)``, or ``torch``
+            and why; empty for others.
     """
 
     replica_id: str
@@ -107,6 +109,7 @@ class ReplicaFacts:
     runner: str
     num_host_blocks: int = 0
     kv_group_windows: tuple[int, ...] = (0,)
+    kernels: str = ""
 
     @property
     def num_kv_groups(self) -> int:

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,8 +47,8 @@ class Service:
         drain_timeout_s: Bound on ``drain``.
         background: Tasks that must not end while the service runs; if one fails, the service
             stops with that error.
-        http_address: Where it serves HTTP besides, ``HOST:PORT``, once it has started; None where
-            it does not.
+        details: What its ready line says besides, by name, once it has started: ``http`` for where
+            it serves HTTP, ``kernels`` for what computes.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Service:
     close: Callable[[], Awaitable[None]] = _nothing
     drain_timeout_s: float = 30.0
     background: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
-    http_address: Callable[[], str | None] = lambda: None
+    details: Callable[[], Mapping[str, str]] = dict
 
 
 async def serve(service: Service) -> None:
@@ -86,9 +86,9 @@ async def serve(service: Service) -> None:
     try:
         async with running(service) as (address, failed):
             is_up = True
-            http = service.http_address()
-            announce_ready(address, http=http)
-            _log.info("serving", service=service.name, address=address, http=http)
+            details = service.details()
+            announce_ready(address, details)
+            _log.info("serving", service=service.name, address=address, **details)
             stopped = asyncio.create_task(stop.wait())
             waits: tuple[asyncio.Future[Any], ...] = (stopped, failed)
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)

@@ -6,6 +6,8 @@ One JSON object a line on the descriptor that ``PAGEFRAME_READY_FD`` names. With
 
 import json
 import os
+from collections.abc import Mapping
+from types import MappingProxyType
 
 from pageframe.core.errors import AbortedError, PageframeError
 
@@ -14,15 +16,20 @@ EXIT_FAILURE = 1
 EXIT_BAD_ENVIRONMENT = 2
 EXIT_REPLACED = 3
 
+_NO_DETAILS: Mapping[str, str] = MappingProxyType({})
+
 
 def announce_progress(message: str, fraction: float | None = None) -> None:
     """Say what start-up is doing; ``fraction`` in [0, 1] where it is known."""
     _send({"progress": {"message": message, "fraction": fraction}})
 
 
-def announce_ready(address: str, *, http: str | None = None) -> None:
-    """Say that the service is SERVING, and where it really listens (``:0`` has become a port)."""
-    _send({"ready": {"address": address, "http": http}})
+def announce_ready(address: str, details: Mapping[str, str] = _NO_DETAILS) -> None:
+    """Say that the service is SERVING, and where it really listens (``:0`` has become a port).
+
+    ``details`` go into the line that tells a person that the system is ready, by name.
+    """
+    _send({"ready": {"address": address, "details": dict(details)}})
 
 
 def announce_failure(error: BaseException, *, exit_code: int | None = None) -> int:

@@ -57,6 +57,7 @@ def replica_to_proto(facts: ReplicaFacts) -> executor_service_pb2.Replica:
         num_host_blocks=facts.num_host_blocks,
         num_kv_groups=facts.num_kv_groups,
         kv_group_windows=facts.kv_group_windows,
+        kernels=facts.kernels,
     )
 
 
@@ -80,6 +81,7 @@ def replica_from_proto(message: executor_service_pb2.Replica) -> ReplicaFacts:
         runner=message.runner,
         num_host_blocks=message.num_host_blocks,
         kv_group_windows=tuple(message.kv_group_windows) or (0,) * max(1, message.num_kv_groups),
+        kernels=message.kernels,
     )
 
 

@@ -30,7 +30,7 @@ def stop(_number: int, _frame: types.FrameType | None) -> None:
 
 
 def serve() -> None:
-    report(ready={"address": f"{name}:1234", "http": None})
+    report(ready={"address": f"{name}:1234", "details": {}})
     note("ready")
     while True:
         signal.pause()
@@ -61,15 +61,15 @@ if behaviour == "warns":
     ):
         sys.stderr.write(json.dumps(line) + "\n")
 if behaviour == "dies":
-    report(ready={"address": f"{name}:1234", "http": None})
+    report(ready={"address": f"{name}:1234", "details": {}})
     raise SystemExit(1)
 if behaviour == "replaced":
-    report(ready={"address": f"{name}:1234", "http": None})
+    report(ready={"address": f"{name}:1234", "details": {}})
     raise SystemExit(3)
 if behaviour == "dies_once":
     marker = journal.with_suffix(".died")
     if not marker.exists():
         marker.touch()
-        report(ready={"address": f"{name}:1234", "http": None})
+        report(ready={"address": f"{name}:1234", "details": {}})
         raise SystemExit(1)
 serve()

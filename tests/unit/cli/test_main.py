@@ -128,7 +128,7 @@ def test_services_report_one_object_a_line(monkeypatch: pytest.MonkeyPatch) -> N
     assert announce_failure(PreconditionError("NO_GPU", "no GPU here"), exit_code=1) == 1
     assert pipe.reports() == [
         {"progress": {"message": "loading weights", "fraction": 0.25}},
-        {"ready": {"address": "127.0.0.1:1234", "http": None}},
+        {"ready": {"address": "127.0.0.1:1234", "details": {}}},
         {"failed": {"reason": "NO_GPU", "message": "no GPU here", "exit_code": 2}},
         {"failed": {"reason": "ValueError", "message": "a bug", "exit_code": 1}},
         {"failed": {"reason": "NO_GPU", "message": "no GPU here", "exit_code": 1}},

@@ -337,7 +337,8 @@ def test_facts():
         replica_id="r", model="m", model_folder="/f", vocab_size=9, max_model_len=8,
         eos_token_ids=(1, 2), block_size=4, num_blocks=3, kv_bytes_per_token=5,
         max_num_sequences=6, max_step_tokens=7, device="cpu", dtype="float32",
-        kv_dtype="float16", runner="native", num_host_blocks=11,
+        kv_dtype="float16", runner="native", num_host_blocks=11, kv_group_windows=(0, 5),
+        kernels="fused (avx2)",
     )  # fmt: skip
     assert replica_from_proto(replica_to_proto(facts)) == facts
 
