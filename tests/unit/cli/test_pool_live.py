@@ -89,6 +89,8 @@ def test_operations_are_counted_from_a_real_watch(tmp_path):
         while house.log.on_operations is None:
             await house.settle()
         await house.run(1, 8)
+        # What a step has filled is entered into the index when the next one comes.
+        await house.finish(1)
         while KvOperation.INDEX not in tally.rates().by_operation:
             await house.settle()
         assert KvOperation.ALLOCATE in tally.rates().by_operation
