@@ -8,7 +8,7 @@ from collections import Counter
 
 from bench.soak.bookkeeper import Bookkeeper
 from bench.soak.device import Device
-from bench.soak.entries import Block, Name, ViolationError
+from bench.soak.entries import UNSETTLED, Block, Name, ViolationError
 from bench.soak.fingerprints import NOTHING
 from bench.soak.known import KeptPrefixes, KnownSequence
 from bench.soak.shape import Shape
@@ -107,7 +107,9 @@ class Auditor:
         pool = self._engine.memory.pool
         for block_id, num_given_back in self._books.unsettled.items():
             block = self._books.blocks[block_id]
-            if block.state is not BlockState.HELD or not isinstance(block.name, int):
+            # Else the pin is gone again, and so is the block, or a sequence took it up.
+            is_by_pin = block.state is BlockState.HELD and block.tenant == UNSETTLED
+            if not is_by_pin or not isinstance(block.name, int):
                 continue
             tenant = pool.tenants.name_of(int(pool.columns.tenant_ids[block_id]))
             tenants = {kept.tenant for kept in self._kept.of_content(block.name)}

@@ -24,26 +24,29 @@ class House:
                 block_size=2,
                 num_rows=1,
                 max_step_tokens=8,
-                max_model_len=8,
+                max_model_len=16,
             )
         )
-        plan = StepPlan(step=0, builds_on=0)
-        plan.announce.append(
-            Announcement(
-                sequence_id=1,
-                token_ids=[1, 1],
-                num_prompt_tokens=2,
-                sampling=SamplingParams(seed=0, max_tokens=1, ignore_eos=True),
-                tenant="alice",
-                cache_salt=b"0",
-            )
-        )
-        plan.may.add(1, 0, 2)
-        self.memory.step(plan)
+        self.run(1, "alice", [1, 1], max_tokens=1)
         ((self.content, self.block_id),) = self.memory.books.found.items()
         self.pool = self.memory._engine.memory.pool
         for name in ("bob", "carol"):
             self.memory.kept.keep(("session", name, ""), Kept(name, [self.content], 10**9))
+
+    def run(self, sequence_id: int, tenant: str, prompt: list[int], max_tokens: int = 4) -> None:
+        plan = StepPlan(step=0, builds_on=0)
+        plan.announce.append(
+            Announcement(
+                sequence_id=sequence_id,
+                token_ids=prompt,
+                num_prompt_tokens=len(prompt),
+                sampling=SamplingParams(seed=0, max_tokens=max_tokens, ignore_eos=True),
+                tenant=tenant,
+                cache_salt=b"0",
+            )
+        )
+        plan.may.add(sequence_id, 0, len(prompt))
+        self.memory.step(plan)
 
     def pin(self, tenant: str, *, is_given_back: bool = False) -> None:
         purpose = Purpose(KvCause.SESSION, tenant_id=self.pool.tenants.id_of(tenant))
@@ -86,3 +89,20 @@ def test_who_lets_go_without_giving_a_pin_back_is_not_charged():
     house.memory.kept.drop(("session", "carol", ""))
     with pytest.raises(ViolationError, match="is charged to carol"):
         house.look()
+
+
+def test_a_block_that_somebody_else_has_by_now_is_charged_to_nobody_who_pinned_it(monkeypatch):
+    house = House()
+    house.pin("bob")
+    house.pin("bob", is_given_back=True)
+    with monkeypatch.context() as patch:
+        # The soak looks once, behind all this.
+        patch.setattr(house.memory, "_end_operation", lambda **_: None)
+        # All four blocks: what bob pinned is evicted, and filled anew.
+        house.run(2, "carol", [5, 6, 7, 8, 9, 10, 11])
+    house.memory._engine.publisher.catch_up()
+    house.look()
+    block = house.memory.books.blocks[house.block_id]
+    assert block.holders == {2: 1}
+    assert block.name not in (None, house.content)
+    assert house.memory.books.num_held["carol"] == 4
