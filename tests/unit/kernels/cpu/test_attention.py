@@ -136,9 +136,10 @@ def test_threads_change_no_bit(library, num_threads, window):
 
 @pytest.mark.parametrize("chunk", [1, 7, 64])
 @pytest.mark.parametrize("window", [None, 45])
-def test_chunks_change_no_bit(library, chunk, window):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_chunks_change_no_bit(library, chunk, window, dtype):
     num_tokens = 150
-    setup = Setup(library, ((num_tokens, num_tokens),), 16, (6, 2, 16), torch.float32)
+    setup = Setup(library, ((num_tokens, num_tokens),), 16, (6, 2, 16), dtype)
     setup.window = window
     whole = setup.run()
     for first in range(0, num_tokens, chunk):

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <iterator>
 
 #include "attention_rows.h"
 
@@ -46,24 +47,31 @@ void merge_row(const SplitState& into, bool is_first, float split_max, float spl
         store(mix + c, fma(load(split_mix + c), splat(new_part), load(mix + c) * splat(old_part)));
 }
 
-// One query tile and one KV head.
+// One query tile. Rows of a head stand together:
+//
+//     row     head 0: token 0 [group] | token 1 [group] ..   head 1: ..
 class Item {
 public:
-    Item(const AttentionCall& call, const QueryTile& tile, int64_t head, float* scratch)
-        : call_(call), tile_(tile), shape_(call.shape), head_(head), rows_(num_rows()) {
+    Item(const AttentionCall& call, const QueryTile& tile, const QueryTile* next, float* scratch)
+        : call_(call),
+          tile_(tile),
+          next_(next),
+          shape_(call.shape),
+          first_head_(tile.first_head),
+          num_heads_(tile.num_heads()),
+          head_rows_(tile.num_tokens * shape_.group()) {
+        const int64_t rows = num_heads_ * head_rows_;
         // Pointers first: only the start is sure to be aligned for them.
         queries_ = reinterpret_cast<const float**>(scratch);
-        scratch += rows_ * kPointerFloats;
+        scratch += rows * kPointerFloats;
         kv_.place(scratch, shape_.head_dim);
         scratch += KvTile::scratch_floats(shape_.head_dim);
-        state_.place(scratch, rows_);
-        scratch += RowState::floats(rows_, shape_.head_dim);
-        merged_.place(scratch, rows_);
-        for (int64_t token = 0; token < tile_.num_tokens; token++)
-            for (int64_t i = 0; i < shape_.group(); i++)
-                queries_[token * shape_.group() + i] =
-                    call.queries + (tile_.first_token + token) * call.query_stride +
-                    (head_ * shape_.group() + i) * shape_.head_dim;
+        state_.place(scratch, rows);
+        scratch += RowState::floats(rows, shape_.head_dim);
+        merged_.place(scratch, rows);
+        for (int64_t row = 0; row < rows; row++)
+            queries_[row] = call.queries + (tile_.first_token + token_of(row)) * call.query_stride +
+                            query_head(row) * shape_.head_dim;
     }
 
     static int64_t scratch_floats(int64_t num_rows, int64_t head_dim) {
@@ -78,7 +86,7 @@ public:
             if (tile_.partial >= 0)
                 leave();
             else
-                merge(split, state_rows());
+                for (int64_t head = 0; head < num_heads_; head++) merge(split, state_rows(head), head);
         }
         if (tile_.partial < 0) write();
     }
@@ -86,37 +94,57 @@ public:
     // Merge what the tiles from `first` left, of the same tokens and consecutive splits.
     void run_merge(const QueryTile* first, const QueryTile* end) {
         for (const QueryTile* tile = first; tile != end; tile++)
-            merge(tile->first_split, partial(tile->partial));
+            for (int64_t head = 0; head < num_heads_; head++)
+                merge(tile->first_split, partial(tile->partial, head), head);
         write();
     }
 
 private:
     static constexpr int64_t kPointerFloats = int64_t{sizeof(float*)} / int64_t{sizeof(float)};
 
-    int64_t num_rows() const { return tile_.num_tokens * shape_.group(); }
     int64_t row_floats() const { return padded_dim(shape_.head_dim); }
     int64_t last_position() const { return tile_.first_position + tile_.num_tokens - 1; }
+    int64_t token_of(int64_t row) const { return row % head_rows_ / shape_.group(); }
+    int64_t query_head(int64_t row) const {
+        return (first_head_ + row / head_rows_) * shape_.group() + row % shape_.group();
+    }
 
     void run_split(int64_t split) {
-        state_.clear(rows_, shape_.head_dim);
+        state_.clear(num_heads_ * head_rows_, shape_.head_dim);
         const BlockTable table = call_.tables->table(tile_.sequence, call_.group);
         int64_t first = std::max(split * kSplitKeys, call_.plan->first_key(tile_.first_position));
         const int64_t end = std::min((split + 1) * kSplitKeys, last_position() + 1);
         while (first < end) {
             const int64_t tile_end = std::min((first / kTileKeys + 1) * kTileKeys, end);
-            const int64_t next_end = std::min(tile_end + kTileKeys, last_position() + 1);
-            kv_.look_ahead(call_.layer, table, head_, tile_end, next_end);
-            kv_.load(call_.layer, table, head_, first, tile_end);
-            absorb_tile();
+            kv_.find(call_.layer, table, first, tile_end);
+            look_ahead(table, tile_end);
+            for (int64_t head = 0; head < num_heads_; head++) {
+                kv_.load(call_.layer, first_head_ + head, head_rows_);
+                absorb_tile(head * head_rows_);
+            }
             first = tile_end;
         }
     }
 
-    // Tokens [low, high) of the item see all of the tile:
+    // Behind the last keys of this item come the first ones of the item that follows in the plan.
+    void look_ahead(const BlockTable& table, int64_t first) {
+        const int64_t end = last_position() + 1;
+        if (first < end || next_ == nullptr)
+            return kv_.look_ahead(call_.layer, table, first_head_, num_heads_, first,
+                                  std::min(first + kTileKeys, end));
+        const int64_t next_end = next_->first_position + next_->num_tokens;
+        const int64_t next_first = std::max(next_->first_split * kSplitKeys,
+                                            call_.plan->first_key(next_->first_position));
+        kv_.look_ahead(call_.layer, call_.tables->table(next_->sequence, call_.group),
+                       next_->first_head, next_->num_heads(), next_first,
+                       std::min(next_first + kTileKeys, next_end));
+    }
+
+    // Tokens [low, high) of the item see all of the tile; the head's rows begin at `first_row`.
     //
     //     tokens     0 .......... low ............... high .........
     //     tile is    not all past     seen as a whole     not all within the window
-    void absorb_tile() {
+    void absorb_tile(int64_t first_row) {
         const int64_t num_tokens = tile_.num_tokens;
         int64_t low = num_tokens, high = num_tokens;
         if (kv_.low == 0 && kv_.high == kTileKeys) {
@@ -125,59 +153,61 @@ private:
             if (call_.plan->window != 0)
                 high = std::clamp(to_start + call_.plan->window, low, num_tokens);
         }
-        for (int64_t token = 0; token < low; token++) absorb_token(token);
+        for (int64_t token = 0; token < low; token++) absorb_token(first_row, token);
         const int64_t group = shape_.group();
-        absorb(state_, queries_, low * group, (high - low) * group, kv_, {0, kTileKeys},
+        absorb(state_, queries_, first_row + low * group, (high - low) * group, kv_, {0, kTileKeys},
                shape_.head_dim);
-        for (int64_t token = high; token < num_tokens; token++) absorb_token(token);
+        for (int64_t token = high; token < num_tokens; token++) absorb_token(first_row, token);
     }
 
-    void absorb_token(int64_t token) {
+    void absorb_token(int64_t first_row, int64_t token) {
         const int64_t position = tile_.first_position + token;
         const int64_t low = std::max(kv_.low, call_.plan->first_key(position) - kv_.start);
         const int64_t high = std::min(kv_.high, position + 1 - kv_.start);
         if (low < high)
-            absorb(state_, queries_, token * shape_.group(), shape_.group(), kv_, {low, high},
-                   shape_.head_dim);
+            absorb(state_, queries_, first_row + token * shape_.group(), shape_.group(), kv_,
+                   {low, high}, shape_.head_dim);
     }
 
-    // The state with its lanes summed up, in place: the first lane has the sum.
-    SplitState state_rows() {
-        for (int64_t row = 0; row < rows_; row++)
-            state_.sum[row] = sum_lanes(load(state_.sum + row * kLanes));
-        return {state_.max, state_.sum, state_.mix};
+    // The state of a head with its lanes summed up, in place: the first lane has the sum.
+    SplitState state_rows(int64_t head) {
+        const int64_t first = head * head_rows_;
+        for (int64_t row = 0; row < head_rows_; row++)
+            state_.sum[first + row] = sum_lanes(load(state_.sum + (first + row) * kLanes));
+        return {state_.max + first, state_.sum + first, state_.mix + first * row_floats()};
     }
 
-    void merge(int64_t split, const SplitState& from) {
-        for (int64_t row = 0; row < rows_; row++) {
+    void merge(int64_t split, const SplitState& from, int64_t head) {
+        for (int64_t row = 0; row < head_rows_; row++) {
             const int64_t position = tile_.first_position + row / shape_.group();
             const int64_t first_split = call_.plan->first_key(position) / kSplitKeys;
             if (split < first_split || split > position / kSplitKeys) continue;
             merge_row(merged_, split == first_split, from.max[row], from.sum[row],
-                      from.mix + row * row_floats(), row, row_floats());
+                      from.mix + row * row_floats(), head * head_rows_ + row, row_floats());
         }
     }
 
-    SplitState partial(int64_t slot) const {
+    SplitState partial(int64_t slot, int64_t head) const {
         SplitState left;
         const int64_t floats = SplitState::floats(shape_.tile_rows(), shape_.head_dim);
-        left.place(call_.partials + (slot * shape_.num_kv_heads + head_) * floats, rows_);
+        left.place(call_.partials + (slot + head) * floats, head_rows_);
         return left;
     }
 
     void leave() {
-        const SplitState from = state_rows(), to = partial(tile_.partial);
-        const auto bytes = sizeof(float) * static_cast<size_t>(rows_);
-        std::memcpy(to.max, from.max, bytes);
-        std::memcpy(to.sum, from.sum, bytes);
-        std::memcpy(to.mix, from.mix, bytes * static_cast<size_t>(row_floats()));
+        const auto bytes = sizeof(float) * static_cast<size_t>(head_rows_);
+        for (int64_t head = 0; head < num_heads_; head++) {
+            const SplitState from = state_rows(head), to = partial(tile_.partial, head);
+            std::memcpy(to.max, from.max, bytes);
+            std::memcpy(to.sum, from.sum, bytes);
+            std::memcpy(to.mix, from.mix, bytes * static_cast<size_t>(row_floats()));
+        }
     }
 
     void write() const {
-        for (int64_t row = 0; row < rows_; row++) {
-            const int64_t token = tile_.first_token + row / shape_.group();
-            const int64_t head = head_ * shape_.group() + row % shape_.group();
-            const int64_t at = (token * shape_.num_heads + head) * shape_.head_dim;
+        for (int64_t row = 0; row < num_heads_ * head_rows_; row++) {
+            const int64_t token = tile_.first_token + token_of(row);
+            const int64_t at = (token * shape_.num_heads + query_head(row)) * shape_.head_dim;
             if (call_.mixed_dtype == PF_BF16)
                 write_row(static_cast<bf16*>(call_.mixed) + at, row);
             else
@@ -196,9 +226,11 @@ private:
 
     const AttentionCall& call_;
     const QueryTile& tile_;
+    const QueryTile* const next_;  // who comes next, most likely on this thread; may be null
     const HeadShape shape_;
-    const int64_t head_;
-    const int64_t rows_;
+    const int64_t first_head_;
+    const int64_t num_heads_;
+    const int64_t head_rows_;
     KvTile kv_;
     RowState state_;
     SplitState merged_;
@@ -209,30 +241,27 @@ private:
 
 int64_t attention_scratch_floats(const HeadShape& shape) {
     constexpr int64_t kLine = 16;
-    const int64_t floats = Item::scratch_floats(shape.tile_rows(), shape.head_dim);
+    const int64_t floats = Item::scratch_floats(shape.all_rows(), shape.head_dim);
     return (floats + kLine - 1) / kLine * kLine;
 }
 
 int64_t attention_partial_floats(const AttentionPlan& plan, const HeadShape& shape) {
-    return plan.num_partials * shape.num_kv_heads *
-           SplitState::floats(shape.tile_rows(), shape.head_dim);
+    return plan.num_partials * SplitState::floats(shape.tile_rows(), shape.head_dim);
 }
 
 void attend(Worker& worker, const AttentionCall& call) {
     const AttentionPlan& plan = *call.plan;
-    const int64_t num_heads = call.shape.num_kv_heads;
     float* scratch = call.scratch + worker.index() * attention_scratch_floats(call.shape);
-    const auto num_tiles = static_cast<int64_t>(plan.tiles.size());
-    worker.parallel_for(num_tiles * num_heads, [&](int64_t task) {
-        const QueryTile& tile = plan.tiles[static_cast<size_t>(task / num_heads)];
-        Item(call, tile, task % num_heads, scratch).run();
+    const std::vector<QueryTile>& tiles = plan.tiles;
+    worker.parallel_for(std::ssize(tiles), [&](int64_t task) {
+        const QueryTile* tile = tiles.data() + task;
+        const bool is_last = task + 1 == std::ssize(tiles);
+        Item(call, *tile, is_last ? nullptr : tile + 1, scratch).run();
     });
-    const auto num_merges = static_cast<int64_t>(plan.merges.size());
-    worker.parallel_for(num_merges * num_heads, [&](int64_t task) {
-        const MergeItem& item = plan.merges[static_cast<size_t>(task / num_heads)];
-        const QueryTile* tiles = plan.tiles.data();
-        Item(call, tiles[item.first], task % num_heads, scratch)
-            .run_merge(tiles + item.first, tiles + item.end);
+    worker.parallel_for(std::ssize(plan.merges), [&](int64_t task) {
+        const MergeItem& item = plan.merges[static_cast<size_t>(task)];
+        const QueryTile* first = tiles.data() + item.first;
+        Item(call, *first, nullptr, scratch).run_merge(first, tiles.data() + item.end);
     });
 }
 

@@ -9,8 +9,8 @@
 // chunks, with any block size and any number of threads. A fixed size of splits for that reason is
 // what SGLang's deterministic mode does.
 //
-// A work item is a query tile and one KV head, with all query heads that share it. One new token or
-// a thousand, it is the same code.
+// A work item is a query tile: some tokens and KV heads, with all query heads that share them. One
+// new token or a thousand, it is the same code.
 #pragma once
 
 #include <cstdint>

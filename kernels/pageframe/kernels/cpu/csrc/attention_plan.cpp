@@ -1,6 +1,7 @@
 #include "attention_plan.h"
 
 #include <algorithm>
+#include <iterator>
 
 namespace pf {
 namespace {
@@ -32,7 +33,7 @@ void AttentionPlan::build(const StepTables& tables, const HeadShape& shape, int6
         for (int64_t first = tables.query_start[sequence]; first < end;) {
             const int64_t num_tokens = std::min(shape.tile_tokens(), end - first);
             const int64_t position = first + shift;
-            QueryTile tile{sequence, first, num_tokens, position, 0, 0, -1};
+            QueryTile tile{sequence, first, num_tokens, position, 0, 0, 0, shape.num_kv_heads, -1};
             tile.first_split = first_key(position) / kSplitKeys;
             tile.end_split = (position + num_tokens - 1) / kSplitKeys + 1;
             total += cost(tile, shape.group());
@@ -41,23 +42,34 @@ void AttentionPlan::build(const StepTables& tables, const HeadShape& shape, int6
         }
     }
     const int64_t num_items = num_threads * kItemsPerThread;
-    const int64_t share = num_threads == 1 ? total : total * shape.num_kv_heads / num_items;
+    // One thread has nobody to share with.
+    const int64_t share = total * shape.num_kv_heads / (num_threads == 1 ? 1 : num_items);
     // The longest contexts and prompts come last in a batch; they begin first.
-    for (auto tile = whole.rbegin(); tile != whole.rend(); ++tile) add(*tile, cost(*tile, shape.group()) > share);
+    const bool is_plenty = num_threads == 1 || std::ssize(whole) >= num_items;
+    for (auto tile = whole.rbegin(); tile != whole.rend(); ++tile) {
+        const bool has_all = is_plenty && tile->num_tokens * shape.num_heads <= shape.all_rows();
+        const int64_t num_heads = has_all ? shape.num_kv_heads : 1;
+        for (int64_t head = 0; head < shape.num_kv_heads; head += num_heads) {
+            tile->first_head = head;
+            tile->end_head = head + num_heads;
+            add(*tile, cost(*tile, shape.group()) * num_heads > share);
+        }
+    }
 }
 
-void AttentionPlan::add(const QueryTile& tile, bool is_split) {
+void AttentionPlan::add(QueryTile tile, bool is_split) {
     if (!is_split || tile.end_split - tile.first_split == 1) {
         tiles.push_back(tile);
         return;
     }
     const auto first = static_cast<int64_t>(tiles.size());
-    for (int64_t split = tile.first_split; split < tile.end_split; split++) {
-        QueryTile part = tile;
-        part.first_split = split;
-        part.end_split = split + 1;
-        part.partial = num_partials++;
-        tiles.push_back(part);
+    const int64_t end_split = tile.end_split;
+    while (tile.first_split < end_split) {
+        tile.end_split = tile.first_split + 1;
+        tile.partial = num_partials;
+        num_partials += tile.num_heads();
+        tiles.push_back(tile);
+        tile.first_split++;
     }
     merges.push_back({first, static_cast<int64_t>(tiles.size())});
 }

@@ -5,9 +5,11 @@
 //     tiles      [ 32 )[ 32 )[ ... )           [ 32 )[ ... )            [ ...      of keys
 //     splits     [            split 0          )[          split 1      )[ ...
 //
-// A query tile is some tokens of one sequence. Usually it does all splits that its tokens see; one
-// that is far more work than the others (a lone long context) gives each split away as a tile of its
-// own, and a second phase merges what they leave.
+// A query tile is some tokens of one sequence and one KV head, or all of them. All heads of a token
+// lie side by side in the pool, so a tile with all reads blocks from end to end: that is for tiles of
+// few rows, which use each key little, where there are enough of them for the threads. Usually a tile
+// does all splits that its tokens see; one that is far more work than the others (a lone long context)
+// gives each split away as a tile of its own, and a second phase merges what they leave.
 #pragma once
 
 #include <cstdint>
@@ -44,6 +46,8 @@ struct HeadShape {
     // what the rows keep stays in the second-level cache.
     int64_t tile_tokens() const { return group() < kTileRows ? kTileRows / group() : 1; }
     int64_t tile_rows() const { return tile_tokens() * group(); }
+    // Most rows of a tile, over all its KV heads.
+    int64_t all_rows() const { return group() < kTileRows ? kTileRows : group(); }
 
 private:
     static constexpr int64_t kTileRows = 96;
@@ -56,10 +60,14 @@ struct QueryTile {
     int64_t first_position;  // of the first token
     int64_t first_split;
     int64_t end_split;
-    int64_t partial;  // slot where a split's state is left to be merged; -1 for a tile with all
+    int64_t first_head;      // of keys and values
+    int64_t end_head;
+    int64_t partial;  // where a split's first head is left to be merged; -1 for a tile with all
+
+    int64_t num_heads() const { return end_head - first_head; }
 };
 
-// Tiles [first, end) are the splits of the same tokens.
+// Tiles [first, end) are the splits of the same tokens and heads.
 struct MergeItem {
     int64_t first;
     int64_t end;
@@ -68,7 +76,7 @@ struct MergeItem {
 struct AttentionPlan {
     int64_t window;  // positions that a token sees, itself included; 0 for all
     int64_t num_partials;
-    std::vector<QueryTile> tiles;
+    std::vector<QueryTile> tiles;  // the heads of the same tokens one after another
     std::vector<MergeItem> merges;
 
     void build(const StepTables& tables, const HeadShape& shape, int64_t new_window,
@@ -81,7 +89,7 @@ struct AttentionPlan {
 
 private:
     int64_t cost(const QueryTile& tile, int64_t group) const;
-    void add(const QueryTile& tile, bool is_split);
+    void add(QueryTile tile, bool is_split);
 };
 
 }  // namespace pf

@@ -27,7 +27,7 @@ PF_INLINE void score(const float* const* queries, const KvTile& tile, int64_t he
             for (int i = 0; i < rows; i++) query[i] = splat(queries[i][channel]);
             for (int v = 0; v < kVectors; v++) {
                 const f32v key = load(keys + v * kLanes);
-                for (int i = 0; i < rows; i++) sums[i][v] = fma(query[i], key, sums[i][v]);
+                for (int i = 0; i < rows; i++) fma_into(sums[i][v], query[i], key);
             }
         }
         for (int i = 0; i < rows; i++)
@@ -75,7 +75,7 @@ PF_INLINE f32v weigh(float* scores, Lanes lanes, float* most, float* sums) {
 }
 
 // mix = mix * correction + weights * values, one chain over the lanes for each channel.
-template <int rows, int vectors>
+template <class Value, int rows, int vectors>
 PF_INLINE void mix_in(float (*weights)[kTileKeys], const KvTile& tile, Lanes lanes, int64_t channel,
                       const f32v* corrections, float* mix, int64_t mix_stride) {
     f32v sums[rows][vectors];
@@ -85,10 +85,10 @@ PF_INLINE void mix_in(float (*weights)[kTileKeys], const KvTile& tile, Lanes lan
     for (int64_t lane = lanes.low; lane < lanes.high; lane++) {
         f32v weight[rows];
         for (int i = 0; i < rows; i++) weight[i] = splat(weights[i][lane]);
-        const float* values = tile.values[lane] + channel;
+        const Value* values = static_cast<const Value*>(tile.values[lane]) + channel;
         for (int v = 0; v < vectors; v++) {
             const f32v value = load(values + v * kLanes);
-            for (int i = 0; i < rows; i++) sums[i][v] = fma(weight[i], value, sums[i][v]);
+            for (int i = 0; i < rows; i++) fma_into(sums[i][v], weight[i], value);
         }
     }
     for (int i = 0; i < rows; i++)
@@ -96,7 +96,7 @@ PF_INLINE void mix_in(float (*weights)[kTileKeys], const KvTile& tile, Lanes lan
             store(mix + i * mix_stride + channel + v * kLanes, sums[i][v]);
 }
 
-template <int rows>
+template <class Value, int rows>
 void absorb_rows(const RowState& state, const float* const* queries, int64_t first,
                  const KvTile& tile, Lanes lanes, int64_t head_dim) {
     alignas(64) float scores[rows][kTileKeys];
@@ -109,19 +109,27 @@ void absorb_rows(const RowState& state, const float* const* queries, int64_t fir
                                state.sum + (first + i) * kLanes);
     int64_t channel = 0;
     for (; channel + kVectors * kLanes <= mix_stride; channel += kVectors * kLanes)
-        mix_in<rows, kVectors>(scores, tile, lanes, channel, corrections, mix, mix_stride);
+        mix_in<Value, rows, kVectors>(scores, tile, lanes, channel, corrections, mix, mix_stride);
     for (; channel < mix_stride; channel += kLanes)
-        mix_in<rows, 1>(scores, tile, lanes, channel, corrections, mix, mix_stride);
+        mix_in<Value, rows, 1>(scores, tile, lanes, channel, corrections, mix, mix_stride);
 }
 
 // The rows that are left when whole register tiles are done.
-template <int rows>
+template <class Value, int rows>
 void absorb_last(const RowState& state, const float* const* queries, int64_t first, int64_t count,
                  const KvTile& tile, Lanes lanes, int64_t head_dim) {
     if constexpr (rows > 0) {
-        if (count == rows) return absorb_rows<rows>(state, queries, first, tile, lanes, head_dim);
-        absorb_last<rows - 1>(state, queries, first, count, tile, lanes, head_dim);
+        if (count == rows) return absorb_rows<Value, rows>(state, queries, first, tile, lanes, head_dim);
+        absorb_last<Value, rows - 1>(state, queries, first, count, tile, lanes, head_dim);
     }
+}
+
+template <class Value>
+void absorb_all(const RowState& state, const float* const* queries, int64_t first, int64_t count,
+                const KvTile& tile, Lanes lanes, int64_t head_dim) {
+    for (; count >= kRows; first += kRows, count -= kRows)
+        absorb_rows<Value, kRows>(state, queries, first, tile, lanes, head_dim);
+    absorb_last<Value, kRows - 1>(state, queries, first, count, tile, lanes, head_dim);
 }
 
 }  // namespace
@@ -140,9 +148,8 @@ void RowState::clear(int64_t num_rows, int64_t head_dim) {
 
 void absorb(const RowState& state, const float* const* queries, int64_t first, int64_t count,
             const KvTile& tile, Lanes lanes, int64_t head_dim) {
-    for (; count >= kRows; first += kRows, count -= kRows)
-        absorb_rows<kRows>(state, queries, first, tile, lanes, head_dim);
-    absorb_last<kRows - 1>(state, queries, first, count, tile, lanes, head_dim);
+    const auto absorb_these = tile.has_bf16_values ? absorb_all<bf16> : absorb_all<float>;
+    absorb_these(state, queries, first, count, tile, lanes, head_dim);
 }
 
 }  // namespace pf

@@ -42,7 +42,11 @@ public:
     }
 
     const pf_kv_arena& arena() const { return arena_; }
+    int64_t head_bytes() const { return head_bytes_; }
     int64_t token_bytes() const { return token_bytes_; }
+    // From a token's keys to its values, in bytes; and from the scale of the one to that of the other.
+    int64_t side_bytes() const { return arena_.block_size * token_bytes_; }
+    int64_t side_scales() const { return arena_.block_size * arena_.num_kv_heads; }
 
 private:
     static constexpr int64_t kScaleBytes = 4;

@@ -1,5 +1,6 @@
 #include "kv_tile.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "transpose.h"
@@ -7,28 +8,37 @@
 namespace pf {
 namespace {
 
+// So few query rows use values once or twice: widening them on the way is cheaper than a copy.
+constexpr int64_t kFewRows = 6;
+
 // The rows of a tile as they lie in the arena; null where a lane holds no position.
 struct Rows {
     const uint8_t* at[kTileKeys];
     float scale[kTileKeys];
 };
 
-Rows find_rows(const KvLayer& layer, BlockTable table, KvSide side, int64_t head,
-               const KvTile& tile) {
-    const int64_t block_size = layer.arena().block_size;
-    const bool is_scaled = layer.arena().dtype == PF_INT8;
+// Rows at `offset` bytes and `scale_offset` scales from each lane's keys of head 0.
+template <bool is_scaled>
+PF_INLINE Rows rows_at(const KvTile& tile, int64_t offset, int64_t scale_offset) {
     Rows rows;
-    std::memset(&rows, 0, sizeof rows);
-    int64_t logical = (tile.start + tile.low) / block_size;
-    int64_t offset = (tile.start + tile.low) % block_size;
-    for (int64_t lane = tile.low; lane < tile.high; logical++, offset = 0) {
-        const int64_t block = table[logical];
-        for (; offset < block_size && lane < tile.high; offset++, lane++) {
-            rows.at[lane] = layer.row(side, block, offset, head);
-            if (is_scaled) rows.scale[lane] = *layer.scale(side, block, offset, head);
-        }
-    }
+    for (int64_t lane = 0; lane < kTileKeys; lane++) rows.at[lane] = tile.tokens[lane] + offset;
+    for (int64_t lane = 0; lane < tile.low; lane++) rows.at[lane] = nullptr;
+    for (int64_t lane = tile.high; lane < kTileKeys; lane++) rows.at[lane] = nullptr;
+    if constexpr (is_scaled)
+        for (int64_t lane = 0; lane < kTileKeys; lane++)
+            rows.scale[lane] = rows.at[lane] ? tile.scales[lane][scale_offset] : 0.0f;
     return rows;
+}
+
+// Calls use(lane, block, offset) for each position in [first, end), lanes counted from 0.
+template <class Use>
+PF_INLINE void for_positions(int64_t block_size, BlockTable table, int64_t first, int64_t end,
+                             Use&& use) {
+    int64_t logical = first / block_size, offset = first % block_size;
+    for (int64_t at = first; at < end; logical++, offset = 0) {
+        const int64_t block = table[logical];
+        for (; offset < block_size && at < end; offset++, at++) use(at - first, block, offset);
+    }
 }
 
 // Keys are turned as 32-bit words, whatever they hold: kPerWord channels take one turn together.
@@ -78,29 +88,30 @@ PF_INLINE void turn_square(const Rows& rows, int64_t lane, int64_t from, int64_t
 template <class T, bool is_full>
 void load_keys(const Rows& rows, int64_t head_dim, KvTile& tile) {
     const int64_t num_words = head_dim / kPerWord<T>;
-    const int64_t num_squares = kTileKeys / kLanes * ((num_words + kLanes - 1) / kLanes);
-    const int64_t share = (tile.num_ahead + num_squares - 1) / num_squares;
     for (int64_t lane = 0; lane < kTileKeys; lane += kLanes) {
         int64_t from = 0;
         for (; from + kLanes <= num_words; from += kLanes) {
             turn_square<T, is_full, true>(rows, lane, from, num_words, tile.keys);
-            tile.ask(share);
+            tile.ask();
         }
         if (from < num_words) {
             turn_square<T, is_full, false>(rows, lane, from, num_words, tile.keys);
-            tile.ask(share);
+            tile.ask();
         }
     }
 }
 
 template <class T>
-void load_values(const Rows& rows, int64_t head_dim, KvTile& tile) {
+void load_values(const Rows& rows, int64_t head_dim, int64_t num_rows, KvTile& tile) {
     const int64_t row_floats = padded_dim(head_dim);
-    const bool is_in_place = sizeof(T) == sizeof(float) && row_floats == head_dim;
+    const bool is_few = num_rows <= kFewRows;
+    tile.has_bf16_values = sizeof(T) == sizeof(bf16) && is_few && row_floats == head_dim;
+    const bool is_in_place =
+        tile.has_bf16_values || (sizeof(T) == sizeof(float) && row_floats == head_dim);
     for (int64_t lane = tile.low; lane < tile.high; lane++) {
         const T* row = reinterpret_cast<const T*>(rows.at[lane]);
         if (is_in_place) {
-            tile.values[lane] = reinterpret_cast<const float*>(row);
+            tile.values[lane] = row;
             continue;
         }
         float* copy = tile.values_copy + lane * row_floats;
@@ -118,28 +129,17 @@ void load_values(const Rows& rows, int64_t head_dim, KvTile& tile) {
 }
 
 template <class T>
-void load_sides(const KvLayer& layer, BlockTable table, int64_t head, KvTile& tile) {
-    const int64_t head_dim = layer.arena().head_dim;
-    const Rows keys = find_rows(layer, table, KvSide::kKeys, head, tile);
-    const Rows values = find_rows(layer, table, KvSide::kValues, head, tile);
+void load_sides(const KvLayer& layer, int64_t head, int64_t num_rows, KvTile& tile) {
+    constexpr bool is_scaled = sizeof(T) == 1;
+    const int64_t head_dim = layer.arena().head_dim, offset = head * layer.head_bytes();
+    const Rows keys = rows_at<is_scaled>(tile, offset, head);
+    const Rows values =
+        rows_at<is_scaled>(tile, offset + layer.side_bytes(), head + layer.side_scales());
     if (tile.low == 0 && tile.high == kTileKeys)
         load_keys<T, true>(keys, head_dim, tile);
     else
         load_keys<T, false>(keys, head_dim, tile);
-    load_values<T>(values, head_dim, tile);
-}
-
-// Addresses of the rows of one side, one after the other.
-const uint8_t** add_rows(const KvLayer& layer, BlockTable table, KvSide side, int64_t head,
-                         int64_t first, int64_t end, const uint8_t** to) {
-    const int64_t block_size = layer.arena().block_size;
-    int64_t logical = first / block_size, offset = first % block_size;
-    for (int64_t at = first; at < end; logical++, offset = 0) {
-        const int64_t block = table[logical];
-        for (; offset < block_size && at < end; offset++, at++)
-            *to++ = layer.row(side, block, offset, head);
-    }
-    return to;
+    load_values<T>(values, head_dim, num_rows, tile);
 }
 
 }  // namespace
@@ -149,31 +149,50 @@ void KvTile::place(float* scratch, int64_t head_dim) {
     values_copy = scratch + kTileKeys * padded_dim(head_dim);
 }
 
-void KvTile::look_ahead(const KvLayer& layer, BlockTable table, int64_t head, int64_t first,
-                        int64_t end) {
-    const uint8_t** to = add_rows(layer, table, KvSide::kKeys, head, first, end, ahead);
-    to = add_rows(layer, table, KvSide::kValues, head, first, end, to);
-    num_ahead = to - ahead;
-    ahead_bytes = layer.arena().head_dim * dtype_bytes(layer.arena().dtype);
-}
-
-void KvTile::ask(int64_t num_rows) {
-    constexpr int64_t kLineBytes = 64;
-    for (; num_rows > 0 && num_ahead > 0; num_rows--) {
-        const uint8_t* row = ahead[--num_ahead];
-        for (int64_t byte = 0; byte < ahead_bytes; byte += kLineBytes) prefetch(row + byte);
-    }
-}
-
-void KvTile::load(const KvLayer& layer, BlockTable table, int64_t head, int64_t first,
-                  int64_t end) {
+void KvTile::find(const KvLayer& layer, BlockTable table, int64_t first, int64_t end) {
     start = first / kTileKeys * kTileKeys;
     low = first - start;
     high = end - start;
+    const bool is_scaled = layer.arena().dtype == PF_INT8;
+    for_positions(layer.arena().block_size, table, first, end,
+                  [&](int64_t lane, int64_t block, int64_t offset) {
+                      tokens[low + lane] = layer.row(KvSide::kKeys, block, offset, 0);
+                      if (is_scaled)
+                          scales[low + lane] = layer.scale(KvSide::kKeys, block, offset, 0);
+                  });
+}
+
+void KvTile::look_ahead(const KvLayer& layer, BlockTable table, int64_t first_head,
+                        int64_t num_heads, int64_t first, int64_t end) {
+    const int64_t num_keys = std::max<int64_t>(end - first, 0);
+    next_ahead = 0;
+    num_ahead = 2 * num_keys;
+    for_positions(layer.arena().block_size, table, first, end,
+                  [&](int64_t lane, int64_t block, int64_t offset) {
+                      const uint8_t* row = layer.row(KvSide::kKeys, block, offset, first_head);
+                      ahead[lane] = row;
+                      ahead[num_keys + lane] = row + layer.side_bytes();
+                  });
+    ahead_bytes = num_heads * layer.head_bytes();
+    const int64_t square_bytes = kLanes * kLanes * 4;
+    const int64_t num_asks = num_heads * kTileKeys * layer.head_bytes() / square_bytes;
+    num_ahead_at_once = num_ahead / std::max<int64_t>(num_asks, 1) + 1;
+}
+
+void KvTile::ask() {
+    constexpr int64_t kLineBytes = 64;
+    const int64_t end = std::min(next_ahead + num_ahead_at_once, num_ahead);
+    for (; next_ahead < end; next_ahead++) {
+        const uint8_t* row = ahead[next_ahead];
+        for (int64_t byte = 0; byte < ahead_bytes; byte += kLineBytes) prefetch_near(row + byte);
+    }
+}
+
+void KvTile::load(const KvLayer& layer, int64_t head, int64_t num_rows) {
     switch (layer.arena().dtype) {
-        case PF_F32: return load_sides<float>(layer, table, head, *this);
-        case PF_BF16: return load_sides<bf16>(layer, table, head, *this);
-        case PF_INT8: return load_sides<int8_t>(layer, table, head, *this);
+        case PF_F32: return load_sides<float>(layer, head, num_rows, *this);
+        case PF_BF16: return load_sides<bf16>(layer, head, num_rows, *this);
+        case PF_INT8: return load_sides<int8_t>(layer, head, num_rows, *this);
     }
 }
 

@@ -15,13 +15,11 @@
 namespace pf {
 
 // Rows that one tile takes at most: with two vectors of outputs each, as many sums as the registers
-// hold beside two weights and a value of a row; to widen bf16 takes one more register, for a mask.
+// hold beside two weights and a value of a row.
 #if defined(__AVX512F__) || defined(__aarch64__)
 inline constexpr int kTileRows = 12;
-inline constexpr int kWidenedTileRows = 12;
 #else
 inline constexpr int kTileRows = 6;
-inline constexpr int kWidenedTileRows = 5;
 #endif
 
 // Panels that a tile of so many rows takes side by side: enough sums under way to hide the latency of
@@ -42,7 +40,7 @@ struct FloatFormat {
 
     static PF_INLINE Factor weight(const Weight* from, int) { return load(from); }
     static PF_INLINE Factor row(const Row* x, int) { return splat(*x); }
-    static PF_INLINE f32v add(Factor x, Factor w, f32v sum) { return fma(x, w, sum); }
+    static PF_INLINE void add(f32v& sum, Factor x, Factor w) { fma_into(sum, x, w); }
 };
 
 // Pairs of bf16 weights, widened; rows of float32. Odd before even, as dot_pairs.
@@ -50,16 +48,16 @@ struct WidenedFormat {
     using Row = float;
     using Weight = bf16;
     using Factor = f32v;
-    static constexpr int kMaxRows = kWidenedTileRows;
+    static constexpr int kMaxRows = kTileRows;
     static constexpr int kInputsPerStep = 2;
     static constexpr int kParts = 2;
 
     static PF_INLINE Factor weight(const Weight* from, int part) {
         const u32v pairs = load_as<u32v>(from);
-        return part == 0 ? odd_of(pairs) : even_of(pairs);
+        return part == 0 ? odd_of_tile(pairs) : even_of(pairs);
     }
     static PF_INLINE Factor row(const Row* x, int part) { return splat(x[1 - part]); }
-    static PF_INLINE f32v add(Factor x, Factor w, f32v sum) { return fma(x, w, sum); }
+    static PF_INLINE void add(f32v& sum, Factor x, Factor w) { fma_into(sum, x, w); }
 };
 
 // Pairs of bf16 weights against pairs of bf16 inputs.
@@ -77,7 +75,7 @@ struct PairFormat {
         std::memcpy(&pair, x, sizeof pair);
         return pair - u32v{};
     }
-    static PF_INLINE f32v add(Factor x, Factor w, f32v sum) { return dot_pairs(x, w, sum); }
+    static PF_INLINE void add(f32v& sum, Factor x, Factor w) { sum = dot_pairs(x, w, sum); }
 };
 
 // Where a tile reads and writes; strides in elements. `tile` is [rows][panels * 2 * kLanes].
@@ -110,7 +108,7 @@ PF_INLINE void add_products(const typename Format::Row* x, int64_t x_stride,
         for (int r = 0; r < kRows; r++) {
             const Factor row = Format::row(x + r * x_stride, part);
 #pragma GCC unroll 16
-            for (int v = 0; v < kVectors; v++) sums[r][v] = Format::add(row, weight[v], sums[r][v]);
+            for (int v = 0; v < kVectors; v++) Format::add(sums[r][v], row, weight[v]);
         }
     } else {
         Factor row[kRows];
@@ -120,7 +118,7 @@ PF_INLINE void add_products(const typename Format::Row* x, int64_t x_stride,
         for (int v = 0; v < kVectors; v++) {
             const Factor weight = weight_of(v);
 #pragma GCC unroll 16
-            for (int r = 0; r < kRows; r++) sums[r][v] = Format::add(row[r], weight, sums[r][v]);
+            for (int r = 0; r < kRows; r++) Format::add(sums[r][v], row[r], weight);
         }
     }
 }

@@ -1,0 +1,212 @@
+"""Attention of decodes on a CPU: how fast keys and values are read, how time grows with context.
+
+    python -m bench.cpu_attention [--threads 1] [--output FILE] [--library A.so --library B.so]
+
+The heads and layers are those of SmolLM2-135M. A call is one layer; calls walk through all layers
+of the pool, as a step does, so that what is larger than the last cache comes from memory. Plain
+reading of memory is measured in the same turns, for one thread. With one thread its own time
+counts, which does not run while another process has the core; a figure is the best of many turns,
+because others only ever make one slower. Several libraries take turns, which compares versions of
+the kernels on a machine that is shared.
+"""
+
+import argparse
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+
+from bench.cpu_linear import Limits
+from pageframe.kernels.cpu.attention import CpuParts
+from pageframe.kernels.cpu.library import CpuLibrary, load
+from pageframe.kernels.cpu.model import KV_DTYPES
+from pageframe.kernels.cpu.model_abi import ArenaStruct
+from pageframe.kernels.layouts import QUANTISED_DTYPES, KvLayout
+
+_NUM_LAYERS, _NUM_HEADS, _NUM_KV_HEADS, _HEAD_DIM = 30, 9, 3, 64
+_BLOCK_SIZE = 16
+_SEED = 20241121
+_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "int8": torch.int8}
+_LAYERS_PER_TURN = 5
+# Large pools have fewer layers: they leave the last cache all the same.
+_POOL_BYTES_MAX = 1 << 29
+_GOAL = 0.5
+"""Part of the speed of plain reading that attention is to reach at ``_GOAL_SHAPES``."""
+_GOAL_SHAPES = ((16, 256), (64, 256), (16, 2048), (64, 2048))
+_GROWTH_CONTEXTS = (128, 256, 512, 1024, 2048, 4096, 8192)
+
+
+class Decodes:
+    """One layer's attention of sequences that decode, over a pool of all layers."""
+
+    def __init__(self, num_sequences: int, context_len: int, dtype: torch.dtype) -> None:
+        num_blocks = -(-context_len // _BLOCK_SIZE)
+        slot_bytes = 2 * _NUM_KV_HEADS * _HEAD_DIM * dtype.itemsize
+        layer_bytes = num_sequences * num_blocks * _BLOCK_SIZE * slot_bytes
+        self.num_layers = max(1, min(_NUM_LAYERS, _POOL_BYTES_MAX // layer_bytes))
+        layout = KvLayout(
+            num_layers=self.num_layers,
+            block_size=_BLOCK_SIZE,
+            num_kv_heads=_NUM_KV_HEADS,
+            head_dim=_HEAD_DIM,
+            dtype=dtype,
+            is_quantised=dtype in QUANTISED_DTYPES,
+        )
+        total = num_sequences * num_blocks
+        # The same bytes everywhere are ordinary numbers in every type, and make no denormals.
+        self._blocks = torch.full((total, layout.block_bytes), 0x3C, dtype=torch.uint8)
+        self._arena = ArenaStruct(
+            blocks=self._blocks.data_ptr(),
+            block_bytes=layout.block_bytes,
+            payload_bytes=layout.payload_bytes_per_block,
+            block_size=_BLOCK_SIZE,
+            num_kv_heads=_NUM_KV_HEADS,
+            head_dim=_HEAD_DIM,
+            dtype=KV_DTYPES[dtype],
+        )
+        rng = np.random.default_rng(_SEED)
+        self._tables = rng.permutation(total).astype(np.int32).reshape(num_sequences, num_blocks)
+        self._starts = np.arange(num_sequences + 1, dtype=np.int32)
+        self._contexts = np.full(num_sequences, context_len, np.int32)
+        self._query = torch.randn(num_sequences, _NUM_HEADS, _HEAD_DIM)
+        self.kv_bytes = num_sequences * context_len * layout.kv_bytes_per_token // self.num_layers
+
+    def turn(self, library: CpuLibrary, num_threads: int) -> Callable[[int], object]:
+        """Computes layer n of the pool."""
+        pool = library.create_pool(num_threads)
+        layers = [CpuParts(library, self._arena, place) for place in range(self.num_layers)]
+        return lambda layer: layers[layer].attend(
+            pool,
+            self._query,
+            query_start=self._starts,
+            context_lens=self._contexts,
+            block_tables=self._tables,
+            scale=_HEAD_DIM**-0.5,
+        )
+
+
+def measure(
+    libraries: dict[str, CpuLibrary],
+    limits: Limits,
+    decodes: Decodes,
+    options: argparse.Namespace,
+) -> dict[str, float]:
+    """Least seconds of one layer's call of each library, all taking turns."""
+    clock = time.thread_time if options.threads == 1 else time.perf_counter
+    turns = {name: decodes.turn(library, options.threads) for name, library in libraries.items()}
+    best = dict.fromkeys(turns, float("inf"))
+    layer = 0
+    end = time.perf_counter() + options.seconds
+    while time.perf_counter() < end:
+        limits.measure()
+        for name, turn in turns.items():
+            for _ in range(_LAYERS_PER_TURN):
+                layer = (layer + 1) % decodes.num_layers
+                start = clock()
+                turn(layer)
+                best[name] = min(best[name], clock() - start)
+    return best
+
+
+def records(
+    libraries: dict[str, CpuLibrary],
+    limits: Limits,
+    shapes: list[tuple[int, int]],
+    options: argparse.Namespace,
+) -> list[dict[str, Any]]:
+    """One record for each dtype and shape."""
+    found = []
+    for dtype in options.dtype.split(","):
+        for num_sequences, context_len in shapes:
+            decodes = Decodes(num_sequences, context_len, _DTYPES[dtype])
+            best = measure(libraries, limits, decodes, options)
+            record = {
+                "dtype": dtype,
+                "num_sequences": num_sequences,
+                "context_len": context_len,
+                "kv_bytes": decodes.kv_bytes,
+                "us": {name: round(s * 1e6, 1) for name, s in best.items()},
+                "gb_per_s": {
+                    name: round(decodes.kv_bytes / s / 1e9, 2) for name, s in best.items()
+                },
+            }
+            found.append(record)
+            print(f"{dtype} {num_sequences} x {context_len}", record["gb_per_s"], file=sys.stderr)
+    return found
+
+
+def plot(growth: list[dict[str, Any]], name: str, path: Path) -> None:
+    """Time of a call over the context, with the line through the origin and the last point."""
+    figure, axes = plt.subplots(figsize=(7, 4))
+    for dtype in dict.fromkeys(record["dtype"] for record in growth):
+        part = [record for record in growth if record["dtype"] == dtype]
+        contexts = [record["context_len"] for record in part]
+        times = [record["us"][name] for record in part]
+        (line,) = axes.plot(contexts, times, "o", label=dtype)
+        axes.plot([0, contexts[-1]], [0, times[-1]], ":", color=line.get_color())
+    axes.set_xlabel("context, tokens")
+    axes.set_ylabel("one layer of 16 sequences, us")
+    axes.legend()
+    axes.set_title("Attention of decodes; dotted: in proportion to the context")
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def main() -> int:
+    """Measure and print; write JSON and a picture when asked to."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--dtype", default="bf16,fp32")
+    parser.add_argument("--seconds", type=float, default=2.0, help="for each shape")
+    parser.add_argument("--library", type=Path, action="append", help="compare these; repeatable")
+    parser.add_argument("--shapes", help="as 16x256,64x256; those of the goal unless given")
+    parser.add_argument("--output", type=Path, help="write JSON there, and a .png beside it")
+    options = parser.parse_args()
+    built = load(None)
+    libraries = {"built": built}
+    if options.library:
+        libraries = {path.stem: CpuLibrary(built.isa, path.resolve()) for path in options.library}
+    shapes = list(_GOAL_SHAPES)
+    if options.shapes:
+        shapes = [
+            (int(num_sequences), int(context_len))
+            for num_sequences, _, context_len in (
+                shape.partition("x") for shape in options.shapes.split(",")
+            )
+        ]
+    limits = Limits(built)
+    found = records(libraries, limits, shapes, options)
+    print(f"plain read {limits.gbytes:.1f} GB/s, one thread", file=sys.stderr)
+    if options.output:
+        growth = records(
+            libraries, limits, [(16, context) for context in _GROWTH_CONTEXTS], options
+        )
+        name = next(iter(libraries))
+        plot(growth, name, options.output.with_suffix(".png"))
+        result = {
+            "machine": platform.processor() or platform.machine(),
+            "isa": built.isa,
+            "num_threads": options.threads,
+            "read_gb_per_s": round(limits.gbytes, 1),
+            "goal_gb_per_s": round(_GOAL * limits.gbytes, 1),
+            "shapes": found,
+            "growth": growth,
+        }
+        options.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
