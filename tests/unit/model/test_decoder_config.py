@@ -7,7 +7,13 @@ import torch
 import transformers
 
 from pageframe.core.errors import InvalidRequestError, UnimplementedError
-from pageframe.executor.model.decoder_config import NATIVE_MODEL_TYPES, parse_decoder_config
+from pageframe.executor.model.decoder_config import (
+    NATIVE_MODEL_TYPES,
+    Activation,
+    Family,
+    NormKind,
+    parse_decoder_config,
+)
 from pageframe.executor.model.rope import RotaryAngles, inverse_frequencies
 
 _SIZES = {
@@ -26,7 +32,7 @@ _LLAMA3 = {
 }
 
 
-@pytest.mark.parametrize("model_type", NATIVE_MODEL_TYPES)
+@pytest.mark.parametrize("model_type", sorted({*NATIVE_MODEL_TYPES} - {"falcon"}))
 def test_defaults_of_missing_keys_equal_those_of_transformers(model_type, tmp_path):
     minimal = {**_SIZES, "model_type": model_type}
     (tmp_path / "config.json").write_text(json.dumps(minimal))
@@ -40,6 +46,52 @@ def test_defaults_of_missing_keys_equal_those_of_transformers(model_type, tmp_pa
     assert ours.rope_type == theirs.rope_parameters["rope_type"]
     assert ours.rope_parameters["rope_theta"] == theirs.rope_parameters["rope_theta"]
     assert ours.windows[0] == getattr(theirs, "sliding_window", None)
+
+
+_FALCON = {"model_type": "falcon", **{k: v for k, v in _SIZES.items() if k != "intermediate_size"}}
+
+
+@pytest.mark.parametrize(
+    ("keys", "num_kv_heads", "is_parallel", "has_feed_forward_norm"),
+    [
+        ({}, 1, True, False),
+        ({"multi_query": False}, 4, True, False),
+        ({"parallel_attn": False}, 1, False, True),
+        ({"alibi": True, "multi_query": False, "parallel_attn": False}, 4, False, True),
+        ({"new_decoder_architecture": True}, 4, True, True),
+        ({"new_decoder_architecture": True, "num_kv_heads": 2}, 2, True, True),
+        ({"new_decoder_architecture": True, "num_ln_in_parallel_attn": 1}, 4, True, False),
+        # The new design is always parallel, and knows no single head of keys.
+        ({"new_decoder_architecture": True, "parallel_attn": False}, 4, True, True),
+        ({"num_kv_heads": 2}, 1, True, False),
+    ],
+)
+def test_falcons_designs(keys, num_kv_heads, is_parallel, has_feed_forward_norm, tmp_path):
+    config = {**_FALCON, **keys}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    theirs = transformers.AutoConfig.from_pretrained(tmp_path)
+    ours = parse_decoder_config(config)
+    assert (ours.family, ours.norm, ours.activation) == (
+        Family.FALCON,
+        NormKind.CENTRED,
+        Activation.GELU,
+    )
+    assert ours.num_kv_heads == num_kv_heads
+    assert (ours.is_parallel, ours.has_feed_forward_norm) == (is_parallel, has_feed_forward_norm)
+    assert ours.has_alibi == theirs.alibi
+    assert ours.head_dim == theirs.head_dim
+    assert ours.intermediate_size == theirs.ffn_hidden_size
+    assert ours.norm_epsilon == theirs.layer_norm_epsilon
+    assert ours.max_model_len == theirs.max_position_embeddings
+    assert ours.is_tied == theirs.tie_word_embeddings
+    assert ours.rope_parameters["rope_theta"] == theirs.rope_parameters["rope_theta"]
+
+
+def test_falcons_that_cannot_be_are_refused():
+    with pytest.raises(UnimplementedError, match="'relu' is not 'gelu'"):
+        parse_decoder_config({**_FALCON, "activation": "relu"})
+    with pytest.raises(InvalidRequestError, match="5 heads cannot share"):
+        parse_decoder_config({**_FALCON, "num_attention_heads": 5})
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from exactness import tiny_models
 from pageframe.core.errors import (
@@ -15,10 +16,11 @@ from pageframe.core.errors import (
     UnimplementedError,
 )
 from pageframe.executor.model import device as device_module
-from pageframe.executor.model import dtypes
-from pageframe.executor.model import loader as loader_module
+from pageframe.executor.model import dtypes, load_checks
+from pageframe.executor.model.decoder_config import parse_decoder_config
 from pageframe.executor.model.device import choose_device
-from pageframe.executor.model.loader import eos_token_ids, load_runner
+from pageframe.executor.model.loader import eos_token_ids, load_runner, read_config
+from pageframe.executor.model.native_choice import NativeRequest, load_native
 from pageframe.kernels.cpu import library
 
 
@@ -207,9 +209,129 @@ def test_weights_that_contradict_the_config_are_refused(folder, tmp_path, change
     assert _reason(InvalidRequestError, model=copy) == "MODEL_WEIGHTS_INVALID"
 
 
+@pytest.mark.parametrize("runner", ["native", "transformers"])
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        # A layer too many, one too few, and a place of another size.
+        ({"num_hidden_layers": 4}, "missing"),
+        ({"num_hidden_layers": 2}, "config.json"),
+        ({"intermediate_size": 81}, "shape"),
+    ],
+)
+def test_each_way_to_contradict_the_config_is_said(folder, tmp_path, runner, changes, said):
+    copy = _copy_with_config(folder, tmp_path, **changes)
+    with pytest.raises(InvalidRequestError, match=said) as caught:
+        load_runner(copy, device="cpu", dtype="float32", runner=runner)
+    assert caught.value.reason == "MODEL_WEIGHTS_INVALID"
+
+
+def test_tables_that_anybody_can_compute_are_no_weights_too_many(folder, tmp_path):
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
+    # The config says that the head is tied.
+    weights["lm_head.weight"] = torch.zeros(tiny_models.VOCAB_SIZE, 48)
+    (tmp_path / "config.json").write_text((folder / "config.json").read_text())
+    save_file(weights, tmp_path / "model.safetensors")
+    load_runner(str(tmp_path), device="cpu", runner="native").close()
+
+
 def test_weights_too_large_for_memory_are_refused_before_reading(folder, monkeypatch):
-    monkeypatch.setattr(loader_module, "available_memory_bytes", lambda: 1000)
+    monkeypatch.setattr(load_checks, "available_memory_bytes", lambda: 1000)
     assert _reason(ResourceExhaustedError, model=str(folder)) == "MODEL_TOO_LARGE"
+
+
+def test_a_gpu_too_small_for_weights_and_one_sequence_says_how_much_is_missing(folder, monkeypatch):
+    config = read_config(folder)
+    file_bytes = (folder / "model.safetensors").stat().st_size
+    # 3 layers, keys and values, 2 heads of 8 channels, two bytes each.
+    sequence_bytes = load_checks.SEQUENCE_TOKENS_MIN * 3 * 2 * 2 * 8 * 2
+    needed_bytes = file_bytes // 2 + sequence_bytes
+    left_bytes = needed_bytes
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (left_bytes, 80 << 30))
+
+    def check():
+        load_checks.check_memory(
+            folder,
+            config,
+            device=torch.device("cuda", 0),
+            dtype=torch.bfloat16,
+            kv_dtype=torch.bfloat16,
+        )
+
+    check()
+    left_bytes -= 1
+    with pytest.raises(ResourceExhaustedError, match="cuda:0 has") as caught:
+        check()
+    assert caught.value.reason == "MODEL_TOO_LARGE"
+    assert caught.value.limits["missing_bytes"] == "1"
+    assert caught.value.limits["needed_bytes"] == str(needed_bytes)
+
+
+@pytest.mark.parametrize(
+    ("capability", "kv_dtype", "is_refused"),
+    [
+        ((8, 0), torch.float8_e4m3fn, True),
+        ((8, 6), torch.float8_e4m3fn, True),
+        ((8, 9), torch.float8_e4m3fn, False),
+        ((10, 0), torch.float8_e4m3fn, False),
+        ((8, 0), torch.int8, False),
+    ],
+)
+def test_a_type_that_the_chip_cannot_convert_is_refused(
+    monkeypatch, capability, kv_dtype, is_refused
+):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    if not is_refused:
+        load_checks.check_kv_dtype(torch.device("cuda", 0), kv_dtype)
+        return
+    with pytest.raises(PreconditionError, match=r"needs compute capability 8\.9") as caught:
+        load_checks.check_kv_dtype(torch.device("cuda", 0), kv_dtype)
+    assert caught.value.reason == "DTYPE_UNSUPPORTED"
+    # A CPU converts anything.
+    load_checks.check_kv_dtype(torch.device("cpu"), kv_dtype)
+
+
+@pytest.mark.skipif(library.choose().library is None, reason="no compiled kernels")
+def test_determinism_is_promised_where_compiled_kernels_compute(folder):
+    for kv_dtype in ("auto", "int8"):
+        runner = load_runner(
+            str(folder), device="cpu", dtype="bfloat16", kv_dtype=kv_dtype, is_deterministic=True
+        )
+        assert runner.facts.kernels.startswith("fused")
+        runner.close()
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"cpu_kernels": "torch"}, "asked for by cpu-kernels=torch"),
+        ({"runner": "transformers"}, "transformers"),
+        ({"kv_dtype": "fp8"}, "float8"),
+    ],
+)
+def test_determinism_is_refused_where_pytorch_would_compute(folder, settings, why):
+    with pytest.raises(PreconditionError, match=why) as caught:
+        load_runner(str(folder), device="cpu", is_deterministic=True, **settings)
+    assert caught.value.reason == "DETERMINISM_UNAVAILABLE"
+
+
+def test_determinism_is_refused_to_falcon_and_on_gpus(tmp_path):
+    folder = tiny_models.build("falcon-7b", tmp_path)
+    with pytest.raises(PreconditionError, match="no kernels for falcon models"):
+        load_runner(str(folder), device="cpu", is_deterministic=True)
+    request = NativeRequest(
+        folder=folder,
+        config=parse_decoder_config(read_config(folder)),
+        dtype=torch.bfloat16,
+        kv_dtype=torch.bfloat16,
+        device=torch.device("cuda", 0),
+        cpu_kernels="auto",
+        is_deterministic=True,
+        progress=lambda *_: None,
+    )
+    with pytest.raises(PreconditionError, match="products on cuda:0"):
+        load_native(request)
 
 
 def test_eos_tokens_come_from_the_generation_config_first(tmp_path):

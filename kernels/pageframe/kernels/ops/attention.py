@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from pageframe.kernels.layouts import KvLayout
+from pageframe.kernels.ops.alibi import Alibi
 from pageframe.kernels.ops.paged_attention import PagedAttention
 
 
@@ -38,6 +39,7 @@ class Attention(Protocol):
         scale: float,
         *,
         kv_scales: torch.Tensor | None = None,
+        alibi: Alibi | None = None,
     ) -> torch.Tensor:
         """Attend in one layer."""
 

@@ -35,6 +35,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import scaled_dot_product_attention
 
+from pageframe.kernels.ops.alibi import Alibi
 from pageframe.kernels.ops.attention_plan import (
     AttentionPlan,
     AttentionPlanner,
@@ -102,6 +103,7 @@ class PagedAttention:
         scale: float,
         *,
         kv_scales: torch.Tensor | None = None,
+        alibi: Alibi | None = None,
     ) -> torch.Tensor:
         """Attend in one layer.
 
@@ -112,6 +114,7 @@ class PagedAttention:
             scale: Multiplies scores before the softmax.
             kv_scales: float32, shape (num_blocks, 2, block_size, num_kv_heads), any strides; None
                 exactly if ``layer`` is of no quantised type.
+            alibi: How scores fall with distance; None for not at all.
 
         Returns:
             shape (T, num_heads, head_dim), scratch memory: valid until the next run.
@@ -124,9 +127,9 @@ class PagedAttention:
         sides = _sides(layer, kv_scales)
         output = self._scratch.take("output", *query.shape)
         for group in plan.groups:
-            self._run_group(group, query, sides, scale, output)
+            self._run_group(group, query, sides, scale, alibi, output)
         for chunk in plan.chunks:
-            self._run_chunk(chunk, plan.window, query, sides, scale, output)
+            self._run_chunk(chunk, plan.window, query, sides, scale, alibi, output)
         return output
 
     def _run_group(
@@ -135,6 +138,7 @@ class PagedAttention:
         query: torch.Tensor,
         sides: list[_Side],
         scale: float,
+        alibi: Alibi | None,
         output: torch.Tensor,
     ) -> None:
         num_sequences = group.tokens.shape[0]
@@ -151,12 +155,18 @@ class PagedAttention:
             gathered.append(
                 by_sequence.narrow(1, group.first_key, group.num_keys).permute(0, 2, 1, 3)
             )
+        mask = group.mask
+        if alibi is not None:
+            # Places stand for positions: a sequence whose first place lies later has all of its
+            # biases lower by the same, which the softmax does not see.
+            bias = _key_bias(alibi, 0, group.num_keys, num_kv_heads)[None, :, :, 0]
+            mask = bias if mask is None else bias + mask
         packed = query.index_select(0, group.tokens)
         mixed = scaled_dot_product_attention(
             packed.view(num_sequences, num_kv_heads, num_heads // num_kv_heads, head_dim),
             gathered[0],
             gathered[1],
-            attn_mask=group.mask,
+            attn_mask=mask,
             scale=scale,
         )
         output.index_copy_(0, group.tokens, mixed.reshape(num_sequences, num_heads, head_dim))
@@ -168,6 +178,7 @@ class PagedAttention:
         query: torch.Tensor,
         sides: list[_Side],
         scale: float,
+        alibi: Alibi | None,
         output: torch.Tensor,
     ) -> None:
         num_heads, head_dim = query.shape[1:]
@@ -186,11 +197,14 @@ class PagedAttention:
             diagonal = chunk.first_query + first - chunk.first_key
             low = 0 if window is None else max(0, diagonal - window + 1)
             high = diagonal + num_tokens
+            mask = self._tile_mask(num_tokens, diagonal - low, high - low, window)
+            if alibi is not None:
+                mask = _key_bias(alibi, low, high, num_kv_heads) + mask
             mixed = scaled_dot_product_attention(
                 query[tokens].unflatten(1, (num_kv_heads, group_size)).permute(1, 2, 0, 3),
                 keys[:, :, low:high],
                 values[:, :, low:high],
-                attn_mask=self._tile_mask(num_tokens, diagonal - low, high - low, window),
+                attn_mask=mask,
                 scale=scale,
             )
             output[tokens] = mixed.permute(2, 0, 1, 3).reshape(num_tokens, num_heads, head_dim)
@@ -219,6 +233,11 @@ class PagedAttention:
             band = band.masked_fill_(is_hidden, -torch.inf).to(self._device)
             self._toeplitz[window] = band
         return band[:num_rows, reach - diagonal : reach - diagonal + num_keys]
+
+
+def _key_bias(alibi: Alibi, low: int, high: int, num_kv_heads: int) -> torch.Tensor:
+    """Biases of keys ``[low, high)``: shape (num_kv_heads, group, 1, high - low)."""
+    return alibi.key_bias(high)[:, low:].unflatten(0, (num_kv_heads, -1))[:, :, None]
 
 
 def _sides(layer: torch.Tensor, kv_scales: torch.Tensor | None) -> list[_Side]:

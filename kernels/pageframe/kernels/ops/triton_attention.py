@@ -31,6 +31,7 @@ from pageframe.kernels.jit.paged_prefill import paged_prefill
 from pageframe.kernels.jit.shared_prefix import shared_prefix
 from pageframe.kernels.jit.split_plan import split_plan
 from pageframe.kernels.layouts import KvLayout
+from pageframe.kernels.ops.alibi import Alibi
 from pageframe.kernels.ops.quantise import check_scales
 from pageframe.kernels.ops.triton_attention_checks import check_device, check_room, check_run
 from pageframe.kernels.ops.triton_attention_plan import (
@@ -168,7 +169,7 @@ class TritonAttention:
         scale: float,
         *,
         kv_scales: torch.Tensor | None = None,
-        slopes: torch.Tensor | None = None,
+        alibi: Alibi | None = None,
     ) -> torch.Tensor:
         """Attend in one layer.
 
@@ -180,8 +181,7 @@ class TritonAttention:
             scale: Multiplies scores before the softmax; positive.
             kv_scales: float32, shape (num_blocks, 2, block_size, num_kv_heads), any strides; None
                 exactly if ``layer`` is of no quantised type.
-            slopes: float32, shape (num_heads,): what scores lose per position of distance, after
-                scaling (ALiBi); None for nothing.
+            alibi: How scores fall with distance; None for not at all.
 
         Returns:
             shape (T, num_heads, head_dim), scratch memory: valid until the next run.
@@ -189,6 +189,7 @@ class TritonAttention:
         Raises:
             ValueError: shapes that do not belong together.
         """
+        slopes = None if alibi is None else alibi.slopes
         check_run(query, layer, self._layout, self._num_heads, scale, slopes)
         check_scales(layer, kv_scales)
         if query.stride(2) != 1 or query.stride(1) != query.shape[2]:

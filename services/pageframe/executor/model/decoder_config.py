@@ -6,6 +6,7 @@ the defaults of its model type there.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 from pageframe.core.errors import InvalidRequestError, UnimplementedError
@@ -34,12 +35,44 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "max_window_layers": 28,
     },
 }
-NATIVE_MODEL_TYPES = tuple(_DEFAULTS)
+FALCON = "falcon"
+NATIVE_MODEL_TYPES = (*_DEFAULTS, FALCON)
+
+# Falcon's defaults, as above.
+_FALCON_DEFAULTS: dict[str, Any] = {
+    "max_position_embeddings": 2048,
+    "multi_query": True,
+    "parallel_attn": True,
+    "tie_word_embeddings": True,
+}
+
+
+class Family(Enum):
+    """Whose names a checkpoint's tensors have, and how its layers are built."""
+
+    LLAMA = "llama"
+    FALCON = "falcon"
+
+
+class NormKind(Enum):
+    """How channels are normalised before a layer's halves."""
+
+    ROOT_MEAN_SQUARE = "rms"
+    CENTRED = "layer"
+
+
+class Activation(Enum):
+    """What is between the two products of the feed-forward part."""
+
+    GATED_SILU = "silu"
+    GELU = "gelu"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecoderConfig:
-    """Sizes and constants of a Llama-shaped model.
+    """Sizes and constants of a model, and what it does in which order.
+
+    Llama's way is the default of what follows ``windows``.
 
     Attributes:
         vocab_size: Rows of the embedding.
@@ -49,13 +82,20 @@ class DecoderConfig:
         num_heads: Query heads.
         num_kv_heads: Key and value heads.
         head_dim: Channels per head.
-        norm_epsilon: Added to the mean square in RMSNorm.
+        norm_epsilon: Added to the mean square, or to the variance, in norms.
         max_model_len: Positions the model was made for.
         is_tied: The output head is the embedding.
         has_qk_norm: Query and key heads are normalised (Qwen3).
         rope_type: See ``rope.ROPE_TYPES``.
         rope_parameters: ``rope_theta`` and what the type needs.
         windows: Per layer, positions that a token sees; None for all.
+        family: Whose tensors they are.
+        norm: Kind of all norms.
+        activation: Of the feed-forward part.
+        is_parallel: Both halves of a layer read what came into it, and are added to it at once.
+        has_feed_forward_norm: The feed-forward part has a norm of its own; else it reads what
+            attention reads.
+        has_alibi: Scores fall with distance, and no head is rotated.
     """
 
     vocab_size: int
@@ -72,6 +112,12 @@ class DecoderConfig:
     rope_type: str
     rope_parameters: Mapping[str, float]
     windows: tuple[int | None, ...]
+    family: Family = Family.LLAMA
+    norm: NormKind = NormKind.ROOT_MEAN_SQUARE
+    activation: Activation = Activation.GATED_SILU
+    is_parallel: bool = False
+    has_feed_forward_norm: bool = True
+    has_alibi: bool = False
 
 
 def parse_decoder_config(config: JsonObject) -> DecoderConfig:
@@ -81,6 +127,12 @@ def parse_decoder_config(config: JsonObject) -> DecoderConfig:
         UnimplementedError: reason MODEL_NOT_NATIVE; another runner may take the model.
         InvalidRequestError: reason MODEL_CONFIG_INVALID; a key is missing or has no sense.
     """
+    if config.get("model_type") == FALCON:
+        return _parse_falcon(config)
+    return _parse_llama(config)
+
+
+def _parse_llama(config: JsonObject) -> DecoderConfig:
     model_type = str(config.get("model_type"))
     if model_type not in _DEFAULTS:
         raise _not_native(f"model type {model_type!r} is none of {', '.join(NATIVE_MODEL_TYPES)}")
@@ -106,6 +158,51 @@ def parse_decoder_config(config: JsonObject) -> DecoderConfig:
         rope_type=rope_type,
         rope_parameters=rope_parameters,
         windows=_windows(model_type, merged, num_layers),
+    )
+
+
+def _parse_falcon(config: JsonObject) -> DecoderConfig:
+    """Falcon's three designs: with rotary heads, with ALiBi, and the "new" one of 40B and 11B."""
+    merged = {**_FALCON_DEFAULTS, **config}
+    if merged.get("activation", "gelu") != "gelu":
+        raise _not_native(f"activation {merged['activation']!r} is not 'gelu'")
+    num_layers = _size(merged, "num_hidden_layers")
+    num_heads = _size(merged, "num_attention_heads")
+    hidden_size = _size(merged, "hidden_size")
+    if hidden_size % num_heads:
+        raise InvalidRequestError(
+            "MODEL_CONFIG_INVALID",
+            f"config.json says hidden_size = {hidden_size}, which {num_heads} heads cannot share",
+            field="hidden_size",
+            value=hidden_size,
+        )
+    is_new = bool(merged.get("new_decoder_architecture"))
+    is_parallel = is_new or bool(merged["parallel_attn"])
+    # A head of keys for all, for some, or for each: the same layout with other numbers.
+    shared_heads = 1 if merged["multi_query"] else num_heads
+    num_norms = merged.get("num_ln_in_parallel_attn") or 2
+    rope_type, rope_parameters = _rope(merged)
+    return DecoderConfig(
+        vocab_size=_size(merged, "vocab_size"),
+        hidden_size=hidden_size,
+        intermediate_size=merged.get("ffn_hidden_size") or 4 * hidden_size,
+        num_layers=num_layers,
+        num_heads=num_heads,
+        num_kv_heads=(merged.get("num_kv_heads") or num_heads) if is_new else shared_heads,
+        head_dim=hidden_size // num_heads,
+        norm_epsilon=float(merged.get("layer_norm_epsilon", 1e-5)),
+        max_model_len=_size(merged, "max_position_embeddings"),
+        is_tied=bool(merged["tie_word_embeddings"]),
+        has_qk_norm=False,
+        rope_type=rope_type,
+        rope_parameters=rope_parameters,
+        windows=(None,) * num_layers,
+        family=Family.FALCON,
+        norm=NormKind.CENTRED,
+        activation=Activation.GELU,
+        is_parallel=is_parallel,
+        has_feed_forward_norm=not is_parallel or (is_new and num_norms == 2),
+        has_alibi=bool(merged.get("alibi")),
     )
 
 

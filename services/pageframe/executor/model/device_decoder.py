@@ -9,8 +9,9 @@ residual stream by the norm that comes next, so that the stream is read once per
 
 import torch
 
-from pageframe.executor.model.decoder_config import DecoderConfig
-from pageframe.executor.model.native import Layer, NativeDecoder
+from pageframe.executor.model.decoder_config import DecoderConfig, Family
+from pageframe.executor.model.native import NativeDecoder
+from pageframe.executor.model.native_parts import Layer, Norm
 from pageframe.executor.model.paged_kv import PagedKv
 from pageframe.executor.model.rope import RotaryAngles
 from pageframe.kernels.ops.residual_norm import SIZE_MAX, residual_norm
@@ -29,6 +30,8 @@ def fits_kernels(
     capability: tuple[int, int],
 ) -> bool:
     """Whether the kernels take a model of these sizes and types on such a chip."""
+    if config.family is not Family.LLAMA:
+        return False
     needed = _CAPABILITY_MIN
     if dtype == torch.bfloat16:
         needed = _BF16_MIN
@@ -55,23 +58,24 @@ class DeviceDecoder(NativeDecoder):
         for index, layer in enumerate(self._layers):
             normed = self._add_and_norm(hidden, delta, layer.attention_norm)
             delta = self._attend_normed(kv, index, layer, normed, angles)
+            assert layer.feed_forward_norm is not None, f"layer {index} has one norm"
             normed = self._add_and_norm(hidden, delta, layer.feed_forward_norm)
-            gate_up = layer.gate_up(normed)
+            gate_up = layer.feed_forward.up(normed)
             activated = self._scratch.take(
                 "activated", gate_up.shape[0], self._config.intermediate_size
             )
-            delta = layer.down(swiglu(gate_up, activated))
+            delta = layer.feed_forward.down(swiglu(gate_up, activated))
         assert delta is not None, "a model without layers"
         last, last_delta = hidden.index_select(0, rows), delta.index_select(0, rows)
         return residual_norm(
-            last, last_delta, self._final_norm, self._config.norm_epsilon, last_delta
+            last, last_delta, self._final_norm.weight, self._config.norm_epsilon, last_delta
         )
 
     def _add_and_norm(
-        self, hidden: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor
+        self, hidden: torch.Tensor, delta: torch.Tensor | None, norm: Norm
     ) -> torch.Tensor:
         normed = self._scratch.take("normed", *hidden.shape)
-        return residual_norm(hidden, delta, weight, self._config.norm_epsilon, normed)
+        return residual_norm(hidden, delta, norm.weight, norm.epsilon, normed)
 
     def _attend_normed(
         self,

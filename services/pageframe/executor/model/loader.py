@@ -13,48 +13,44 @@ from typing import Any
 
 import torch
 
-from pageframe.core.errors import (
-    InvalidRequestError,
-    NotFoundError,
-    ResourceExhaustedError,
-    UnimplementedError,
-)
+from pageframe.core.errors import InvalidRequestError, NotFoundError, UnimplementedError
 from pageframe.executor.batch import ModelFacts, ModelRunner
 from pageframe.executor.model.decoder import Decoder
 from pageframe.executor.model.decoder_config import parse_decoder_config
 from pageframe.executor.model.device import choose_device
 from pageframe.executor.model.dtypes import (
     KV_DTYPES,
-    MODEL_DTYPES,
     checkpoint_dtype,
     choose_dtype,
     dtype_name,
     text_config,
 )
 from pageframe.executor.model.fused import FusedDecoder
-from pageframe.executor.model.host_memory import available_memory_bytes
+from pageframe.executor.model.grammar_store import open_store
 from pageframe.executor.model.layer_groups import LayerGroups, group_layers
-from pageframe.executor.model.native_choice import NativeRequest, has_kernels, load_native
+from pageframe.executor.model.load_checks import (
+    check_causal,
+    check_kv_dtype,
+    check_memory,
+    check_settings,
+)
+from pageframe.executor.model.native_choice import (
+    NativeRequest,
+    has_kernels,
+    load_native,
+    not_deterministic,
+)
 from pageframe.executor.model.runner import PagedRunner
 from pageframe.executor.model.sampler import Sampler
 from pageframe.executor.model.sim import SimConfig, SimCost, SimRunner
-from pageframe.executor.model.weights import Progress, weight_files
+from pageframe.executor.model.weights import Progress
 from pageframe.executor.model.window_probe import probe_windows
-from pageframe.kernels.cpu.library import AUTO, CHOICES
+from pageframe.kernels.cpu.library import AUTO, TORCH
 from pageframe.kernels.layouts import QUANTISED_DTYPES, KvLayout
 
-RUNNERS = ("auto", "native", "transformers", "sim")
-_SETTINGS = {
-    "runner": RUNNERS,
-    "dtype": ("auto", *MODEL_DTYPES),
-    "kv_dtype": ("auto", *KV_DTYPES),
-    "cpu_kernels": CHOICES,
-}
-_CAUSAL_SUFFIXES = ("ForCausalLM", "LMHeadModel")
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length")
 _SIM_COST = SimCost(step_ns=2e6)
 _NEEDED_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
-
 
 Announce = Callable[[str, float | None], None]
 """Told what is being done, and which part of it, in [0, 1], is finished where that is known."""
@@ -76,6 +72,7 @@ class _Request:
     kv_dtype: torch.dtype
     device: torch.device
     cpu_kernels: str
+    is_deterministic: bool
     progress: Progress
 
 
@@ -100,6 +97,7 @@ def load_runner(
     max_step_tokens: int = 2048,
     num_threads: int = 0,
     cpu_kernels: str = AUTO,
+    is_deterministic: bool = False,
     sim_cost: SimCost = _SIM_COST,
     progress: Announce = _announce_nothing,
 ) -> ModelRunner:
@@ -119,6 +117,7 @@ def load_runner(
         max_step_tokens: Most tokens that one step will compute.
         num_threads: CPU threads for computing; 0 leaves it to PyTorch.
         cpu_kernels: Of the native runner on a CPU, one of ``kernels.cpu.library.CHOICES``.
+        is_deterministic: Whether to refuse where a token could depend on the rest of its batch.
         sim_cost: What steps of the ``sim`` runner cost.
         progress: Told how far loading is.
 
@@ -127,10 +126,11 @@ def load_runner(
         InvalidRequestError: MODEL_NOT_CAUSAL, MODEL_CONFIG_INVALID, MODEL_WEIGHTS_INVALID, or a
             setting that has no such value.
         UnimplementedError: MODEL_NOT_NATIVE, MODEL_UNSUPPORTED.
-        PreconditionError: DEVICE_UNAVAILABLE, CPU_KERNELS_UNAVAILABLE.
+        PreconditionError: DEVICE_UNAVAILABLE, DTYPE_UNSUPPORTED, CPU_KERNELS_UNAVAILABLE,
+            DETERMINISM_UNAVAILABLE.
         ResourceExhaustedError: MODEL_TOO_LARGE.
     """
-    _check_settings(runner=runner, kv_dtype=kv_dtype, dtype=dtype, cpu_kernels=cpu_kernels)
+    check_settings(runner=runner, kv_dtype=kv_dtype, dtype=dtype, cpu_kernels=cpu_kernels)
     if runner == "sim":
         return _load_sim(model, name, max_num_sequences, sim_cost)
     if num_threads:
@@ -138,13 +138,9 @@ def load_runner(
     chosen_device = choose_device(device)
     folder = resolve_folder(model)
     config = read_config(folder)
-    _check_causal(folder, config)
-    stored = checkpoint_dtype(config)
-    stored_kv = KV_DTYPES.get(kv_dtype, stored)
-    is_fused = runner != "transformers" and has_kernels(
-        config, stored, stored_kv, chosen_device, cpu_kernels
-    )
-    model_dtype = choose_dtype(dtype, stored, chosen_device, has_kernels=is_fused)
+    check_causal(folder, config)
+    native_kernels = cpu_kernels if runner != "transformers" else TORCH
+    model_dtype = _choose_dtype(config, chosen_device, dtype, kv_dtype, native_kernels)
     request = _Request(
         folder=folder,
         config=config,
@@ -154,9 +150,9 @@ def load_runner(
         kv_dtype=model_dtype if kv_dtype == "auto" else KV_DTYPES[kv_dtype],
         device=chosen_device,
         cpu_kernels=cpu_kernels,
+        is_deterministic=is_deterministic,
         progress=_in_percent(progress),
     )
-    _check_memory(request)
     return _load(request, max_num_sequences, max_step_tokens)
 
 
@@ -232,17 +228,40 @@ def _load_sim(model: str, name: str, max_num_sequences: int, cost: SimCost) -> M
 
 
 def _load(request: _Request, max_num_sequences: int, max_step_tokens: int) -> ModelRunner:
+    _check_device(request)
     loaded = _load_decoder(request)
     groups = _groups(request, loaded)
-    facts = _facts(request, loaded, groups)
+    facts, grammars = open_store(_facts(request, loaded, groups))
     return PagedRunner(
         loaded.decoder,
         facts,
-        Sampler(facts.vocab_size, max_num_sequences, facts.eos_token_ids, request.device),
+        Sampler(facts.vocab_size, max_num_sequences, facts.eos_token_ids, request.device, grammars),
         request.device,
         request.kv_dtype,
         max_step_tokens=max_step_tokens,
         groups=groups,
+    )
+
+
+def _choose_dtype(
+    config: Mapping[str, Any], device: torch.device, wanted: str, kv_dtype: str, cpu_kernels: str
+) -> torch.dtype:
+    """What weights are computed with; see ``choose_dtype``."""
+    stored = checkpoint_dtype(config)
+    stored_kv = KV_DTYPES.get(kv_dtype, stored)
+    is_fused = has_kernels(config, stored, stored_kv, device, cpu_kernels)
+    return choose_dtype(wanted, stored, device, has_kernels=is_fused)
+
+
+def _check_device(request: _Request) -> None:
+    """Refuse what the device cannot compute or hold."""
+    check_kv_dtype(request.device, request.kv_dtype)
+    check_memory(
+        request.folder,
+        request.config,
+        device=request.device,
+        dtype=request.dtype,
+        kv_dtype=request.kv_dtype,
     )
 
 
@@ -262,10 +281,13 @@ def _load_decoder(request: _Request) -> _Loaded:
                     kv_dtype=request.kv_dtype,
                     device=request.device,
                     cpu_kernels=request.cpu_kernels,
+                    is_deterministic=request.is_deterministic,
                     progress=request.progress,
                 )
             )
             return _Loaded(decoder, "native", kernels)
+    if request.is_deterministic:
+        raise not_deterministic("the transformers runner computes with PyTorch")
     # Imported late: the import takes seconds, and the native runner does without.
     from pageframe.executor.model.transformers_runner import TransformersDecoder
 
@@ -328,47 +350,6 @@ def _context_len(config: Mapping[str, Any]) -> int:
         "MODEL_CONFIG_INVALID",
         f"config.json names no context length (one of {', '.join(_CONTEXT_KEYS)})",
     )
-
-
-def _check_causal(folder: Path, config: Mapping[str, Any]) -> None:
-    architectures = config.get("architectures") or []
-    is_causal = any(str(name).endswith(_CAUSAL_SUFFIXES) for name in architectures)
-    if not is_causal or config.get("is_encoder_decoder"):
-        named = ", ".join(map(str, architectures)) or "no architecture"
-        raise InvalidRequestError(
-            "MODEL_NOT_CAUSAL",
-            f"{folder} is no causal language model: its config.json names {named}",
-            architectures=named,
-        )
-
-
-def _check_memory(request: _Request) -> None:
-    """Refuse before reading what cannot fit; files are counted in the wanted dtype."""
-    file_bytes = sum(file.stat().st_size for file in weight_files(request.folder))
-    stored = checkpoint_dtype(request.config)
-    needed_bytes = file_bytes * request.dtype.itemsize // stored.itemsize
-    if request.device.type == "cpu":
-        available_bytes = available_memory_bytes()
-    else:
-        available_bytes = torch.cuda.mem_get_info(request.device)[0]
-    if needed_bytes > available_bytes:
-        raise ResourceExhaustedError(
-            "MODEL_TOO_LARGE",
-            f"the weights take {needed_bytes / 2**20:.0f} MiB as {dtype_name(request.dtype)} and "
-            f"{request.device} has {available_bytes / 2**20:.0f} MiB left",
-            needed_bytes=needed_bytes,
-            available_bytes=available_bytes,
-        )
-
-
-def _check_settings(**settings: str) -> None:
-    for field, value in settings.items():
-        if value not in _SETTINGS[field]:
-            raise InvalidRequestError(
-                "SETTING_INVALID",
-                f"{field} {value!r} is none of {', '.join(_SETTINGS[field])}",
-                field=field,
-            )
 
 
 def _in_percent(announce: Announce) -> Progress:

@@ -13,6 +13,7 @@ from pageframe.executor.batch import StepBatch
 from pageframe.executor.model.arena import KvArena
 from pageframe.executor.model.layer_groups import LayerGroups, one_group
 from pageframe.kernels.layouts import KvLayout
+from pageframe.kernels.ops.alibi import Alibi
 from pageframe.kernels.ops.attention import Attention, choose_attention
 from pageframe.kernels.ops.kv_write import kv_write
 
@@ -95,6 +96,7 @@ class PagedKv:
         *,
         scale: float,
         window: int | None,
+        alibi: Alibi | None = None,
     ) -> torch.Tensor:
         """Write the new tokens' keys and values, then attend through the block tables.
 
@@ -105,6 +107,7 @@ class PagedKv:
             values: shape (T, num_kv_heads, head_dim).
             scale: Multiplies scores.
             window: Positions that a token sees, itself included; None for all.
+            alibi: How scores fall with distance; None for not at all.
 
         Returns:
             shape (T, num_heads, head_dim), dtype of ``query``; valid until the next call.
@@ -113,7 +116,7 @@ class PagedKv:
         group, _ = self._places[layer_index]
         blocks, offsets = self._block_ids[group], self._offsets[group]
         kv_write(keys, values, cells.layer, blocks, offsets, kv_scales=cells.scales)
-        return self.attend_written(layer_index, query, scale=scale, window=window)
+        return self.attend_written(layer_index, query, scale=scale, window=window, alibi=alibi)
 
     def cells(self, layer_index: int) -> Cells:
         """Where a layer of the model keeps keys and values, and the new tokens' places there."""
@@ -123,7 +126,13 @@ class PagedKv:
         return Cells(self._layers[place], self._scales[place], self._slots[group])
 
     def attend_written(
-        self, layer_index: int, query: torch.Tensor, *, scale: float, window: int | None
+        self,
+        layer_index: int,
+        query: torch.Tensor,
+        *,
+        scale: float,
+        window: int | None,
+        alibi: Alibi | None = None,
     ) -> torch.Tensor:
         """Attend where the new tokens' keys and values are in their ``cells`` already.
 
@@ -141,6 +150,7 @@ class PagedKv:
             layer,
             scale,
             kv_scales=scales,
+            alibi=alibi,
         )
         return mixed.to(query.dtype)
 

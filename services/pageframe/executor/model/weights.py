@@ -34,8 +34,16 @@ def weight_files(folder: Path) -> list[Path]:
     return files
 
 
+NEVER_MISSED = (".rotary_emb.inv_freq", "lm_head.weight")
+"""Ends of names of what checkpoints hold beside weights that count: tables that anybody can
+compute, and the copy of a tied head."""
+
+
 class WeightReader:
     """Tensors by name, converted and moved as they are read; a context manager.
+
+    Whoever opens one reads all of it: at the end, a tensor that nobody asked for is an error, for
+    it would mean that the config is of another model.
 
     Args:
         folder: Hugging Face folder.
@@ -55,6 +63,7 @@ class WeightReader:
         self._num_bytes_read = 0
         self._open_files = ExitStack()
         self._file_of: dict[str, Any] = {}
+        self._unread: set[str] = set()
 
     def __enter__(self) -> Self:
         for file in self._files:
@@ -65,6 +74,7 @@ class WeightReader:
                     "MODEL_WEIGHTS_INVALID", f"{file} is no safetensors file: {error}"
                 ) from error
             self._file_of.update(dict.fromkeys(opened.keys(), opened))
+        self._unread = {name for name in self._file_of if not name.endswith(NEVER_MISSED)}
         return self
 
     def __exit__(
@@ -75,6 +85,13 @@ class WeightReader:
     ) -> None:
         self._file_of.clear()
         self._open_files.close()
+        if kind is None and self._unread:
+            raise InvalidRequestError(
+                "MODEL_WEIGHTS_INVALID",
+                f"config.json knows nothing of {len(self._unread)} tensors of the checkpoint, "
+                f"{min(self._unread)} among them",
+                num_tensors=len(self._unread),
+            )
 
     def __contains__(self, name: str) -> bool:
         return name in self._file_of
@@ -98,6 +115,7 @@ class WeightReader:
             if name not in self._file_of:
                 raise InvalidRequestError("MODEL_WEIGHTS_INVALID", f"tensor {name} is missing")
             part = self._file_of[name].get_tensor(name)
+            self._unread.discard(name)
             if part.shape[1:] != whole.shape[1:] or filled + part.shape[0] > shape[0]:
                 raise self._wrong_shape(name, tuple(part.shape), shape)
             whole[filled : filled + part.shape[0]] = part

@@ -9,6 +9,7 @@ import torch
 
 from pageframe.executor.model.decoder import Decoder
 from pageframe.executor.model.paged_kv import PagedKv
+from pageframe.kernels.ops.alibi import Alibi
 
 
 class _WindowRecorder(PagedKv):
@@ -26,6 +27,7 @@ class _WindowRecorder(PagedKv):
         *,
         scale: float,
         window: int | None,
+        alibi: Alibi | None = None,
     ) -> torch.Tensor:
         """Note ``window``; zeros, shape (T, num_heads, head_dim)."""
         self.windows[layer_index] = window
