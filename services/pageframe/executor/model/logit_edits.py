@@ -1,7 +1,8 @@
-"""Changes to single logits ahead of sampling: penalties, bias, and tokens that must not come yet.
+"""Changes to logits ahead of sampling: penalties, bias, and tokens that must not come.
 
-Every change touches a few tokens of a few rows, so all rows' changes of one kind are laid end to
-end and applied by one gather and one scatter. Rows without changes are never looked at.
+Most changes touch a few tokens of a few rows, so all rows' changes of one kind are laid end to
+end and applied by one gather and one scatter. Rows without changes are never looked at. Only
+a grammar looks at the whole vocabulary, and comes last: what it forbids, nothing can bring back.
 """
 
 from collections.abc import Iterable
@@ -12,6 +13,13 @@ import torch
 from numpy.typing import NDArray
 
 from pageframe.core.sampling import SamplingParams
+from pageframe.executor.model.grammar_masks import (
+    GrammarMasks,
+    GrammarState,
+    follow,
+    hold_back,
+)
+from pageframe.executor.model.grammar_store import GrammarStore
 from pageframe.executor.model.history import TokenHistory
 
 # A penalty near zero divides a logit into infinity; a finite cap leaves it the best token. Half
@@ -22,7 +30,7 @@ _SMALLEST_PENALTY = float(np.finfo(np.float32).tiny)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _RowEdits:
-    """What one row changes. ``history`` is None without penalties."""
+    """What one row changes. ``history`` is None without penalties, ``grammar`` without one."""
 
     history: TokenHistory | None
     repetition: float
@@ -31,6 +39,7 @@ class _RowEdits:
     bias_ids: NDArray[np.int64]
     biases: NDArray[np.float32]
     held_back_ids: NDArray[np.int64]
+    grammar: GrammarState | None
 
 
 class LogitEdits:
@@ -39,11 +48,20 @@ class LogitEdits:
     Args:
         vocab_size: Number of token ids.
         eos_token_ids: Tokens that ``min_tokens`` holds back unless the row ignores them.
+        grammars: Compiled grammars; None where no row can have one.
     """
 
-    def __init__(self, vocab_size: int, eos_token_ids: Iterable[int]) -> None:
+    def __init__(
+        self,
+        vocab_size: int,
+        eos_token_ids: Iterable[int],
+        grammars: GrammarStore | None = None,
+    ) -> None:
         self._vocab_size = vocab_size
+        self._grammars = grammars
         self._eos_token_ids = frozenset(eos_token_ids)
+        self._masks = GrammarMasks(vocab_size, self._eos_token_ids)
+        self._failures: dict[int, str] = {}
         self._rows: dict[int, _RowEdits] = {}
 
     def admit(
@@ -53,13 +71,21 @@ class LogitEdits:
         token_ids: NDArray[np.int32],
         num_prompt_tokens: int,
     ) -> bool:
-        """Remember what ``row`` changes; returns whether it changes logits in every step."""
+        """Remember what ``row`` changes; returns whether it changes logits in every step.
+
+        Raises:
+            InvalidRequestError: its grammar cannot be followed, as ``follow`` says.
+        """
         has_penalties = sampling.has_penalties
-        always = has_penalties or bool(sampling.logit_bias)
+        always = has_penalties or bool(sampling.logit_bias) or sampling.grammar is not None
         if not always and not sampling.min_tokens:
             return False
         highest = int(token_ids.max(initial=0))
         assert highest < self._vocab_size, f"token {highest} of {self._vocab_size} in row {row}"
+        grammar = None
+        if sampling.grammar is not None:
+            assert self._grammars is not None, f"row {row} has a grammar, and none is taken here"
+            grammar = follow(self._grammars, sampling.grammar, token_ids, num_prompt_tokens)
         held_back = set(sampling.stop_token_ids)
         if not sampling.ignore_eos:
             held_back |= self._eos_token_ids
@@ -74,17 +100,19 @@ class LogitEdits:
                 sorted(token_id for token_id in held_back if token_id < self._vocab_size),
                 dtype=np.int64,
             ),
+            grammar=grammar,
         )
         return always
 
     def release(self, row: int) -> None:
         """Forget ``row``, which need not have been admitted with edits."""
         self._rows.pop(row, None)
+        self._failures.pop(row, None)
 
     def apply(
         self, logits: torch.Tensor, rows: list[int], is_holding_back: NDArray[np.bool_]
     ) -> None:
-        """Edit ``logits`` in place: penalties, then bias, then the tokens held back.
+        """Edit ``logits`` in place: penalties, bias, the tokens held back, then grammars.
 
         Args:
             logits: float32 [n, V].
@@ -97,9 +125,33 @@ class LogitEdits:
         if biased:
             biases = np.concatenate([e.biases for _, e in edits])
             logits[_places(logits, biased)] += torch.from_numpy(biases).to(logits.device)
-        held = [(index, e.held_back_ids) for index, e in edits if is_holding_back[index]]
-        if held:
-            logits[_places(logits, held)] = -torch.inf
+        held = {index: e.held_back_ids for index, e in edits if is_holding_back[index]}
+        followed = {index: e.grammar for index, e in edits if e.grammar is not None}
+        if followed:
+            self._apply_grammars(logits, rows, followed, held)
+        free = [(index, ids) for index, ids in held.items() if index not in followed]
+        if free:
+            logits[_places(logits, free)] = -torch.inf
+
+    def _apply_grammars(
+        self,
+        logits: torch.Tensor,
+        rows: list[int],
+        followed: dict[int, GrammarState],
+        held: dict[int, NDArray[np.int64]],
+    ) -> None:
+        """Forbid what leads out of a grammar, and what is held back if something else is left."""
+        masks = self._masks.pack(list(followed.values()))
+        for mask, (index, grammar) in zip(masks, followed.items(), strict=True):
+            if index in held:
+                hold_back(mask, held[index])
+            if grammar.failure:
+                self._failures[rows[index]] = grammar.failure
+        self._masks.forbid(logits, np.array(list(followed), dtype=np.int64), masks)
+
+    def failures(self) -> dict[int, str]:
+        """Reasons by row, of those whose grammar cannot be followed; they may only end."""
+        return dict(self._failures)
 
     def check_position(self, row: int, position: int) -> None:
         """Assert that the history of ``row`` ends where the next token goes."""
@@ -107,12 +159,17 @@ class LogitEdits:
         if edits is not None and edits.history is not None:
             num_tokens = edits.history.num_tokens
             assert num_tokens == position, f"row {row} has {num_tokens} tokens, not {position}"
+        if edits is not None and edits.grammar is not None:
+            num_tokens = edits.grammar.num_tokens
+            assert num_tokens == position, f"row {row} was followed to {num_tokens}, not {position}"
 
     def record(self, row: int, token_id: int) -> None:
         """Count the token that ``row`` has just sampled."""
         edits = self._rows[row]
         if edits.history is not None:
             edits.history.record(token_id)
+        if edits.grammar is not None:
+            edits.grammar.record(token_id)
 
 
 def _penalise(logits: torch.Tensor, penalised: list[tuple[int, _RowEdits, TokenHistory]]) -> None:

@@ -10,7 +10,8 @@ The order of operations, for rows that ask for them:
     raw logits ── log-probabilities are read here
       1. repetition penalty (prompt and output), then frequency and presence (output)
       2. logit bias
-      3. min_tokens: end-of-sequence and stop tokens become impossible
+      3. min_tokens: end-of-sequence and stop tokens become impossible; grammar: all tokens that
+         would lead out of it
       4. temperature 0, or top-k 1: the best token, the lowest id of equals; else
       5. temperature    6. top-k    7. top-p    8. min-p    9. draw one token
 
@@ -31,6 +32,7 @@ from pageframe.executor.batch import DraftSamples, Int32Array
 from pageframe.executor.model import philox
 from pageframe.executor.model.candidates import best_candidates
 from pageframe.executor.model.draw import Draws, draw
+from pageframe.executor.model.grammar_store import GrammarStore
 from pageframe.executor.model.logit_edits import LogitEdits
 from pageframe.executor.model.logprobs import token_logprobs
 from pageframe.executor.model.selection import best_token
@@ -55,6 +57,7 @@ class Sampler:
         max_num_rows: Rows are in ``[0, max_num_rows)``.
         eos_token_ids: The model's own end-of-sequence tokens.
         device: Where logits will be.
+        grammars: Compiled grammars; None where no sequence can have one.
     """
 
     def __init__(
@@ -63,10 +66,12 @@ class Sampler:
         max_num_rows: int,
         eos_token_ids: Iterable[int],
         device: torch.device | str = "cpu",
+        grammars: GrammarStore | None = None,
     ) -> None:
         self._vocab_size = vocab_size
         self._device = torch.device(device)
-        self._edits = LogitEdits(vocab_size, eos_token_ids)
+        self._grammars = grammars
+        self._edits = LogitEdits(vocab_size, eos_token_ids, grammars)
         self._flags = np.zeros(max_num_rows, dtype=np.uint8)
         self._seed = np.zeros(max_num_rows, dtype=np.uint64)
         self._sample_index = np.zeros(max_num_rows, dtype=np.uint32)
@@ -99,6 +104,9 @@ class Sampler:
             token_ids: int32 [n], all its known tokens, prompt first; after a preemption the
                 output made so far too.
             num_prompt_tokens: How many of them are prompt.
+
+        Raises:
+            InvalidRequestError: GRAMMAR_INVALID or GRAMMAR_MISMATCH; ``row`` has to be released.
         """
         assert not self._flags[row], f"row {row} is in use"
         assert len(token_ids) >= num_prompt_tokens, f"{len(token_ids)} < {num_prompt_tokens}"
@@ -130,6 +138,21 @@ class Sampler:
         assert self._flags[row], f"row {row} is not in use"
         self._flags[row] = 0
         self._edits.release(row)
+
+    def prepare(self, sampling: SamplingParams, wait_s: float = 0.0) -> bool:
+        """Start what an admission would wait for; whether it is there within ``wait_s`` seconds."""
+        if self._grammars is None or sampling.grammar is None:
+            return True
+        return self._grammars.prepare(sampling.grammar, wait_s)
+
+    def failures(self) -> dict[int, str]:
+        """Reasons by row, of those that ended in this step because they could not go on."""
+        return self._edits.failures()
+
+    def close(self) -> None:
+        """Give back what was compiled."""
+        if self._grammars is not None:
+            self._grammars.close()
 
     def sample(
         self,

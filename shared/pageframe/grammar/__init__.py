@@ -1,0 +1,1 @@
+"""Grammars of outputs in the hands of llguidance, the same for all services."""
