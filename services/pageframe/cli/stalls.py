@@ -13,7 +13,7 @@ from rich.table import Table
 from pageframe.cli.exit_codes import EXIT_FAILURE, EXIT_OK
 from pageframe.core.errors import NotFoundError
 from pageframe.telemetry import spans as names
-from pageframe.telemetry.reader import Span, read_spans
+from pageframe.telemetry.reader import Span, join_parts, read_spans
 from pageframe.telemetry.stall_report import RequestTime, StallReport, stall_report
 
 _COMPUTE = "(compute)"
@@ -30,7 +30,7 @@ def stalls(
 
     Exit code 1 when the files tell of no finished request.
     """
-    spans = [span for file in files for span in read_spans(file)]
+    spans = join_parts([span for file in files for span in read_spans(file)])
     report = stall_report(spans)
     if tenant is not None:
         report = report.of_tenant(tenant)
@@ -45,15 +45,14 @@ def stalls(
 
 
 def _only(report: StallReport, request_id: str) -> StallReport:
-    kept = [entry for entry in report.requests if entry.request_id == request_id]
-    if not kept:
+    kept = report.of_request(request_id)
+    if not kept.requests:
         raise NotFoundError(
             "REQUEST_NOT_FOUND",
             f"no finished request {request_id!r} among the {len(report.requests)} of this trace",
             num_requests=len(report.requests),
         )
-    culprits = [entry for entry in report.culprits if request_id in entry.victims]
-    return StallReport(kept, culprits, report.num_unfinished)
+    return kept
 
 
 def _print(console: Console, report: StallReport, spans: list[Span], top: int) -> None:
@@ -145,11 +144,13 @@ def _waits(spans: list[Span], request: RequestTime) -> Table:
     table = Table("at", "cause", title="One by one", title_justify="left", box=None)
     table.add_column("time", justify="right")
     table.add_column("culprit")
-    own = [span for span in spans if span.trace_id == request.trace_id]
-    start_ns = min(span.start_ns for span in own)
     by_id = {(span.trace_id, span.span_id): span for span in spans}
-    for span in own:
-        if span.name != names.STALL:
+    start_ns = by_id[request.trace_id, request.span_id].start_ns
+    for span in spans:
+        if span.name != names.STALL or span.trace_id != request.trace_id:
+            continue
+        sequence = by_id.get((span.trace_id, span.parent_span_id))
+        if sequence is None or sequence.parent_span_id != request.span_id:
             continue
         sources = [by_id.get(link) for link in span.links]
         culprits = [
@@ -188,7 +189,12 @@ def _to_json(report: StallReport, top: int) -> dict[str, Any]:
             for tenant in report.tenants
         },
         "requests": [
-            {**asdict(entry), "trace_id": entry.trace_id.hex(), "stall_ms": dict(entry.stall_ms)}
+            {
+                **asdict(entry),
+                "trace_id": entry.trace_id.hex(),
+                "span_id": f"{entry.span_id:016x}",
+                "stall_ms": dict(entry.stall_ms),
+            }
             for entry in report.requests
         ],
         "culprits": [

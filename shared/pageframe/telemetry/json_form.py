@@ -17,7 +17,7 @@ from pageframe.telemetry.span_form import Memo
 
 _NUM_IDS_REMEMBERED_MAX: Final = 1 << 17
 _NUM_RESOURCES_REMEMBERED_MAX: Final = 64
-_SPAN_END: Final = b'],"status":{}}'
+_SPAN_END: Final = b',"status":{}}'
 _NO_SPANS: Final = b'"spans":[]'
 
 
@@ -72,9 +72,14 @@ class JsonForm:
 
         return write
 
-    def span(self, parts: Iterable[bytes]) -> bytes:
+    def link(self, trace_id: bytes, span_id: int) -> bytes:
         """See ``SpanForm``."""
-        return b"".join(parts) + _SPAN_END
+        ids = trace_id.hex().encode(), span_id
+        return b',"links":[{"traceId":"%s","spanId":"%016x","flags":256}]' % ids
+
+    def span(self, parts: Iterable[bytes], link: bytes = b"") -> bytes:
+        """See ``SpanForm``."""
+        return b"".join(parts) + b"]" + link + _SPAN_END
 
     def spans(self, spans: Sequence[ReadableSpan]) -> list[bytes]:
         """See ``SpanForm``."""

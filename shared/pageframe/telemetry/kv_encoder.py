@@ -25,6 +25,7 @@ from pageframe.telemetry.mapping import (
 )
 from pageframe.telemetry.records import KV_FIXED, RecordContext, unpack_context
 from pageframe.telemetry.span_form import Memo, SpanForm
+from pageframe.telemetry.trace_parts import PartKind, part_root
 
 _NUM_CONTEXTS_REMEMBERED_MAX: Final = 4096
 _NUM_SEQUENCES_REMEMBERED_MAX: Final = 4096
@@ -41,26 +42,33 @@ _DECODE: Final = int(KvCause.DECODE)
 
 
 class _Context:
-    """Parts of the spans of one sequence.
+    """Parts of the spans of one sequence, in one part of its trace.
 
     Attributes:
-        trace: Of the request's trace; None when the sequence is not traced.
+        trace: Of the trace it goes to; None when the sequence is not traced.
         tenant: The attribute.
-        parents: By cause, generation, and what else says which span is the parent.
+        places: Parent and link, by cause, generation, and what else says where it belongs.
     """
 
-    __slots__ = ("parents", "tenant", "trace")
+    __slots__ = ("places", "tenant", "trace")
 
-    def __init__(self, form: SpanForm, context: RecordContext) -> None:
-        self.trace = form.trace(context.trace_id) if context.is_traced else None
+    def __init__(self, form: SpanForm, context: RecordContext, incarnation: int, part: int) -> None:
         self.tenant = form.attribute(names.KV_TENANT, context.tenant)
+        trace_id, root_span_id = context.trace_id, 0
+        if part:
+            trace_id, root_span_id = part_root(trace_id, incarnation, PartKind.OPERATIONS, part)
+        self.trace = form.trace(trace_id) if context.is_traced else None
 
-        def parent(key: tuple[int, int, int]) -> bytes:
+        def place(key: tuple[int, int, int]) -> tuple[bytes, bytes]:
             cause, generation, position = key
             span_id = kv_parent_span_id(context.span_id, KvCause(cause), generation, position)
-            return form.parent(span_id)
+            if not part:
+                return form.parent(span_id), b""
+            return form.parent(root_span_id), form.link(context.trace_id, span_id)
 
-        self.parents: Memo[tuple[int, int, int], bytes] = Memo(parent, _NUM_PARENTS_REMEMBERED_MAX)
+        self.places: Memo[tuple[int, int, int], tuple[bytes, bytes]] = Memo(
+            place, _NUM_PARENTS_REMEMBERED_MAX
+        )
 
 
 class KvEncoder:
@@ -88,7 +96,12 @@ class KvEncoder:
             lambda cause: form.attribute(names.KV_CAUSE, KvCause(cause).name.lower()), len(KvCause)
         )
         self._contexts: Memo[bytes, _Context] = Memo(
-            lambda packed: _Context(form, unpack_context(packed)), _NUM_CONTEXTS_REMEMBERED_MAX
+            lambda packed: _Context(form, unpack_context(packed), mapper.incarnation, 0),
+            _NUM_CONTEXTS_REMEMBERED_MAX,
+        )
+        self._moved: Memo[tuple[bytes, int], _Context] = Memo(
+            lambda key: _Context(form, unpack_context(key[0]), mapper.incarnation, key[1]),
+            _NUM_CONTEXTS_REMEMBERED_MAX,
         )
         self._home_traces: Memo[bytes, bytes] = Memo(form.trace, _NUM_STEPS_REMEMBERED_MAX)
         self._home_parents: Memo[int, bytes] = Memo(form.parent, _NUM_STEPS_REMEMBERED_MAX)
@@ -113,7 +126,7 @@ class KvEncoder:
         """
         # fmt: off
         (
-            _length, _kind, time_ns, number, sequence_id, step, generation, position,
+            _length, _kind, part, time_ns, number, sequence_id, step, generation, position,
             num_free_after, operation, cause, num_context_bytes, num_block_ids, num_target_ids,
         ) = KV_FIXED.unpack_from(records, at)
         # fmt: on
@@ -126,8 +139,9 @@ class KvEncoder:
         else:
             blocks = self._block_ids(ids)
         name, why = self._names[operation], self._causes[cause]
-        context = self._contexts[records[context_start:ids_start]]
-        trace = context.trace
+        packed = records[context_start:ids_start]
+        context = self._moved[packed, part] if part else self._contexts[packed]
+        trace, link = context.trace, b""
         if trace is None:
             trace_id, root_span_id = self._home.place(number, time_ns, made)
             trace, parent = self._home_traces[trace_id], self._home_parents[root_span_id]
@@ -138,20 +152,20 @@ class KvEncoder:
                 key = cause, generation, position - position % _NUM_TOKENS_PER_SEGMENT
             else:
                 key = cause, 0, 0
-            parent = context.parents[key]
+            parent, link = context.places[key]
         span_id = form.span_id((self._span_id_start + number) & _MASK_64 or 1)
         when, first = form.instant(time_ns), form.first_attribute(number)
         place, free_after = self._steps[step], self._free_after[num_free_after]
         if not sequence_id:
             return form.span(
-                (trace, span_id, parent, name, when, first, place, why, free_after, blocks)
+                (trace, span_id, parent, name, when, first, place, why, free_after, blocks), link
             )
         # fmt: off
         return form.span((
             trace, span_id, parent, name, when, first, place, why, free_after, blocks,
             self._sequences[sequence_id], self._generations[generation],
             self._positions[position], context.tenant,
-        ))
+        ), link)
         # fmt: on
 
 

@@ -3,6 +3,7 @@
     cause PREFILL   ─▶ the prefill span of the chunk's first position
     cause DECODE    ─▶ the decode span of the position's segment
     other causes    ─▶ the sequence span
+    a later part of a long trace ─▶ that part's root, with a link to the parent that it left
     nobody's, or an untraced sequence's ─▶ the process's own trace ("home")
 
 All ids are computed, none is drawn, so a record that is read twice becomes the same span twice
@@ -36,8 +37,10 @@ from pageframe.core.trace import SpanKind as ComputedSpanKind
 from pageframe.telemetry import spans as names
 from pageframe.telemetry.record_batch import Loss, Producer
 from pageframe.telemetry.records import KvRecord, SpanRecord
+from pageframe.telemetry.trace_parts import PartKind, part_root
 
-NUM_OPERATIONS_PER_HOME_TRACE: Final = 10_000
+# Leaves room for the root and for spans that tell of losses: no trace has more than 10,000 spans.
+NUM_OPERATIONS_PER_HOME_TRACE: Final = 9_000
 _INT64_MAX: Final = (1 << 63) - 1
 _MASK_64: Final = (1 << 64) - 1
 _SAMPLED: Final = TraceFlags(TraceFlags.SAMPLED)
@@ -180,11 +183,17 @@ class SpanMapper:
             )
             return [readable_span(cleaned, self.resource)]
         made: list[ReadableSpan] = []
+        links: tuple[tuple[bytes, int], ...] = ()
         if record.span_id and any(record.trace_id):
             trace_id = record.trace_id
             parent_span_id = kv_parent_span_id(
                 record.span_id, record.cause, record.generation, record.position
             )
+            if record.part:
+                links = ((trace_id, parent_span_id),)
+                trace_id, parent_span_id = part_root(
+                    trace_id, self.incarnation, PartKind.OPERATIONS, record.part
+                )
         else:
             trace_id, parent_span_id = self.home.place(record.number, record.time_ns, made)
         span = SpanRecord(
@@ -195,6 +204,7 @@ class SpanMapper:
             start_ns=record.time_ns,
             end_ns=record.time_ns,
             attributes=self._kv_attributes(record),
+            links=links,
         )
         made.append(readable_span(span, self.resource))
         return made

@@ -128,6 +128,33 @@ REQUESTS = _counter(
 LIVING_REQUESTS = _gauge(
     "pageframe_living_requests", "Requests at the gateway that have not ended.", _GATEWAY
 )
+POOL_VIEWERS = _gauge(
+    "pageframe_pool_viewers", "Browsers that look at the pool page now.", _GATEWAY
+)
+POOL_VIEWER_RESETS = _counter(
+    "pageframe_pool_viewer_resets_total",
+    "How often one of them was so slow that it was told everything again.",
+    _GATEWAY,
+)
+REPLICA_HEALTHY = _gauge(
+    "pageframe_gateway_replica_healthy",
+    "1 while a replica is connected, has an executor and does not drain; else 0.",
+    _GATEWAY, "replica",
+)  # fmt: skip
+REPLICA_REQUESTS = _counter(
+    "pageframe_gateway_replica_requests_total", "Requests that were sent to a replica.",
+    _GATEWAY, "replica",
+)  # fmt: skip
+REPLICA_SPILLS = _counter(
+    "pageframe_gateway_replica_spills_total",
+    "Requests that belong to a replica and went to another one because it was busy.",
+    _GATEWAY, "replica",
+)  # fmt: skip
+REPLICA_MOVED = _counter(
+    "pageframe_gateway_replica_moved_total",
+    "Requests that went on elsewhere because their replica was lost.",
+    _GATEWAY, "replica",
+)  # fmt: skip
 TTFT = _histogram(
     "pageframe_ttft_seconds",
     "From the arrival of a request to its first token; of those delivered as they come.",

@@ -1,4 +1,4 @@
-"""Where a service is asked for its metrics: ``GET /metrics`` on a port of its own, on loopback.
+"""Where a service is asked for its metrics: ``GET /metrics`` on a port of its own.
 
 It runs on the service's event loop and takes nothing while nobody asks: no thread, no timer. All it
 can say is one page, so it needs no HTTP library, and the executor loads none.
@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from pageframe.core.errors import PreconditionError
 
-_HOST = "127.0.0.1"
+_LOOPBACK = "127.0.0.1"
 _HEADER_BYTES_MAX = 16 * 1024
 _TIMEOUT_S = 10.0
 _NUM_CONNECTIONS_MAX = 16
@@ -23,9 +23,11 @@ class MetricsDoor:
     Args:
         port: Where; 0 for nowhere.
         render: Makes the page.
+        host: Address of this machine to listen on.
     """
 
-    def __init__(self, port: int, render: Callable[[], bytes]) -> None:
+    def __init__(self, port: int, render: Callable[[], bytes], *, host: str = _LOOPBACK) -> None:
+        self._host = host
         self._port = port
         self._render = render
         self._server: asyncio.Server | None = None
@@ -41,13 +43,14 @@ class MetricsDoor:
             return
         try:
             self._server = await asyncio.start_server(
-                self._serve, _HOST, self._port, limit=_HEADER_BYTES_MAX
+                self._serve, self._host, self._port, limit=_HEADER_BYTES_MAX
             )
         except OSError as error:
             raise PreconditionError(
                 "ADDRESS_IN_USE",
-                f"cannot listen on {_HOST}:{self._port} for metrics: it is taken",
-                address=f"{_HOST}:{self._port}",
+                f"cannot listen on {self._host}:{self._port} for metrics: it is taken, or not an "
+                "address of this machine",
+                address=f"{self._host}:{self._port}",
             ) from error
 
     async def stop(self) -> None:

@@ -29,6 +29,7 @@ _RESOURCE_SPANS_SCOPE_SPANS: Final = b"\x12"
 _SCOPE_SPANS_SPAN: Final = b"\x12"
 _SPAN_NAME: Final = b"\x2a"
 _SPAN_ATTRIBUTE: Final = b"\x4a"
+_SPAN_LINK: Final = b"\x6a"
 _KEY: Final = b"\x0a"
 _VALUE: Final = b"\x12"
 _STRING_VALUE: Final = b"\x0a"
@@ -46,6 +47,8 @@ _START_TIME: Final = b"\x39"
 _END_TIME: Final = b"\x41"
 # An unset status, and the flag that says that it is known whether the parent is remote.
 _SPAN_END: Final = b"\x7a\x00" + b"\x85\x01" + struct.pack("<I", 0x100)
+# The same flag of a link.
+_LINK_END: Final = b"\x35" + struct.pack("<I", 0x100)
 
 
 def _varint(number: int) -> bytes:
@@ -147,9 +150,14 @@ class ProtobufForm:
 
         return write
 
-    def span(self, parts: Iterable[bytes]) -> bytes:
+    def link(self, trace_id: bytes, span_id: int) -> bytes:
         """See ``SpanForm``."""
-        written = b"".join(parts) + _SPAN_END
+        ids = _TRACE_ID_HEAD + trace_id + _SPAN_ID.pack(_SPAN_ID_HEAD, span_id)
+        return _sized(_SPAN_LINK, ids + _LINK_END)
+
+    def span(self, parts: Iterable[bytes], link: bytes = b"") -> bytes:
+        """See ``SpanForm``."""
+        written = b"".join(parts) + link + _SPAN_END
         num_bytes = len(written)
         if num_bytes > _LOW_MASK:
             return _sized(_SCOPE_SPANS_SPAN, written)

@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pageframe.core.errors import InvalidRequestError, NotFoundError
 from pageframe.core.units import NANOSECONDS_PER_MILLISECOND
+from pageframe.telemetry import spans as names
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +71,24 @@ def spans_by_trace(spans: Sequence[Span]) -> dict[bytes, list[Span]]:
     for span in spans:
         traces.setdefault(span.trace_id, []).append(span)
     return traces
+
+
+def join_parts(spans: Sequence[Span]) -> list[Span]:
+    """The spans as if no trace had ever been split, in the order given; see ``trace_parts``.
+
+    What was moved is back in its request's trace and under its own parent; the seams are left out.
+    """
+    continuations = {span.trace_id for span in spans if span.name == names.CONTINUATION}
+    return [
+        _put_back(span) if span.trace_id in continuations else span
+        for span in spans
+        if span.name not in (names.CONTINUED, names.CONTINUATION)
+    ]
+
+
+def _put_back(span: Span) -> Span:
+    *links, (trace_id, parent_span_id) = span.links
+    return replace(span, trace_id=trace_id, parent_span_id=parent_span_id, links=tuple(links))
 
 
 def _read_file(file: Path) -> Iterator[Span]:

@@ -3,8 +3,8 @@
 A KV record carries the trace context of its sequence, so each can be understood alone: a reader
 that comes late or restarts, and a record lost before it, change nothing for those after it.
 
-    KV     header, time, operation number, sequence, step, generation, position, free blocks,
-           operation, cause, sizes │ trace id, span id, tenant │ block ids │ target ids
+    KV     header, part of the trace, time, operation number, sequence, step, generation, position,
+           free blocks, operation, cause, sizes │ trace id, span id, tenant │ block ids │ target ids
     SPAN   header, trace id, span id, parent, start, end │ JSON: name, attributes, links, error
 
 Integers are little-endian; block ids take four bytes each.
@@ -20,7 +20,8 @@ from pageframe.core.trace import AttributeValue, KvCause, KvOperation
 from pageframe.telemetry.context import SPAN_ID_BYTES, TRACE_ID_BYTES
 from pageframe.telemetry.ring import ALIGNMENT_BYTES, RECORD_HEADER, RecordKind
 
-KV_FIXED: Final = struct.Struct("<IHxxQQQQIIIBBHII")
+KV_FIXED: Final = struct.Struct("<IHHQQQQIIIBBHII")
+_KV_HEADER: Final = struct.Struct("<IHH")
 _KV_SIZES: Final = struct.Struct("<HII")
 _SPAN_FIXED: Final = struct.Struct("<IHxx16sQQQQI")
 _BLOCK_ID_BYTES: Final = 4
@@ -49,6 +50,7 @@ class KvRecord:
         tenant: Whose request; may be empty.
         block_ids: Blocks; for copies the sources.
         target_ids: For copies the targets.
+        part: Which part of the request's trace it goes to; see ``trace_parts``.
     """
 
     time_ns: int
@@ -65,6 +67,7 @@ class KvRecord:
     tenant: str
     block_ids: tuple[int, ...]
     target_ids: tuple[int, ...]
+    part: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,8 +132,10 @@ class KvLayout(NamedTuple):
     sizes: bytes
 
 
-def kv_layout(num_context_bytes: int, num_block_ids: int, num_target_ids: int) -> KvLayout:
-    """The layout of KV records with this context and so many ids."""
+def kv_layout(
+    num_context_bytes: int, num_block_ids: int, num_target_ids: int, part: int = 0
+) -> KvLayout:
+    """The layout of KV records with this context and so many ids, for one part of a trace."""
     num_ids = num_block_ids + num_target_ids
     padding = (-num_ids * _BLOCK_ID_BYTES) % ALIGNMENT_BYTES
     ids = f"{num_ids}I" if num_ids else ""
@@ -139,7 +144,7 @@ def kv_layout(num_context_bytes: int, num_block_ids: int, num_target_ids: int) -
     return KvLayout(
         layout.pack_into,
         layout.size,
-        RECORD_HEADER.pack(layout.size, RecordKind.KV),
+        _KV_HEADER.pack(layout.size, RecordKind.KV, part),
         _KV_SIZES.pack(num_context_bytes, num_block_ids, num_target_ids),
     )
 
@@ -153,7 +158,7 @@ def unpack_kv(record: bytes) -> KvRecord:
     """
     # fmt: off
     (
-        _length, _kind, time_ns, number, sequence_id, step, generation, position,
+        _length, _kind, part, time_ns, number, sequence_id, step, generation, position,
         num_free_after, operation, cause, num_context_bytes, num_block_ids, num_target_ids,
     ) = KV_FIXED.unpack_from(record)
     # fmt: on
@@ -175,6 +180,7 @@ def unpack_kv(record: bytes) -> KvRecord:
         tenant=context.tenant,
         block_ids=ids[:num_block_ids],
         target_ids=ids[num_block_ids:],
+        part=part,
     )
 
 

@@ -3,6 +3,9 @@
 What a full ring means depends on the mode: ``all`` and ``sampled`` drop the record and count it,
 ``audit`` waits for the reader. Operations are numbered before they are written, so a dropped one
 leaves a gap.
+
+It is the sink that keeps traces from growing without end: when a trace has no room left, the sink
+begins a continuation of it, see ``trace_parts``.
 """
 
 import os
@@ -21,11 +24,22 @@ from pageframe.telemetry.records import (
     kv_layout,
     pack_context,
     pack_span,
+    unpack_context,
 )
 from pageframe.telemetry.ring import CAPACITY_BYTES_DEFAULT, RingWriter, record_bytes_max
+from pageframe.telemetry.trace_parts import (
+    KIND_OF_SPAN,
+    PartKind,
+    Room,
+    TraceParts,
+    pack_seam,
+    part_root,
+)
 
 # By the number of block ids, plus that of target ids times 2**32.
 _Layouts: TypeAlias = dict[int, KvLayout]
+# What records of a sequence carry, their layouts, and the room that its trace has for them.
+_Known: TypeAlias = tuple[bytes, _Layouts, Room]
 
 # Kept under `sampled` though they serve no sampled request: rare, and always worth seeing.
 _ALWAYS_KEPT: Final = frozenset({KvCause.TAKEOVER, KvCause.INTEGRITY, KvCause.OPERATOR})
@@ -75,8 +89,9 @@ class RingTraceSink:
         self._sleep = sleep
         self._number = 0
         self._layouts: dict[int, _Layouts] = {}
-        self._contexts: dict[int, tuple[bytes, _Layouts]] = {}
-        self._no_context = self._with_layouts(pack_context(b"", b"", ""))
+        self._parts = TraceParts()
+        self._contexts: dict[int, _Known] = {}
+        self._no_context = self._know(pack_context(b"", b"", ""), self._parts.endless)
         # What a sequence without a context gets; None: its records are not wanted.
         self._context_default = None if mode is TraceMode.SAMPLED else self._no_context
         self._num_ids_max = min(
@@ -140,7 +155,9 @@ class RingTraceSink:
         if self._mode is TraceMode.SAMPLED and not self._is_wanted(trace_id):
             return
         context = pack_context(trace_id, span_id, tenant)
-        self._contexts[sequence_id] = self._with_layouts(context)
+        is_traced = any(trace_id) and any(span_id)
+        room = self._parts.room(trace_id if is_traced else b"", PartKind.OPERATIONS)
+        self._contexts[sequence_id] = self._know(context, room)
 
     def sequence_end(self, sequence_id: int) -> None:
         """Forget the context."""
@@ -169,7 +186,10 @@ class RingTraceSink:
             if cause not in _ALWAYS_KEPT:
                 return
             known = self._no_context
-        context, layouts = known
+        context, layouts, room = known
+        room.num_left -= 1
+        if room.num_left < 0:
+            context, layouts, room = self._move_on(sequence_id, known)
         shape = num_block_ids = len(block_ids)
         if target_ids:
             shape |= len(target_ids) << 32
@@ -189,7 +209,7 @@ class RingTraceSink:
                     num_free_after=num_free_after,
                 )
                 return
-            layout = _new_layout(layouts, len(context), num_block_ids, len(target_ids))
+            layout = _new_layout(layouts, len(context), num_block_ids, len(target_ids), room.part)
         pack_into, num_bytes, header, sizes = layout
         self._number = number = self._number + 1
         ring = self._ring
@@ -226,6 +246,12 @@ class RingTraceSink:
         """Record a finished span of a traced request; see ``core.trace.TraceSink``."""
         if not self._is_wanted(trace_id):
             return
+        kind = KIND_OF_SPAN.get(name)
+        if kind is not None:
+            room = self._room_for_span(trace_id, kind, parent_span_id)
+            if room.part:
+                links = (*links, (trace_id, parent_span_id))
+                trace_id, parent_span_id = part_root(trace_id, self.incarnation, kind, room.part)
         record = pack_span(
             name,
             trace_id=trace_id,
@@ -237,17 +263,45 @@ class RingTraceSink:
             links=links,
             error=error,
         )
-        if len(record) > record_bytes_max(self._ring.capacity_bytes):
-            self._ring.count_dropped()
-        elif self._make_room(len(record)):
-            self._ring.try_write(record)
+        self._write(record)
 
     def close(self) -> None:
         """Say that nothing follows. The exporter reads what is left and removes the file."""
         self._ring.close()
 
-    def _with_layouts(self, context: bytes) -> tuple[bytes, _Layouts]:
-        return context, self._layouts.setdefault(len(context), {})
+    def _know(self, context: bytes, room: Room) -> _Known:
+        # Records of a continuation have headers, so layouts, of their own; they are rare.
+        layouts = {} if room.part else self._layouts.setdefault(len(context), {})
+        return context, layouts, room
+
+    def _move_on(self, sequence_id: int, known: _Known) -> _Known:
+        """The trace has no room left for this sequence's operations: they go to its next part."""
+        context, _, full = known
+        room, is_new = self._parts.after(full)
+        if is_new:
+            self._lead_on(room, unpack_context(context).span_id)
+        self._contexts[sequence_id] = known = self._know(context, room)
+        return known
+
+    def _room_for_span(self, trace_id: bytes, kind: PartKind, parent_span_id: int) -> Room:
+        room = self._parts.room(trace_id, kind)
+        room.num_left -= 1
+        if room.num_left < 0:
+            room, is_new = self._parts.after(room)
+            if is_new:
+                self._lead_on(room, parent_span_id)
+        return room
+
+    def _lead_on(self, room: Room, parent_span_id: int) -> None:
+        now_ns = self._base_ns + self._ticks()
+        for record in pack_seam(room, self.incarnation, parent_span_id, now_ns):
+            self._write(record)
+
+    def _write(self, record: bytes) -> None:
+        if len(record) > record_bytes_max(self._ring.capacity_bytes):
+            self._ring.count_dropped()
+        elif self._make_room(len(record)):
+            self._ring.try_write(record)
 
     def _is_wanted(self, trace_id: bytes) -> bool:
         return bool(trace_id) and is_sampled(trace_id, self._sample_ratio)
@@ -302,9 +356,9 @@ class RingTraceSink:
 
 
 def _new_layout(
-    layouts: _Layouts, num_context_bytes: int, num_block_ids: int, num_target_ids: int
+    layouts: _Layouts, num_context_bytes: int, num_block_ids: int, num_target_ids: int, part: int
 ) -> KvLayout:
-    layout = kv_layout(num_context_bytes, num_block_ids, num_target_ids)
+    layout = kv_layout(num_context_bytes, num_block_ids, num_target_ids, part)
     if num_block_ids + num_target_ids <= _NUM_IDS_REMEMBERED_MAX:
         layouts[num_block_ids | num_target_ids << 32] = layout
     return layout

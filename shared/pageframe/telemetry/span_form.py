@@ -3,7 +3,7 @@
 A span is a row of parts, and nearly all of them are seen again and again: the trace of a sequence,
 a block id, a step. So each part is made once and remembered as bytes, and a span is a join::
 
-    trace │ span id │ parent │ name │ times │ kv.operation │ other attributes … │ end
+    trace │ span id │ parent │ name │ times │ kv.operation │ other attributes … │ link │ end
 
 The forms know how a part is written; ``kv_encoder`` knows which parts an operation has.
 """
@@ -76,7 +76,11 @@ class SpanForm(Protocol):
         """What writes an attribute whose value is an array of block ids."""
         ...
 
-    def span(self, parts: Iterable[bytes]) -> bytes:
+    def link(self, trace_id: bytes, span_id: int) -> bytes:
+        """The only link of a span; ``trace_id`` has 16 bytes."""
+        ...
+
+    def span(self, parts: Iterable[bytes], link: bytes = b"") -> bytes:
         """A whole span from all its parts but the end: an entry of a request."""
         ...
 

@@ -28,6 +28,10 @@ POOL: Final = "pool"
 PROCESS: Final = "process"
 TRACE_DROP: Final = "trace.drop"
 
+# The seams of a trace that was too long to be one: see ``trace_parts``.
+CONTINUED: Final = "continued"
+CONTINUATION: Final = "continuation"
+
 # Spans that answer a call from outside; all others are internal to their process.
 SERVER_SPANS: Final = frozenset({GENERATE})
 
@@ -48,6 +52,8 @@ KV_BLOCKS_FREE_AFTER: Final = "kv.blocks.free_after"
 # Requests, sequences and their waits.
 REQUEST_ID: Final = "pageframe.request_id"
 TENANT: Final = "pageframe.tenant"
+REPLICA: Final = "pageframe.replica"
+REPLICA_MOVES: Final = "pageframe.replica.moves"
 PRIORITY: Final = "pageframe.priority"
 BEST_OF: Final = "pageframe.best_of"
 NUM_BEAMS: Final = "pageframe.num_beams"
@@ -103,6 +109,14 @@ STEP_SAMPLE_MS: Final = "pageframe.step.sample_ms"
 TRACE_NUM_DROPPED: Final = "pageframe.trace.num_dropped"
 TRACE_NUM_DROPPED_TOTAL: Final = "pageframe.trace.num_dropped_total"
 TRACE_DROPPED_BY: Final = "pageframe.trace.dropped_by"
+
+# Parts of a long trace: the request's own trace id in hexadecimal, which part, of what.
+TRACE_CONTINUES: Final = "pageframe.trace.continues"
+TRACE_PART: Final = "pageframe.trace.part"
+TRACE_PART_KIND: Final = "pageframe.trace.part_kind"
+
+# OpenTelemetry semantic conventions: why it failed, as a word that can be searched.
+ERROR_TYPE: Final = "error.type"
 
 # OpenTelemetry semantic conventions, generative AI.
 GEN_AI_OPERATION_NAME: Final = "gen_ai.operation.name"

@@ -1,12 +1,17 @@
 """Where the time of many requests went, read from their spans: by cause, by tenant, by culprit."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from pageframe.telemetry import spans as names
-from pageframe.telemetry.reader import Span
+from pageframe.telemetry.reader import Span, join_parts
 
 _PREFIX, _SUFFIX = names.STALL_MS.split("{}")
+
+
+SpanKey = tuple[bytes, int]
+"""Trace id and span id."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,8 +21,9 @@ class RequestTime:
     ``compute_ms`` and all of ``stall_ms`` add up to ``elapsed_ms``.
 
     Attributes:
-        trace_id: Its trace.
-        request_id: Its name.
+        trace_id: Its trace; that of its caller may hold others as well.
+        span_id: Of its ``generate`` span.
+        request_id: Its name; two tenants may use the same.
         tenant: Whose.
         elapsed_ms: From arrival to the last output.
         compute_ms: Tokenising, and steps that computed its tokens.
@@ -26,6 +32,7 @@ class RequestTime:
     """
 
     trace_id: bytes
+    span_id: int
     request_id: str
     tenant: str
     elapsed_ms: float
@@ -63,6 +70,22 @@ class CauseTotal:
             self.longest_ms, self.longest_request_id = waited_ms, request.request_id
 
 
+class Wait(NamedTuple):
+    """One wait for somebody's sake.
+
+    Attributes:
+        victim: The ``generate`` span of whoever waited.
+        request_id: The victim's name; empty when its own spans are not there.
+        cause: For what.
+        waited_ms: How long.
+    """
+
+    victim: SpanKey
+    request_id: str
+    cause: str
+    waited_ms: float
+
+
 @dataclass(slots=True)
 class Culprit:
     """A request for whose sake others waited.
@@ -70,19 +93,30 @@ class Culprit:
     Attributes:
         request_id: Its name; empty when its own spans are not there.
         tenant: Whose.
-        victims: Requests that waited.
-        stall_ms: How long they did, by cause.
+        waits: Of its victims.
     """
 
     request_id: str
     tenant: str
-    victims: set[str] = field(default_factory=set)
-    stall_ms: dict[str, float] = field(default_factory=dict)
+    waits: list[Wait] = field(default_factory=list)
+
+    @property
+    def victims(self) -> set[str]:
+        """Names of those who waited."""
+        return {wait.request_id for wait in self.waits}
+
+    @property
+    def stall_ms(self) -> dict[str, float]:
+        """How long they did, by cause."""
+        totals: dict[str, float] = {}
+        for wait in self.waits:
+            totals[wait.cause] = totals.get(wait.cause, 0.0) + wait.waited_ms
+        return totals
 
     @property
     def total_ms(self) -> float:
         """Waiting of all victims."""
-        return sum(self.stall_ms.values())
+        return sum(wait.waited_ms for wait in self.waits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,10 +143,21 @@ class StallReport:
 
     def of_tenant(self, tenant: str) -> "StallReport":
         """Only what one tenant waited for."""
-        kept = [request for request in self.requests if request.tenant == tenant]
-        ids = {request.request_id for request in kept}
-        culprits = [culprit for culprit in self.culprits if culprit.victims & ids]
-        return StallReport(kept, culprits, self.num_unfinished)
+        return self._only(lambda request: request.tenant == tenant)
+
+    def of_request(self, request_id: str) -> "StallReport":
+        """Only what requests of a name waited for."""
+        return self._only(lambda request: request.request_id == request_id)
+
+    def _only(self, is_kept: Callable[[RequestTime], bool]) -> "StallReport":
+        kept = [request for request in self.requests if is_kept(request)]
+        keys = {(request.trace_id, request.span_id) for request in kept}
+        culprits = []
+        for culprit in self.culprits:
+            waits = [wait for wait in culprit.waits if wait.victim in keys]
+            if waits:
+                culprits.append(Culprit(culprit.request_id, culprit.tenant, waits))
+        return StallReport(kept, _worst_first(culprits), self.num_unfinished)
 
     @property
     def tenants(self) -> list[str]:
@@ -124,7 +169,11 @@ class StallReport:
 
 
 def stall_report(spans: Sequence[Span]) -> StallReport:
-    """Read the accounts of ``generate`` spans, and the links of ``stall`` spans."""
+    """Read the accounts of ``generate`` spans, and the links of ``stall`` spans.
+
+    Traces that were split are put together first.
+    """
+    spans = join_parts(spans)
     requests = [_request_time(span) for span in spans if span.name == names.GENERATE]
     accounted = [request for request in requests if request is not None]
     sequences = {
@@ -141,6 +190,7 @@ def _request_time(span: Span) -> RequestTime | None:
         return None
     return RequestTime(
         trace_id=span.trace_id,
+        span_id=span.span_id,
         request_id=str(attributes.get(names.REQUEST_ID, "")),
         tenant=str(attributes.get(names.TENANT, "")),
         elapsed_ms=float(attributes[names.ELAPSED_MS]),
@@ -154,23 +204,39 @@ def _request_time(span: Span) -> RequestTime | None:
     )
 
 
-def _culprits(spans: Iterable[Span], sequences: Mapping[tuple[bytes, int], Span]) -> list[Culprit]:
-    culprits: dict[bytes, Culprit] = {}
+def _culprits(spans: Iterable[Span], sequences: Mapping[SpanKey, Span]) -> list[Culprit]:
+    culprits: dict[SpanKey, Culprit] = {}
     for span in spans:
         if span.name != names.STALL:
             continue
-        for trace_id, span_id in span.links:
-            culprit = culprits.get(trace_id)
-            if culprit is None:
-                source = sequences.get((trace_id, span_id))
-                attributes = source.attributes if source else {}
-                culprit = culprits[trace_id] = Culprit(
-                    str(attributes.get(names.REQUEST_ID, "")),
-                    str(attributes.get(names.TENANT, "")),
-                )
-            cause = str(span.attributes.get(names.STALL_CAUSE, ""))
-            culprit.stall_ms[cause] = culprit.stall_ms.get(cause, 0.0) + span.duration_ms
+        for link in span.links:
+            source = sequences.get(link)
+            key = _request_key(source) if source else link
+            culprit = culprits.setdefault(key, Culprit(_name_of(source), _tenant_of(source)))
             victim = sequences.get((span.trace_id, span.parent_span_id))
-            if victim is not None:
-                culprit.victims.add(str(victim.attributes.get(names.REQUEST_ID, "")))
-    return sorted(culprits.values(), key=lambda culprit: -culprit.total_ms)
+            culprit.waits.append(
+                Wait(
+                    _request_key(victim) if victim else (span.trace_id, 0),
+                    _name_of(victim),
+                    str(span.attributes.get(names.STALL_CAUSE, "")),
+                    span.duration_ms,
+                )
+            )
+    return _worst_first(culprits.values())
+
+
+def _worst_first(culprits: Iterable[Culprit]) -> list[Culprit]:
+    return sorted(culprits, key=lambda culprit: -culprit.total_ms)
+
+
+def _request_key(sequence: Span) -> SpanKey:
+    """The ``generate`` span of a sequence: all samples of a request have the same."""
+    return sequence.trace_id, sequence.parent_span_id
+
+
+def _name_of(sequence: Span | None) -> str:
+    return str(sequence.attributes.get(names.REQUEST_ID, "")) if sequence else ""
+
+
+def _tenant_of(sequence: Span | None) -> str:
+    return str(sequence.attributes.get(names.TENANT, "")) if sequence else ""

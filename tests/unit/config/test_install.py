@@ -164,7 +164,9 @@ def test_make_alone_prints_help_with_every_target() -> None:
         assert re.search(rf"^  make {target} +\S", done.stdout, re.M), target
 
 
-def test_ci_runs_make_verify() -> None:
+def test_ci_runs_make_verify_and_the_images() -> None:
     script = REPOSITORY / ".ci" / "run"
-    assert "exec make verify" in script.read_text(encoding="utf-8")
+    lines = script.read_text(encoding="utf-8").splitlines()
+    assert "set -euo pipefail" in lines
+    assert lines[-2:] == ["make verify", "exec make test-compose"]
     assert os.access(script, os.X_OK)

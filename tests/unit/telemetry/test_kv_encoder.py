@@ -41,9 +41,10 @@ def pack(
     tenant="acme",
     block_ids=(1,),
     target_ids=(),
+    part=0,
 ):
     context = pack_context(trace_id, span_id, tenant)
-    layout = kv_layout(len(context), len(block_ids), len(target_ids))
+    layout = kv_layout(len(context), len(block_ids), len(target_ids), part)
     record = bytearray(layout.num_bytes)
     # fmt: off
     layout.pack_into(
@@ -78,6 +79,7 @@ def random_record(rng, number):
         tenant=rng.choice(TENANTS),
         block_ids=[random_number(rng, 32) for _ in range(num_blocks)],
         target_ids=[random_number(rng, 32) for _ in range(num_blocks)] if is_copy else (),
+        part=random_number(rng, 16) if is_traced and rng.random() < 0.3 else 0,
     )
 
 
@@ -152,7 +154,7 @@ def test_every_cause_hangs_where_the_mapper_hangs_it(cause, position):
 
 def test_the_pools_own_trace_is_cut_where_the_mapper_cuts_it():
     records = [
-        pack(number=number, trace_id=bytes(16), span_id=bytes(8)) for number in range(9_995, 10_005)
+        pack(number=number, trace_id=bytes(16), span_id=bytes(8)) for number in range(8_995, 9_005)
     ]
     found = ExportTraceServiceRequest.FromString(encode_directly(ProtobufForm(), records))
     assert found == encode_protobuf(map_slowly(records))

@@ -8,6 +8,7 @@ from pageframe.core.trace import KvCause, KvOperation, SpanKind, child_span_id
 from pageframe.telemetry.mapping import SpanMapper, home_root_span_id, home_trace_id, kv_span_id
 from pageframe.telemetry.record_batch import Loss, Producer
 from pageframe.telemetry.records import KvRecord, SpanRecord
+from pageframe.telemetry.trace_parts import PartKind, part_root
 
 TRACE_ID = bytes(range(16))
 SEQUENCE_SPAN = 0xABCDEF
@@ -86,6 +87,16 @@ def test_a_copy_names_sources_and_targets():
     assert "kv.block_ids" not in span.attributes
 
 
+def test_an_operation_of_a_later_part_hangs_under_its_root_and_links_to_the_parent_that_it_left():
+    (span,) = make_mapper().spans(make_kv(part=3))
+    trace_id, root = part_root(TRACE_ID, INCARNATION, PartKind.OPERATIONS, 3)
+    assert span.context.trace_id == int.from_bytes(trace_id, "big")
+    assert (span.parent.trace_id, span.parent.span_id) == (span.context.trace_id, root)
+    (link,) = span.links
+    assert link.context.trace_id == int.from_bytes(TRACE_ID, "big")
+    assert link.context.span_id == child_span_id(SEQUENCE_SPAN, SpanKind.PREFILL, 2, 64)
+
+
 def test_the_service_is_named_and_cannot_be_renamed_from_outside(monkeypatch):
     monkeypatch.setenv("OTEL_SERVICE_NAME", "other")
     monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment=test")
@@ -112,15 +123,15 @@ def test_what_serves_no_traced_request_goes_to_the_trace_of_the_pool(untraced):
     assert ("kv.sequence" in span.attributes) is bool(untraced.get("sequence_id", 7))
 
 
-def test_the_pools_own_trace_is_cut_every_ten_thousand_operations_and_each_part_links_back():
+def test_the_pools_own_trace_is_cut_every_nine_thousand_operations_and_each_part_links_back():
     mapper = make_mapper()
     spans = []
-    for number in range(1, 25_001):
+    for number in range(1, 22_001):
         spans += mapper.spans(make_kv(number=number, trace_id=bytes(16), span_id=0))
     counts: dict[int, int] = {}
     for span in spans:
         counts[span.context.trace_id] = counts.get(span.context.trace_id, 0) + 1
-    assert list(counts.values()) == [10_000, 10_001, 5_002]
+    assert list(counts.values()) == [9_000, 9_001, 4_002]
     first, second, third = (span for span in spans if span.name == "pool")
     assert first.links == ()
     assert second.links[0].context.span_id == first.context.span_id

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import random
 import re
+import socket
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -144,6 +145,23 @@ def test_a_taken_port_is_named():
     error, port = asyncio.run(run())
     assert error.reason == "ADDRESS_IN_USE"
     assert str(port) in error.message
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+def test_it_listens_where_it_is_told(host):
+    async def run():
+        with socket.socket() as probe:
+            probe.bind((host, 0))
+            port = probe.getsockname()[1]
+        door = MetricsDoor(port, bytes, host=host)
+        await door.start()
+        (listening,) = door._server.sockets
+        name = listening.getsockname()
+        await door.stop()
+        return name, port
+
+    name, port = asyncio.run(run())
+    assert name == (host, port)
 
 
 def test_port_0_listens_nowhere():

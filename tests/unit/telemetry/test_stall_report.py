@@ -1,5 +1,7 @@
 """Reading back where the time went, from spans made by hand."""
 
+from dataclasses import replace
+
 import pytest
 
 from pageframe.telemetry import spans as names
@@ -97,3 +99,39 @@ def test_a_culprit_whose_spans_are_not_here_is_told_without_a_name():
 def test_what_has_not_ended_is_counted_and_not_judged():
     report = stall_report([entry for entry in SPANS if entry.trace_id[0] != 3] + [SPANS[-1]])
     assert (len(report.requests), report.num_unfinished) == (2, 1)
+
+
+def test_of_a_culprit_only_what_the_tenant_itself_waited_for_is_told():
+    (culprit,) = stall_report(SPANS).of_tenant("b").culprits
+    assert (culprit.victims, culprit.stall_ms) == ({"other"}, {"kv_full": 20.0})
+    (culprit,) = stall_report(SPANS).of_request("victim").culprits
+    assert (culprit.victims, culprit.stall_ms) == ({"victim"}, {"preempted": 30.0})
+
+
+def test_two_tenants_may_use_the_same_name():
+    same = [
+        *request(1, "long", "a", 100.0),
+        *request(2, "job", "a", 80.0, preempted=30.0),
+        *request(3, "job", "b", 60.0, kv_full=20.0),
+        *SPANS[-2:],
+    ]
+    (culprit,) = stall_report(same).of_tenant("b").culprits
+    assert culprit.stall_ms == {"kv_full": 20.0}
+
+
+def test_requests_of_one_callers_trace_are_told_apart():
+    first, second = (
+        [
+            replace(entry, trace_id=b"t" * 16, span_id=entry.span_id + shift)
+            for entry in request(1, name, "a", 50.0)
+        ]
+        for name, shift in (("first", 0), ("second", 10))
+    )
+    second[1] = replace(second[1], parent_span_id=11)
+    waits = [
+        replace(stall(2, 3, "kv_full", 0, 20, culprit=0), links=((b"t" * 16, 2),)),
+        replace(stall(2, 4, "kv_full", 20, 25, culprit=0), links=((b"t" * 16, 12),)),
+    ]
+    spans = [*first, *second, *request(2, "victim", "a", 80.0, kv_full=25.0), *waits]
+    found = [(entry.request_id, entry.total_ms) for entry in stall_report(spans).culprits]
+    assert found == [("first", 20.0), ("second", 5.0)]
