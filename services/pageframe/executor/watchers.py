@@ -13,6 +13,8 @@ from typing import Final
 
 from pageframe.core.errors import ResourceExhaustedError, UnavailableError
 from pageframe.executor.operation_log import OperationLog
+from pageframe.executor.step_history import StepHistory
+from pageframe.executor.step_thread import StepThread
 from pageframe.wire.memory_facts import OperationBatch
 
 NUM_WATCHERS_MAX: Final = 64
@@ -24,11 +26,19 @@ class Watchers:
 
     Args:
         log: What they watch; its ``on_operations`` is set only while there are watchers.
+        steps: Whose steps they hear of; its ``on_result`` is set only while there are watchers.
         loop: The event loop.
+
+    Attributes:
+        history: Steps since somebody watches.
     """
 
-    def __init__(self, log: OperationLog, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, log: OperationLog, steps: StepThread, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        self.history = StepHistory()
         self._log = log
+        self._steps = steps
         self._loop = loop
         self._num_watchers = 0
         self._news = asyncio.Event()
@@ -51,12 +61,14 @@ class Watchers:
             )
         self._num_watchers += 1
         self._log.on_operations = self._on_operations
+        self._steps.on_result = self.history.take
         try:
             yield
         finally:
             self._num_watchers -= 1
             if not self._num_watchers:
                 self._log.on_operations = None
+                self._steps.on_result = None
 
     async def read(self, first_number: int) -> OperationBatch:
         """Operations from ``first_number`` on; waits until there is one.
