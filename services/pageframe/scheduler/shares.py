@@ -94,6 +94,11 @@ class Share:
         self.num_running -= 1
         self._num_tokens_offset -= num_tokens
 
+    def reweigh(self, weight: float) -> None:
+        """Another weight from now on; what was served before keeps the one it had."""
+        self._start = self.virtual_time - self.num_tokens_served / weight
+        self.weight = weight
+
     def catch_up(self, virtual_time: float) -> None:
         """Start no earlier than at ``virtual_time``."""
         self._start += max(0.0, virtual_time - self.virtual_time)
@@ -129,6 +134,19 @@ class Shares:
     def all(self) -> Iterable[Share]:
         """Of those who are present."""
         return self._present.values()
+
+    def set_weights(self, weights: Mapping[str, float]) -> None:
+        """Other weights from now on; who is not named any more has ``WEIGHT_DEFAULT``."""
+        dropped, self._weights = self._weights.keys() - weights.keys(), dict(weights)
+        for tenant in dropped:
+            self._reweigh(self._present[tenant], WEIGHT_DEFAULT)
+            if not self._present[tenant].num_living:
+                self._leaving[tenant] = self._now_ns
+        for tenant, weight in weights.items():
+            if tenant not in self._present:
+                self._appear(tenant)
+            self._leaving.pop(tenant, None)
+            self._reweigh(self._present[tenant], weight)
 
     def enter(self, tenant: str) -> Share:
         """The account of ``tenant``, one more of whose sequences lives."""
@@ -216,6 +234,12 @@ class Shares:
         absent = 1.0 - self._weight_waiting / self._weight_present
         # Sums of weights are not exact, and nothing has to be nothing.
         return min(1.0 / _HEADROOM_DIVISOR, max(0.0, round(min(unclaimed, absent), 6)))
+
+    def _reweigh(self, share: Share, weight: float) -> None:
+        self._weight_present += weight - share.weight
+        if share.num_waiting:
+            self._weight_waiting += weight - share.weight
+        share.reweigh(weight)
 
     def _appear(self, tenant: str) -> Share:
         share = Share(tenant, self._weights.get(tenant, WEIGHT_DEFAULT))

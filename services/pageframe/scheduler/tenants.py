@@ -74,6 +74,11 @@ class Tenants:
         """Somebody changed the pool, or the quotas; ask for everybody again."""
         self._resting.clear()
 
+    def set_quotas(self, quotas: Sequence[TenantQuota]) -> None:
+        """Tenants have these bounds from now on, and those not named none."""
+        self._quotas = {quota.tenant: quota for quota in quotas}
+        self.wake()
+
     def prepare(self, tick: int, account: PoolAccount) -> None:
         """End the rest of those for whom something may have changed before ``tick``."""
         departed, is_idle = self._roster.departed, not self._roster.running

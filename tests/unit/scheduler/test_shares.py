@@ -320,3 +320,26 @@ def test_ten_thousand_requests_at_once_are_bounded_and_do_not_touch_who_is_there
     assert len(driver.output(4)) == 5
     driver.run()
     assert_scheduler_empty(driver)
+
+
+def test_weights_that_change_hold_for_what_is_served_from_then_on():
+    shares = Shares({"a": 1.0, "b": 1.0})
+    a, b = shares.enter("a"), shares.enter("b")
+    a.num_output_tokens += 100
+    shares.wait(a, None)
+    shares.set_weights({"a": 3.0})
+    assert (a.virtual_time, shares.part_of(a), shares.part_of(b)) == (100.0, 0.75, 0.25)
+    a.num_output_tokens += 30
+    assert a.virtual_time == 110.0
+    shares.stop_waiting(a)
+    assert shares._weight_waiting == 0.0
+
+
+def test_who_is_named_no_more_leaves_like_others_and_who_is_named_stays():
+    shares = Shares({"a": 2.0, "b": 4.0})
+    c = shares.enter("c")
+    shares.exit(c)
+    shares.set_weights({"b": 1.0, "c": 2.0, "d": 5.0})
+    shares.forget(20 * SECOND_NS)
+    assert {share.tenant: share.weight for share in shares.all} == {"b": 1.0, "c": 2.0, "d": 5.0}
+    assert shares.part_of(c) == 0.25

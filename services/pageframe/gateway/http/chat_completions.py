@@ -15,8 +15,9 @@ from pageframe.gateway.http.reply import Reply
 from pageframe.gateway.http.tool_calls import CLOSE_TAG, ToolCall
 from pageframe.gateway.request import GenerateInput
 
-ERROR_FORM = ErrorForm("messages", {"num_logprobs": "top_logprobs"})
-_NO_GRAMMAR = "the output cannot be forced into a form; describe it in the messages"
+ERROR_FORM = ErrorForm(
+    "messages", {"num_logprobs": "top_logprobs", "json_schema": "response_format"}
+)
 
 
 def read_chat(body: dict[str, object], origin: Origin) -> tuple[GenerateInput, Stream]:
@@ -29,7 +30,6 @@ def read_chat(body: dict[str, object], origin: Origin) -> tuple[GenerateInput, S
     fields = Fields(body)
     stream = read_stream(fields)
     request = read_generation(fields, origin, is_stream=stream.is_on)
-    fields.refuse("response_format", _NO_GRAMMAR, allowed=({"type": "text"},))
     fields.refuse("modalities", "only text is", allowed=(["text"],))
     fields.refuse("audio", "there is no sound")
     fields.refuse("functions", "it was replaced by tools", allowed=([],))
@@ -41,6 +41,13 @@ def read_chat(body: dict[str, object], origin: Origin) -> tuple[GenerateInput, S
     max_tokens = fields.whole("max_tokens")
     max_completion_tokens = fields.whole("max_completion_tokens")
     tools = read_tools(fields)
+    if tools and request.sampling.grammar is not None:
+        raise InvalidRequestError(
+            "GRAMMAR_WITH_FIELD",
+            f"{len(tools)} tools are given; an output that has to be of one form cannot call them: "
+            "leave them out or let tool_choice be none",
+            field="tools",
+        )
     # One call at most is one whose end ends the output; the parser does without the closing tag.
     is_parallel = fields.flag("parallel_tool_calls", True)
     stop = request.stop if is_parallel or not tools else (*request.stop, CLOSE_TAG)
@@ -65,8 +72,9 @@ async def send_chat(
     Raises:
         PageframeError: refused, failed, cancelled or too late.
     """
-    facts = service.facts
-    texts = TokenTexts(await service.codec(), skip_special_tokens=request.skip_special_tokens)
+    facts = service.facts_of(request.model)
+    codec = await service.codec(request.model)
+    texts = TokenTexts(codec, skip_special_tokens=request.skip_special_tokens)
     form = ChatForm(texts, tells_logprobs=request.sampling.num_logprobs >= 0)
     choices = Choices(1, request.num_samples, parses_tools=bool(request.tools))
     await Reply(exchange, form, choices, stream, facts).send(service, [request])

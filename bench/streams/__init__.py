@@ -1,0 +1,1 @@
+"""Many streams at once through one gateway, for minutes: errors, memory and processor time."""
