@@ -4,7 +4,9 @@
     mailbox ◀── living ◀──────────── events ◀──┘
 
 A lost stream is a stall, not an error: the living requests are submitted again on the next one,
-with the tokens they have. Only when no stream comes up for ``lost_after_s`` do they fail.
+with the tokens they have. Only when no stream comes up for ``lost_after_s`` do they fail. Where
+there are several schedulers, whoever holds the links (``replicas``) may take requests away from
+one and have another go on with them.
 """
 
 import asyncio
@@ -22,9 +24,11 @@ from pageframe.core.errors import (
 )
 from pageframe.core.replica import ReplicaFacts
 from pageframe.core.request import Submission, TokenEvents
-from pageframe.gateway.living import LivingRequests
+from pageframe.core.units import NANOSECONDS_PER_SECOND
+from pageframe.gateway.living import Living, LivingRequests, OnError, is_final
 from pageframe.gateway.mailbox import Mailbox
 from pageframe.rpc.channel import open_inner_channel
+from pageframe.rpc.peer_health import SILENCE_S, SchedulerHealth
 from pageframe.rpc.status import from_rpc_error, stream_error
 from pageframe.v1 import scheduler_service_pb2 as pb
 from pageframe.v1 import scheduler_service_pb2_grpc
@@ -39,6 +43,10 @@ _RECONNECT_DELAY_MAX_S = 0.5
 _ConnectCall = grpc.aio.StreamStreamCall[pb.ConnectRequest, pb.ConnectResponse]
 
 
+def _ignore() -> None:
+    return None
+
+
 class SchedulerLink:
     """Requests out, token events in. For one event loop; ``run`` keeps it connected.
 
@@ -48,6 +56,12 @@ class SchedulerLink:
         lost_after_s: How long living requests wait for a scheduler that went away.
         open_channel: Makes the channel to an address.
         clock: Source of time.
+        on_change: Called when the stream is up or lost, and when what it leads to, or how that is,
+            has changed.
+        on_error: Asked before a request ends with an error.
+        has_others: Whether requests could go on elsewhere now; if so, a scheduler that is silent
+            for long is taken to be lost. None where there is never another one: then there is
+            nothing to do about how it is, and it is not asked.
     """
 
     def __init__(
@@ -58,19 +72,26 @@ class SchedulerLink:
         lost_after_s: float = 30.0,
         open_channel: Callable[[str], grpc.aio.Channel] = open_inner_channel,
         clock: Clock | None = None,
+        on_change: Callable[[], None] = _ignore,
+        on_error: OnError = is_final,
+        has_others: Callable[[], bool] | None = None,
     ) -> None:
         self._clock = clock or SystemClock()
+        self._on_change = on_change
+        self._has_others = has_others
+        self._health = SchedulerHealth(on_change)
         self._address = address
         self._open_channel = open_channel
         self._gateway_id = gateway_id
         self._lost_after_s = lost_after_s
         self._facts: ReplicaFacts | None = None
         self._ready = asyncio.Event()
-        self._living = LivingRequests()
+        self._living = LivingRequests(on_error)
         self._outbox: deque[pb.ConnectRequest] = deque()
         self._outbox_filled = asyncio.Event()
         self._is_connected = False
         self._is_lost = False
+        self._silent_ns = 0
         self._give_up_timer: asyncio.TimerHandle | None = None
 
     @property
@@ -83,6 +104,31 @@ class SchedulerLink:
         if self._facts is None:
             raise UnavailableError("NOT_READY", "the scheduler has not answered yet; try again")
         return self._facts
+
+    @property
+    def served(self) -> tuple[ReplicaFacts, ...]:
+        """What is served, one for each model; nothing before the first hello."""
+        return () if self._facts is None else (self._facts,)
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the stream is up."""
+        return self._is_connected
+
+    @property
+    def is_running(self) -> bool:
+        """Whether requests make progress there: it is connected, and has an executor."""
+        return self._is_connected and self._health.has_executor
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it is a place for another request."""
+        return self.is_running and not self._health.is_draining
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether it has been away for too long: nothing waits for it any more."""
+        return self._is_lost
 
     @property
     def num_living(self) -> int:
@@ -102,8 +148,27 @@ class SchedulerLink:
         if self._is_lost:
             raise self._lost_error()
         handle = self._living.add(submission, mailbox)
+        living = self._living.get(handle)
+        if self._is_connected and living is not None:
+            self._send_living(living)
+        return handle
+
+    def get(self, handle: int) -> Living | None:
+        """The living request of a handle."""
+        return self._living.get(handle)
+
+    def release(self, handle: int) -> Living | None:
+        """Give away a request, which goes on elsewhere; None when it has ended."""
+        living = self._living.release(handle)
+        if living is not None and self._is_connected:
+            self._send_cancel(handle, None)
+        return living
+
+    def adopt(self, living: Living) -> int:
+        """Go on with a request of another link; it waits while this one is not connected."""
+        handle = self._living.adopt(living)
         if self._is_connected:
-            self._send(pb.ConnectRequest(submit=submission_to_proto(submission)))
+            self._send_living(living)
         return handle
 
     def cancel(self, handle: int, sample_index: int | None = None) -> None:
@@ -127,7 +192,7 @@ class SchedulerLink:
                 async with self._open_channel(self._address) as channel:
                     call = await self._open(channel)
                     delay_s = _RECONNECT_DELAY_S
-                    await self._use(call)
+                    await self._use(call, channel)
             except PageframeError as error:
                 _log.warning("scheduler_lost", reason=error.reason, message=error.message)
             finally:
@@ -150,13 +215,15 @@ class SchedulerLink:
         self._set_facts(response.hello)
         return call
 
-    async def _use(self, call: _ConnectCall) -> None:
+    async def _use(self, call: _ConnectCall, channel: grpc.aio.Channel) -> None:
         """Carry requests and events until the stream is lost."""
         self._connected()
         tasks = [
             asyncio.create_task(self._write_all(call)),
             asyncio.create_task(self._read_all(call)),
         ]
+        if self._has_others is not None:
+            tasks.append(asyncio.create_task(self._watch(channel, self._has_others)))
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in tasks:
@@ -167,6 +234,19 @@ class SchedulerLink:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             call.cancel()
+
+    async def _watch(self, channel: grpc.aio.Channel, has_others: Callable[[], bool]) -> None:
+        """Hear how it is, until it is silent for long while others could do its work."""
+        hearing = asyncio.create_task(self._health.watch(channel))
+        try:
+            while True:
+                await self._health.probe(channel)
+                if has_others():
+                    self._silent_ns = round(SILENCE_S * NANOSECONDS_PER_SECOND)
+                    raise UnavailableError("SCHEDULER_SILENT", "the scheduler answers no more")
+        finally:
+            hearing.cancel()
+            await asyncio.gather(hearing, return_exceptions=True)
 
     async def _write_all(self, call: _ConnectCall) -> None:
         while True:
@@ -193,6 +273,7 @@ class SchedulerLink:
                 self._on_events(events_from_proto(response.events))
             else:
                 self._set_facts(response.hello)
+                self._on_change()
 
     def _set_facts(self, hello: pb.ConnectHello) -> None:
         self._facts = replica_from_proto(hello.replica)
@@ -205,20 +286,22 @@ class SchedulerLink:
             self._give_up_timer = None
         self._is_connected, self._is_lost = True, False
         self._outbox.clear()
+        self._health.forget()
         for living in self._living:
-            self._send(pb.ConnectRequest(submit=submission_to_proto(living.resubmission())))
-            for sample_index in living.ended_samples:
-                self._send_cancel(living.submission.handle, sample_index)
+            self._send_living(living)
         _log.info("scheduler_connected", num_requests=len(self._living))
+        self._on_change()
 
     def _disconnected(self) -> None:
         if self._is_connected:
             self._is_connected = False
-            lost_ns = self._clock.now_ns()
+            lost_ns = self._clock.now_ns() - self._silent_ns
+            self._silent_ns = 0
             for living in self._living:
                 living.mailbox.lost_ns = lost_ns
             self._start_give_up_timer()
         self._living.settle_endings()
+        self._on_change()
 
     def _start_give_up_timer(self) -> None:
         loop = asyncio.get_running_loop()
@@ -238,6 +321,12 @@ class SchedulerLink:
     def _send(self, request: pb.ConnectRequest) -> None:
         self._outbox.append(request)
         self._outbox_filled.set()
+
+    def _send_living(self, living: Living) -> None:
+        self._send(pb.ConnectRequest(submit=submission_to_proto(living.resubmission())))
+        living.is_sent = True
+        for sample_index in living.ended_samples | living.ending_samples:
+            self._send_cancel(living.submission.handle, sample_index)
 
     def _send_cancel(self, handle: int, sample_index: int | None) -> None:
         cancel = pb.CancelSubmission(handle=handle, sample_index=sample_index)

@@ -1,19 +1,22 @@
-"""The tokeniser of the replica that is served now; loaded once for each model folder."""
+"""The tokenisers of the replicas that are served now; each loaded once for its model folder."""
 
 import asyncio
+from collections import OrderedDict
 from pathlib import Path
+from typing import Final
 
 from pageframe.core.errors import InvalidRequestError
 from pageframe.core.replica import ReplicaFacts
 from pageframe.gateway.tokenizer import TextCodec
 
+_NUM_CODECS_MAX: Final = 8
+
 
 class CodecStore:
-    """Holds one codec, and loads another one when the replica comes back with another model."""
+    """Holds the codecs used last; a replica that comes back with another model brings another."""
 
     def __init__(self) -> None:
-        self._folder = ""
-        self._codec: TextCodec | None = None
+        self._codecs: OrderedDict[str, TextCodec] = OrderedDict()
         self._lock = asyncio.Lock()
 
     async def find(self, facts: ReplicaFacts) -> TextCodec | None:
@@ -22,13 +25,18 @@ class CodecStore:
         Raises:
             PreconditionError: the folder holds no usable tokeniser.
         """
-        if facts.model_folder == self._folder:
-            return self._codec
-        async with self._lock:
-            if facts.model_folder != self._folder:
-                self._codec = await _load(facts.model_folder)
-                self._folder = facts.model_folder
-        return self._codec
+        folder = facts.model_folder
+        if not folder:
+            return None
+        codec = self._codecs.get(folder)
+        if codec is None:
+            async with self._lock:
+                codec = self._codecs.get(folder) or await _load(folder)
+                self._codecs[folder] = codec
+                if len(self._codecs) > _NUM_CODECS_MAX:
+                    self._codecs.popitem(last=False)
+        self._codecs.move_to_end(folder)
+        return codec
 
     async def get(self, facts: ReplicaFacts) -> TextCodec:
         """The codec of the replica.
@@ -45,5 +53,5 @@ class CodecStore:
         return codec
 
 
-async def _load(folder: str) -> TextCodec | None:
-    return await asyncio.to_thread(TextCodec.load, Path(folder)) if folder else None
+async def _load(folder: str) -> TextCodec:
+    return await asyncio.to_thread(TextCodec.load, Path(folder))

@@ -4,7 +4,7 @@ Both links use it: the one over the wire, and the one to a scheduler of the same
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from pageframe.core.errors import CancelledError, DeadlineError, PageframeError
@@ -15,13 +15,17 @@ from pageframe.rpc.status import make_error
 
 _HANDLE_MAX = 2**32 - 1
 
+OnError = Callable[["Living", PageframeError], bool]
+"""Told of a request that has failed; whether somebody else has taken it over."""
+
 
 @dataclass(slots=True)
 class Living:
     """A request that has not ended.
 
     ``token_ids[sample]`` is its output so far; ``open_samples`` have not ended; of those,
-    ``ending_samples`` were taken back by us and only wait for their account.
+    ``ending_samples`` were taken back by us and only wait for their account. ``is_sent`` is whether
+    it was on its way to a scheduler at least once.
     """
 
     submission: Submission
@@ -29,6 +33,7 @@ class Living:
     token_ids: list[list[int]]
     open_samples: set[int]
     ending_samples: set[int] = field(default_factory=set)
+    is_sent: bool = False
 
     @property
     def ended_samples(self) -> set[int]:
@@ -37,15 +42,28 @@ class Living:
 
     def resubmission(self) -> Submission:
         """The request as it stands, with the output so far."""
-        if not any(self.token_ids):
-            return self.submission
-        return replace(self.submission, resume_token_ids=[list(ids) for ids in self.token_ids])
+        token_ids = [list(ids) for ids in self.token_ids] if any(self.token_ids) else []
+        return replace(
+            self.submission,
+            resume_token_ids=token_ids,
+            is_resubmitted=self.is_sent,
+        )
+
+
+def is_final(_living: Living, _error: PageframeError) -> bool:
+    """No error is taken over."""
+    return False
 
 
 class LivingRequests:
-    """Living requests by handle; sorts token events into their mailboxes."""
+    """Living requests by handle; sorts token events into their mailboxes.
 
-    def __init__(self) -> None:
+    Args:
+        on_error: Asked before a request ends with an error.
+    """
+
+    def __init__(self, on_error: OnError = is_final) -> None:
+        self._on_error = on_error
         self._living: dict[int, Living] = {}
         self._handles = itertools.cycle(range(1, _HANDLE_MAX + 1))
 
@@ -57,16 +75,26 @@ class LivingRequests:
 
     def add(self, submission: Submission, mailbox: Mailbox) -> int:
         """Take in a request; sets and returns its handle."""
-        handle = next(handle for handle in self._handles if handle not in self._living)
-        submission.handle = handle
-        self._living[handle] = Living(
-            submission,
-            mailbox,
-            [list(ids) for ids in submission.resume_token_ids]
-            or [[] for _ in range(submission.num_samples)],
-            set(range(submission.num_samples)),
+        return self.adopt(
+            Living(
+                submission,
+                mailbox,
+                [list(ids) for ids in submission.resume_token_ids]
+                or [[] for _ in range(submission.num_samples)],
+                set(range(submission.num_samples)),
+            )
         )
+
+    def adopt(self, living: Living) -> int:
+        """Take in a request that has run elsewhere; sets and returns its handle here."""
+        handle = next(handle for handle in self._handles if handle not in self._living)
+        living.submission.handle = handle
+        self._living[handle] = living
         return handle
+
+    def release(self, handle: int) -> Living | None:
+        """Forget a request that goes on elsewhere; None when it has ended."""
+        return self._living.pop(handle, None)
 
     def get(self, handle: int) -> Living | None:
         """The living request of a handle."""
@@ -135,6 +163,8 @@ class LivingRequests:
         error = None if is_ours else _error_of(completion)
         if error is None:
             self._end_sample(living, completion)
+            return False
+        if self._on_error(living, error):
             return False
         living.mailbox.fail(error)
         living.open_samples.discard(completion.sample_index)

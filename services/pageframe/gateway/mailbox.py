@@ -32,10 +32,14 @@ class Mailbox:
     Attributes:
         prompt_logprobs: Figures of the prompt that wait to be taken.
         lost_ns: When its scheduler was lost, the last time if often; 0 for never.
+        replica: Which replica it is with; empty where there is no choice.
+        num_moves: How often it went from one replica to another.
     """
 
     def __init__(self) -> None:
         self.lost_ns = 0
+        self.replica = ""
+        self.num_moves = 0
         self.prompt_logprobs: list[TokenLogprobs] = []
         self._pending: dict[int, Pending] = {}
         self._error: PageframeError | None = None

@@ -90,6 +90,7 @@ class ReplicaFacts:
             in each; what lies behind the window of a group is given back.
         kernels: What computes the native runner's steps on a CPU: ``fused (avx2)``, or ``torch``
             and why; empty for others.
+        takes_grammars: Whether outputs can be held to a grammar.
     """
 
     replica_id: str
@@ -110,6 +111,7 @@ class ReplicaFacts:
     num_host_blocks: int = 0
     kv_group_windows: tuple[int, ...] = (0,)
     kernels: str = ""
+    takes_grammars: bool = False
 
     @property
     def num_kv_groups(self) -> int:

@@ -58,6 +58,7 @@ def replica_to_proto(facts: ReplicaFacts) -> executor_service_pb2.Replica:
         num_kv_groups=facts.num_kv_groups,
         kv_group_windows=facts.kv_group_windows,
         kernels=facts.kernels,
+        takes_grammars=facts.takes_grammars,
     )
 
 
@@ -82,6 +83,7 @@ def replica_from_proto(message: executor_service_pb2.Replica) -> ReplicaFacts:
         num_host_blocks=message.num_host_blocks,
         kv_group_windows=tuple(message.kv_group_windows) or (0,) * max(1, message.num_kv_groups),
         kernels=message.kernels,
+        takes_grammars=message.takes_grammars,
     )
 
 

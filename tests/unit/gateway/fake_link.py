@@ -15,6 +15,10 @@ class FakeLink:
     mailboxes: list[Mailbox] = field(default_factory=list)
     cancels: list[tuple[int, int | None]] = field(default_factory=list)
 
+    @property
+    def served(self) -> tuple[ReplicaFacts, ...]:
+        return (self.facts,)
+
     def submit(self, submission: Submission, mailbox: Mailbox) -> int:
         self.submissions.append(submission)
         self.mailboxes.append(mailbox)

@@ -10,10 +10,11 @@ def make_facts(
     block_size: int = 16,
     vocab_size: int = 512,
     model_folder: str = "",
+    model: str = "tiny",
 ) -> ReplicaFacts:
     return ReplicaFacts(
         replica_id="replica-0",
-        model="tiny",
+        model=model,
         model_folder=model_folder,
         vocab_size=vocab_size,
         max_model_len=max_model_len,
