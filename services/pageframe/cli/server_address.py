@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pageframe.client.channel import DEFAULT_SERVER
 from pageframe.config.settings import load_settings
-from pageframe.core.errors import PageframeError
+from pageframe.core.errors import PageframeError, UnavailableError
 
 SERVER_VARIABLE = "PAGEFRAME_SERVER"
 ADDRESS_FILE_NAME = "address.json"
@@ -35,3 +35,13 @@ def _running_server(state_dir: Path | None, environ: Mapping[str, str]) -> str:
         # Nothing runs from there, or nothing that we know how to find.
         return DEFAULT_SERVER
     return address if isinstance(address, str) else DEFAULT_SERVER
+
+
+def explained(error: PageframeError, address: str) -> str:
+    """An error for people; where nobody answers, what to do about it."""
+    if isinstance(error, UnavailableError) and error.reason == "TRANSPORT":
+        return (
+            f"no server answers at {address}; start one with `pageframe up`, or say where it is "
+            "with --server HOST:PORT"
+        )
+    return f"{error.reason}: {error.message}"
