@@ -18,7 +18,8 @@ export OMP_WAIT_POLICY ?= passive
 
 .PHONY: help setup setup-bench up test verify fix protos protos-check bench clean \
   bench-memory paper kv-dtype long-context soak trace-audit tenant-isolation fairness planning \
-  preemption stall-free sim chaos gate test-gpu bench-gpu \
+  pictures trace-pictures pool-page preemption stall-free sim chaos gate test-gpu test-compose bench-gpu \
+  streams load-test \
   verify-format verify-lint verify-types verify-imports verify-protos fix-format fix-lint
 
 help: ## Show this help
@@ -93,6 +94,10 @@ gate: setup .venv-gate/triton-$(GATE_TRITON) ## Compile all GPU kernels for ever
 test-gpu: setup ## Test all kernels on this machine's GPU
 	@python -m pytest -m gpu tests/unit/kernels $(ARGS)
 
+test-compose: setup ## Build the images and run the compose file for real (Debian, root)
+	@pageframe model prepare smollm2-135m-instruct >/dev/null
+	@python -m pytest -m compose tests/compose $(ARGS)
+
 bench-gpu: setup ## Measure all kernels on this machine's GPU (ARGS="--dry-run" without one)
 	@python -m bench.gpu $(ARGS)
 
@@ -147,6 +152,30 @@ stall-free: setup-bench ## Long prompts beside decodes, with and without a targe
 
 preemption: setup ## Measure preempting: twice as many blocks wanted as there are, by policy
 	@python -m bench.preemption $(ARGS)
+
+pictures: pool-page trace-pictures ## Make the pictures of the documents, each from a run
+
+trace-pictures: setup ## Provoke the stalls of docs/reading-traces.md and draw their traces (ARGS=preempted)
+	@model=$$(pageframe model prepare smollm2-135m-instruct) && \
+	python -m bench.reading_traces --model "$$model" $(ARGS)
+
+pool-page: setup ## Test the pool page in Chromium; draws its picture and tells how smooth it is
+	@PAGEFRAME_TEST_BROWSER=required PAGEFRAME_PICTURES=docs/images PAGEFRAME_BENCH_RESULTS=bench/results \
+	python -m pytest -m browser tests/browser
+
+streams: setup ## Keep 1,000 streams open through one gateway for 10 minutes (ARGS="--runner native")
+	@python -m bench.streams $(ARGS)
+
+# A load generator of others, in an environment of its own: it pins what Pageframe does not.
+AIPERF := 0.13.0
+
+load-test: setup .venv-load/aiperf-$(AIPERF) ## Run a public load generator (aiperf) against the OpenAI door
+	@python -m bench.openai_load --aiperf .venv-load/bin/aiperf $(ARGS)
+
+.venv-load/aiperf-$(AIPERF):
+	@python -m venv --clear .venv-load
+	@.venv-load/bin/python -m pip install --quiet --no-compile --disable-pip-version-check aiperf==$(AIPERF)
+	@touch $@
 
 clean: ## Remove caches and build output; keeps .venv and prepared models
 	@rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist

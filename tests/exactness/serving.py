@@ -70,11 +70,12 @@ class Shape:
 def serve(
     runner: ModelRunner,
     prompts: Sequence[Sequence[int]],
-    sampling: SamplingParams,
+    sampling: SamplingParams | Sequence[SamplingParams],
     shape: Shape,
     drafter: Drafter | None = None,
 ) -> Served:
     """All prompts at once; checks the pool after every step and that nothing stays behind."""
+    wishes = [sampling] * len(prompts) if isinstance(sampling, SamplingParams) else sampling
     clock, sink = SystemClock(), RecordingSink()
     engine = _engine(runner, shape, sink, clock, drafter)
     scheduler = Scheduler(
@@ -94,8 +95,8 @@ def serve(
     served = Served(
         [[[] for _ in samples] for _ in prompts], [[None for _ in samples] for _ in prompts]
     )
-    for handle, prompt in enumerate(prompts):
-        scheduler.submit(_submission(handle, prompt, sampling, shape), gateway_id=1)
+    for handle, (prompt, wish) in enumerate(zip(prompts, wishes, strict=True)):
+        scheduler.submit(_submission(handle, prompt, wish, shape), gateway_id=1)
     plans: deque = deque()
     unscathed = set(range(len(prompts)))
     while not scheduler.is_idle:

@@ -1,4 +1,4 @@
-"""Tiny random models of ten families, saved as Hugging Face folders, and HF's own greedy answers.
+"""Tiny random models of all kinds, saved as Hugging Face folders, and HF's own greedy answers.
 
 Weights are drawn ten times wider than usual, so that logits lie far apart and a greedy choice is
 never decided by rounding. ``NATIVE`` families are taken by the native runner, the others by the
@@ -126,6 +126,44 @@ def _gemma3() -> PreTrainedConfig:
     )
 
 
+def _falcon(**changes) -> PreTrainedConfig:
+    sizes = {
+        "vocab_size": VOCAB_SIZE,
+        "hidden_size": 48,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 6,
+        "max_position_embeddings": 512,
+        "initializer_range": 0.3,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    return transformers.FalconConfig(**sizes | changes)
+
+
+def _falcon_7b() -> PreTrainedConfig:
+    # One head of keys for all; both halves of a layer behind the same norm.
+    return _falcon()
+
+
+def _falcon_rw() -> PreTrainedConfig:
+    # Slopes of six heads are those of four and two of eight.
+    return _falcon(alibi=True, multi_query=False, parallel_attn=False, bias=True)
+
+
+def _falcon_40b() -> PreTrainedConfig:
+    return _falcon(new_decoder_architecture=True, num_kv_heads=2, tie_word_embeddings=False)
+
+
+def _falcon_11b() -> PreTrainedConfig:
+    return _falcon(
+        new_decoder_architecture=True,
+        num_kv_heads=3,
+        num_ln_in_parallel_attn=1,
+        ffn_hidden_size=80,
+        rope_theta=5e5,
+    )
+
+
 _CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
     "llama": _llama,
     "llama31": _llama31,
@@ -137,10 +175,16 @@ _CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
     "opt": _opt,
     "gemma2": _gemma2,
     "gemma3": _gemma3,
+    "falcon-7b": _falcon_7b,
+    "falcon-rw": _falcon_rw,
+    "falcon-40b": _falcon_40b,
+    "falcon-11b": _falcon_11b,
 }
 NAMES = tuple(_CONFIGS)[:8]
 MIXED = ("qwen2", "gemma2", "gemma3")
 """Families of which some layers slide and some see everything."""
+FALCONS = ("falcon-7b", "falcon-rw", "falcon-40b", "falcon-11b")
+"""Named after the models that are built so."""
 NATIVE = ("llama", "llama31", "mistral", "qwen2", "qwen3")
 
 

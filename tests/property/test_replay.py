@@ -1,6 +1,5 @@
 """What a scheduler recorded is replayed decision for decision, and so is KV memory."""
 
-import contextlib
 import dataclasses
 import io
 import random
@@ -12,223 +11,27 @@ from pathlib import Path
 import pytest
 
 from pageframe.core.beams import BeamParams
-from pageframe.core.clock import ManualClock
-from pageframe.core.errors import DeadlineError
+from pageframe.core.grammar import Grammar, GrammarForm
 from pageframe.core.journal import (
     Cancelled,
     Entry,
     ExecutorLost,
     Header,
-    MemorySetup,
     Planned,
     ResultTaken,
     Submitted,
 )
-from pageframe.core.plan import Recovery, StepPlan
+from pageframe.core.plan import Recovery
 from pageframe.core.request import Delivery
 from pageframe.core.sampling import SamplingParams
-from pageframe.core.step import StepResult
-from pageframe.core.trace import NullTraceSink, QuietTraceSink
-from pageframe.executor.batch import StepBatch, StepOutput
-from pageframe.executor.engine import StepEngine
-from pageframe.executor.model.sim import SimConfig, SimCost, SimRunner
+from pageframe.core.step import RefusedBecause, StepResult
+from pageframe.core.trace import QuietTraceSink
 from pageframe.lab.replay import replay
 from pageframe.scheduler.core import Scheduler
-from pageframe.scheduler.journal import Journal, RecordingScheduler
+from pageframe.scheduler.journal import RecordingScheduler
 from pageframe.wire.journal import JournalReader
-from unit.scheduler.driver import Driver, make_submission
-
-MAX_LEN = 128
-NUM_BLOCKS = 90
-BLOCK_SIZE = 4
-
-
-class Notes(Journal):
-    """A journal in memory."""
-
-    def __init__(self) -> None:
-        self.data = bytearray()
-
-    def write(self, record: bytes, now_ns: int) -> None:
-        self.data += record
-
-    @property
-    def entries(self) -> list[Entry]:
-        return list(JournalReader(io.BytesIO(bytes(self.data))))
-
-
-class GroupedRunner(SimRunner):
-    """Computes the one group of layers that sees everything; the others are there as well."""
-
-    group = 0
-
-    def execute(self, batch: StepBatch) -> StepOutput:
-        num_groups = self.facts.num_kv_groups
-        return super().execute(
-            dataclasses.replace(
-                batch,
-                slots=batch.slots[self.group :: num_groups],
-                block_tables=batch.block_tables[:, self.group :: num_groups],
-            )
-        )
-
-
-class PlayedEngine:
-    """A step engine behind the face that the driver expects; several may share a clock."""
-
-    def __init__(self, clock, vocab_size: int = 32_000, windows: tuple[int, ...] = (0,)) -> None:
-        self.vocab_size, self.windows = vocab_size, windows
-        runner = GroupedRunner(
-            SimConfig(
-                vocab_size=vocab_size,
-                max_model_len=MAX_LEN,
-                max_num_rows=32,
-                eos_probability=0.01,
-                cost=SimCost(step_ns=1e6, prefill_token_ns=1e4),
-            ),
-            clock,
-        )
-        runner.facts = dataclasses.replace(
-            runner.facts,
-            window_tokens=windows[0] if len(windows) == 1 else 0,
-            group_windows=windows if len(windows) > 1 else (),
-        )
-        runner.group = windows.index(0) if len(windows) > 1 else 0
-        self.clock = clock
-        self.engine = StepEngine(
-            runner,
-            num_blocks=NUM_BLOCKS,
-            block_size=BLOCK_SIZE,
-            max_num_sequences=32,
-            max_step_tokens=256,
-            max_model_len=MAX_LEN,
-            trace=NullTraceSink(),
-            clock=clock,
-            num_host_slots=40,
-        )
-        self.facts = self.engine.describe("played")
-        self.cancel = self.engine.cancel
-        self.account = self.engine.account
-        self.results: list[StepResult] = []
-
-    @property
-    def now_ns(self) -> int:
-        return self.clock.now_ns()
-
-    @now_ns.setter
-    def now_ns(self, value: int) -> None:
-        assert value == self.clock.now_ns()
-
-    def step(self, plan: StepPlan) -> StepResult:
-        result = self.engine.step(plan)
-        self.results.append(result)
-        return result
-
-
-class Recording(Driver):
-    """A driver whose scheduler keeps a journal; executors of its own come and go."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.engine.__init__(self.clock, self.engine.vocab_size, self.engine.windows)
-        self.notes = Notes()
-        self.scheduler = RecordingScheduler(
-            self.facts,
-            self.scheduler._options,
-            trace=self.trace,
-            clock=self.clock,
-            journal=self.notes,
-            memory=MemorySetup(),
-        )
-
-    def another_executor(self) -> None:
-        self.lose_executor()
-        for _ in range(3):
-            assert self.send_plan() is None
-        results = self.engine.results
-        self.engine = PlayedEngine(self.clock, self.engine.vocab_size, self.engine.windows)
-        self.engine.results = results
-        now_ns = self.clock.now_ns()
-        account = self.engine.account()
-        self.take(self.scheduler.on_executor_ready(self.facts, account, now_ns))
-
-    def same_executor_again(self) -> None:
-        self.lose_executor()
-        self.engine.engine.reset()
-        now_ns = self.clock.now_ns()
-        account = self.engine.account()
-        self.take(self.scheduler.on_executor_ready(self.facts, account, now_ns))
-
-
-def make_recording(
-    vocab_size: int = 32_000, windows: tuple[int, ...] = (0,), **options
-) -> Recording:
-    engine = PlayedEngine(ManualClock(1_000_000), vocab_size, windows)
-    options.setdefault("max_num_running", 24)
-    options.setdefault("token_budget", 64)
-    return Recording(facts=engine.facts, engine=engine, **options)
-
-
-def random_submission(handle: int, rng: random.Random, now_ns: int):
-    start = rng.choice([5, 5, 5, 100 * (handle % 300)])
-    num_prompt_tokens = rng.choice([1, 3, 9, 20, 33, 64])
-    return make_submission(
-        handle,
-        [start + index for index in range(num_prompt_tokens)],
-        sampling=SamplingParams(
-            temperature=rng.choice([0.0, 1.0]),
-            seed=handle,
-            max_tokens=rng.choice([1, 4, 20, 60]),
-            num_logprobs=rng.choice([-1, -1, 2]),
-            num_prompt_logprobs=rng.choice([-1, -1, -1, 1]),
-        ),
-        num_samples=rng.choice([1, 1, 1, 2, 4]),
-        priority=rng.choice([0, 0, 1]),
-        tenant=rng.choice(["", "alice", "bob"]),
-        deadline_ns=rng.choice([0, 0, 0, now_ns + rng.randrange(1, 300_000_000)]),
-        **rng.choice([{}, {"trace_id": bytes(range(16)), "span_id": bytes(range(1, 9))}]),
-        request_id=f"request-{handle}",
-    )
-
-
-def disturb(driver: Recording, rng: random.Random, num_submitted: int, *, refuses: bool) -> None:
-    act = rng.random()
-    handle = rng.randint(max(1, num_submitted - 30), max(1, num_submitted))
-    if act < 0.010:
-        driver.take(driver.scheduler.cancel(rng.choice([1, 2]), handle))
-    elif act < 0.020:
-        driver.take(driver.scheduler.finish_sample(rng.choice([1, 2]), handle, rng.randrange(3)))
-    elif act < 0.021:
-        driver.take(driver.scheduler.cancel_gateway(2))
-    elif act < 0.023 and driver.plans and refuses:
-        driver.run_engine(refuse=True)
-    elif act < 0.025:
-        driver.another_executor()
-
-
-def record(num_requests: int, seed: int, *, refuses: bool = False, **options) -> Recording:
-    rng = random.Random(seed)
-    driver = make_recording(**options)
-    num_submitted = 0
-    while num_submitted < num_requests or not driver.scheduler.is_idle:
-        act = rng.random()
-        driver.take(driver.scheduler.expire(driver.clock.now_ns()))
-        if num_submitted < num_requests and act < 0.15:
-            num_submitted += 1
-            submission = random_submission(num_submitted, rng, driver.clock.now_ns())
-            # Some deadlines cannot be met; that is refused again in the replay.
-            with contextlib.suppress(DeadlineError):
-                driver.submit(submission, rng.choice([1, 2]))
-        elif act < 0.5:
-            driver.send_plan()
-        elif act < 0.8 and driver.plans:
-            driver.run_engine()
-        elif driver.results:
-            driver.receive()
-        elif not driver.plans and driver.send_plan() is None:
-            driver.clock.advance_ns(1_000_000)
-        disturb(driver, rng, num_submitted, refuses=refuses)
-    return driver
+from property.recording import MoodyRunner, Recording, make_recording, record
+from unit.scheduler.driver import make_submission
 
 
 def happened(driver: Recording) -> Counter:
@@ -326,6 +129,30 @@ def test_windows_of_layers_are_replayed(windows):
     print(f"seed={seed}")
     driver = record(30, seed, windows=windows)
     assert happened(driver)["hits"] > 2
+    report = replay(driver.notes.entries)
+    assert (report.is_same, report.memory_stopped) == (True, "")
+    assert report.num_results == report.num_results_same > 30
+
+
+def test_grammars_that_are_late_or_left_are_replayed():
+    seed = 23
+    print(f"seed={seed}")
+    driver = make_recording(kind=MoodyRunner)
+    rng = random.Random(seed)
+    for handle in range(1, 41):
+        text = rng.choice(["soon", "never", "frail", ""])
+        grammar = Grammar(GrammarForm.REGEX, text) if text else None
+        sampling = SamplingParams(temperature=0.0, max_tokens=12, grammar=grammar)
+        driver.submit(make_submission(handle, rng.randrange(1, 40), sampling=sampling))
+        if rng.random() < 0.5:
+            driver.step()
+    driver.run()
+    results = driver.engine.results
+    reasons = Counter(reason for result in results for reason in result.errors.values())
+    late = [RefusedBecause.NOT_READY in result.refused_because for result in results]
+    assert reasons["GRAMMAR_MISMATCH"] > 3
+    assert reasons["GRAMMAR_TOO_COMPLEX"] > 3
+    assert sum(late) > 3
     report = replay(driver.notes.entries)
     assert (report.is_same, report.memory_stopped) == (True, "")
     assert report.num_results == report.num_results_same > 30

@@ -157,6 +157,7 @@ class Replica(_message.Message):
     NUM_KV_GROUPS_FIELD_NUMBER: _builtins.int
     KV_GROUP_WINDOWS_FIELD_NUMBER: _builtins.int
     KERNELS_FIELD_NUMBER: _builtins.int
+    TAKES_GRAMMARS_FIELD_NUMBER: _builtins.int
     replica_id: _builtins.str
     """Name of the replica; constant over restarts."""
     model: _builtins.str
@@ -195,6 +196,8 @@ class Replica(_message.Message):
     """What computes the steps of the native runner on a CPU: `fused (INSTRUCTION SET)`, or
     `torch (WHY)`. Empty for other runners and devices.
     """
+    takes_grammars: _builtins.bool
+    """Whether outputs can be held to a grammar."""
     @_builtins.property
     def eos_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Tokens that end a sequence."""
@@ -227,10 +230,11 @@ class Replica(_message.Message):
         num_kv_groups: _builtins.int = ...,
         kv_group_windows: _abc.Iterable[_builtins.int] | None = ...,
         kernels: _builtins.str = ...,
+        takes_grammars: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "device", b"device", "dtype", b"dtype", "eos_token_ids", b"eos_token_ids", "kernels", b"kernels", "kv_bytes_per_token", b"kv_bytes_per_token", "kv_dtype", b"kv_dtype", "kv_group_windows", b"kv_group_windows", "max_model_len", b"max_model_len", "max_num_sequences", b"max_num_sequences", "max_step_tokens", b"max_step_tokens", "model", b"model", "model_folder", b"model_folder", "num_blocks", b"num_blocks", "num_host_blocks", b"num_host_blocks", "num_kv_groups", b"num_kv_groups", "replica_id", b"replica_id", "runner", b"runner", "vocab_size", b"vocab_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "device", b"device", "dtype", b"dtype", "eos_token_ids", b"eos_token_ids", "kernels", b"kernels", "kv_bytes_per_token", b"kv_bytes_per_token", "kv_dtype", b"kv_dtype", "kv_group_windows", b"kv_group_windows", "max_model_len", b"max_model_len", "max_num_sequences", b"max_num_sequences", "max_step_tokens", b"max_step_tokens", "model", b"model", "model_folder", b"model_folder", "num_blocks", b"num_blocks", "num_host_blocks", b"num_host_blocks", "num_kv_groups", b"num_kv_groups", "replica_id", b"replica_id", "runner", b"runner", "takes_grammars", b"takes_grammars", "vocab_size", b"vocab_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -245,6 +249,7 @@ class RunRequest(_message.Message):
     HELLO_FIELD_NUMBER: _builtins.int
     PLAN_FIELD_NUMBER: _builtins.int
     CANCEL_FIELD_NUMBER: _builtins.int
+    QUOTAS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___SchedulerHello:
         """First message of a stream."""
@@ -257,18 +262,23 @@ class RunRequest(_message.Message):
     def cancel(self) -> Global___CancelSequences:
         """Sequences to end at once, ahead of plans that are waiting."""
 
+    @_builtins.property
+    def quotas(self) -> Global___TenantQuotas:
+        """Other quotas than those of the hello; they hold before the plans behind them."""
+
     def __init__(
         self,
         *,
         hello: Global___SchedulerHello | None = ...,
         plan: Global___StepPlan | None = ...,
         cancel: Global___CancelSequences | None = ...,
+        quotas: Global___TenantQuotas | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "hello", b"hello", "message", b"message", "plan", b"plan"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "hello", b"hello", "message", b"message", "plan", b"plan", "quotas", b"quotas"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "hello", b"hello", "message", b"message", "plan", b"plan"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "hello", b"hello", "message", b"message", "plan", b"plan", "quotas", b"quotas"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "plan", "cancel"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "plan", "cancel", "quotas"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -345,6 +355,30 @@ class SchedulerHello(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SchedulerHello: _TypeAlias = SchedulerHello  # noqa: Y015
+
+@_typing.final
+class TenantQuotas(_message.Message):
+    """Bounds the blocks of tenants; who is not named has no bounds any more."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    QUOTAS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def quotas(self) -> _containers.RepeatedCompositeFieldContainer[Global___TenantQuota]:
+        """One for each tenant that has any."""
+
+    def __init__(
+        self,
+        *,
+        quotas: _abc.Iterable[Global___TenantQuota] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["quotas", b"quotas"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TenantQuotas: _TypeAlias = TenantQuotas  # noqa: Y015
 
 @_typing.final
 class TenantQuota(_message.Message):

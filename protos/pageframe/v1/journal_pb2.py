@@ -28,37 +28,45 @@ from pageframe.v1 import scheduler_service_pb2 as pageframe_dot_v1_dot_scheduler
 from pageframe.v1 import sequence_pb2 as pageframe_dot_v1_dot_sequence__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1apageframe/v1/journal.proto\x12\x0cpageframe.v1\x1a#pageframe/v1/executor_service.proto\x1a\x1bpageframe/v1/kv_block.proto\x1a$pageframe/v1/scheduler_service.proto\x1a\x1bpageframe/v1/sequence.proto\"\xd3\x05\n\rJournalRecord\x12\x0e\n\x06now_ns\x18\x01 \x01(\x04\x12\x0e\n\x06raised\x18\x02 \x01(\t\x12-\n\x06header\x18\x03 \x01(\x0b\x32\x1b.pageframe.v1.JournalHeaderH\x00\x12-\n\x06submit\x18\x04 \x01(\x0b\x32\x1b.pageframe.v1.JournalSubmitH\x00\x12-\n\x06\x63\x61ncel\x18\x05 \x01(\x0b\x32\x1b.pageframe.v1.JournalCancelH\x00\x12<\n\x0e\x63\x61ncel_gateway\x18\x06 \x01(\x0b\x32\".pageframe.v1.JournalCancelGatewayH\x00\x12:\n\rfinish_sample\x18\x07 \x01(\x0b\x32!.pageframe.v1.JournalFinishSampleH\x00\x12-\n\x06\x65xpire\x18\x08 \x01(\x0b\x32\x1b.pageframe.v1.JournalExpireH\x00\x12\x38\n\x0ctake_cancels\x18\t \x01(\x0b\x32 .pageframe.v1.JournalTakeCancelsH\x00\x12)\n\x04plan\x18\n \x01(\x0b\x32\x19.pageframe.v1.JournalPlanH\x00\x12*\n\x06result\x18\x0b \x01(\x0b\x32\x18.pageframe.v1.StepResultH\x00\x12,\n\x07refusal\x18\x0c \x01(\x0b\x32\x19.pageframe.v1.PlanRefusalH\x00\x12:\n\rexecutor_lost\x18\r \x01(\x0b\x32!.pageframe.v1.JournalExecutorLostH\x00\x12<\n\x0e\x65xecutor_ready\x18\x0e \x01(\x0b\x32\".pageframe.v1.JournalExecutorReadyH\x00\x12+\n\x05\x64rain\x18\x0f \x01(\x0b\x32\x1a.pageframe.v1.JournalDrainH\x00\x42\x06\n\x04\x63\x61ll\"\xc6\x01\n\rJournalHeader\x12\x0e\n\x06\x66ormat\x18\x01 \x01(\r\x12\x10\n\x08software\x18\x02 \x01(\t\x12&\n\x07replica\x18\x03 \x01(\x0b\x32\x15.pageframe.v1.Replica\x12\x14\n\x0coptions_json\x18\x04 \x01(\t\x12\x11\n\tis_traced\x18\x05 \x01(\x08\x12+\n\x06memory\x18\x06 \x01(\x0b\x32\x1b.pageframe.v1.JournalMemory\x12\x15\n\rsettings_json\x18\x07 \x01(\t\"q\n\rJournalMemory\x12\x17\n\x0f\x65viction_policy\x18\x01 \x01(\t\x12\x16\n\x0esession_ttl_ns\x18\x02 \x01(\x04\x12\x17\n\x0fsession_idle_ns\x18\x03 \x01(\x04\x12\x16\n\x0enum_blocks_max\x18\x04 \x01(\r\"Q\n\rJournalSubmit\x12\x12\n\ngateway_id\x18\x01 \x01(\x04\x12,\n\nsubmission\x18\x02 \x01(\x0b\x32\x18.pageframe.v1.Submission\"_\n\rJournalCancel\x12\x12\n\ngateway_id\x18\x01 \x01(\x04\x12\x0e\n\x06handle\x18\x02 \x01(\x04\x12*\n\x06reason\x18\x03 \x01(\x0e\x32\x1a.pageframe.v1.FinishReason\"*\n\x14JournalCancelGateway\x12\x12\n\ngateway_id\x18\x01 \x01(\x04\"O\n\x13JournalFinishSample\x12\x12\n\ngateway_id\x18\x01 \x01(\x04\x12\x0e\n\x06handle\x18\x02 \x01(\x04\x12\x14\n\x0csample_index\x18\x03 \x01(\r\"\x0f\n\rJournalExpire\"*\n\x12JournalTakeCancels\x12\x14\n\x0csequence_ids\x18\x01 \x03(\x04\"F\n\x0bJournalPlan\x12\x0e\n\x06sha256\x18\x01 \x01(\x0c\x12\'\n\x07outline\x18\x02 \x01(\x0b\x32\x16.pageframe.v1.StepPlan\"\x15\n\x13JournalExecutorLost\"g\n\x14JournalExecutorReady\x12&\n\x07replica\x18\x01 \x01(\x0b\x32\x15.pageframe.v1.Replica\x12\'\n\x04pool\x18\x02 \x01(\x0b\x32\x19.pageframe.v1.PoolAccount\"\x0e\n\x0cJournalDrainb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1apageframe/v1/journal.proto\x12\x0cpageframe.v1\x1a#pageframe/v1/executor_service.proto\x1a\x1bpageframe/v1/kv_block.proto\x1a$pageframe/v1/scheduler_service.proto\x1a\x1bpageframe/v1/sequence.proto\"\x87\x06\n\rJournalRecord\x12\x0e\n\x06now_ns\x18\x01 \x01(\x04\x12\x0e\n\x06raised\x18\x02 \x01(\t\x12-\n\x06header\x18\x03 \x01(\x0b\x32\x1b.pageframe.v1.JournalHeaderH\x00\x12-\n\x06submit\x18\x04 \x01(\x0b\x32\x1b.pageframe.v1.JournalSubmitH\x00\x12-\n\x06\x63\x61ncel\x18\x05 \x01(\x0b\x32\x1b.pageframe.v1.JournalCancelH\x00\x12<\n\x0e\x63\x61ncel_gateway\x18\x06 \x01(\x0b\x32\".pageframe.v1.JournalCancelGatewayH\x00\x12:\n\rfinish_sample\x18\x07 \x01(\x0b\x32!.pageframe.v1.JournalFinishSampleH\x00\x12-\n\x06\x65xpire\x18\x08 \x01(\x0b\x32\x1b.pageframe.v1.JournalExpireH\x00\x12\x38\n\x0ctake_cancels\x18\t \x01(\x0b\x32 .pageframe.v1.JournalTakeCancelsH\x00\x12)\n\x04plan\x18\n \x01(\x0b\x32\x19.pageframe.v1.JournalPlanH\x00\x12*\n\x06result\x18\x0b \x01(\x0b\x32\x18.pageframe.v1.StepResultH\x00\x12,\n\x07refusal\x18\x0c \x01(\x0b\x32\x19.pageframe.v1.PlanRefusalH\x00\x12:\n\rexecutor_lost\x18\r \x01(\x0b\x32!.pageframe.v1.JournalExecutorLostH\x00\x12<\n\x0e\x65xecutor_ready\x18\x0e \x01(\x0b\x32\".pageframe.v1.JournalExecutorReadyH\x00\x12+\n\x05\x64rain\x18\x0f \x01(\x0b\x32\x1a.pageframe.v1.JournalDrainH\x00\x12\x32\n\tset_terms\x18( \x01(\x0b\x32\x1d.pageframe.v1.JournalSetTermsH\x00\x42\x06\n\x04\x63\x61ll\"\xc6\x01\n\rJournalHeader\x12\x0e\n\x06\x66ormat\x18\x01 \x01(\r\x12\x10\n\x08software\x18\x02 \x01(\t\x12&\n\x07replica\x18\x03 \x01(\x0b\x32\x15.pageframe.v1.Replica\x12\x14\n\x0coptions_json\x18\x04 \x01(\t\x12\x11\n\tis_traced\x18\x05 \x01(\x08\x12+\n\x06memory\x18\x06 \x01(\x0b\x32\x1b.pageframe.v1.JournalMemory\x12\x15\n\rsettings_json\x18\x07 \x01(\t\"q\n\rJournalMemory\x12\x17\n\x0f\x65viction_policy\x18\x01 \x01(\t\x12\x16\n\x0esession_ttl_ns\x18\x02 \x01(\x04\x12\x17\n\x0fsession_idle_ns\x18\x03 \x01(\x04\x12\x16\n\x0enum_blocks_max\x18\x04 \x01(\r\"Q\n\rJournalSubmit\x12\x12\n\ngateway_id\x18\x01 \x01(\x04\x12,\n\nsubmission\x18\x02 \x01(\x0b\x32\x18.pageframe.v1.Submission\"_\n\rJournalCancel\x12\x12\n\ngateway_id\x18\x01 \x01(\x04\x12\x0e\n\x06handle\x18\x02 \x01(\x04\x12*\n\x06reason\x18\x03 \x01(\x0e\x32\x1a.pageframe.v1.FinishReason\"*\n\x14JournalCancelGateway\x12\x12\n\ngateway_id\x18\x01 \x01(\x04\"O\n\x13JournalFinishSample\x12\x12\n\ngateway_id\x18\x01 \x01(\x04\x12\x0e\n\x06handle\x18\x02 \x01(\x04\x12\x14\n\x0csample_index\x18\x03 \x01(\r\"\x0f\n\rJournalExpire\"*\n\x12JournalTakeCancels\x12\x14\n\x0csequence_ids\x18\x01 \x03(\x04\"F\n\x0bJournalPlan\x12\x0e\n\x06sha256\x18\x01 \x01(\x0c\x12\'\n\x07outline\x18\x02 \x01(\x0b\x32\x16.pageframe.v1.StepPlan\"\x15\n\x13JournalExecutorLost\"g\n\x14JournalExecutorReady\x12&\n\x07replica\x18\x01 \x01(\x0b\x32\x15.pageframe.v1.Replica\x12\'\n\x04pool\x18\x02 \x01(\x0b\x32\x19.pageframe.v1.PoolAccount\"\xd2\x01\n\x0fJournalSetTerms\x12;\n\x07weights\x18\x01 \x03(\x0b\x32*.pageframe.v1.JournalSetTerms.WeightsEntry\x12)\n\x06quotas\x18\x02 \x03(\x0b\x32\x19.pageframe.v1.TenantQuota\x12\'\n\x05rates\x18\x03 \x03(\x0b\x32\x18.pageframe.v1.TenantRate\x1a.\n\x0cWeightsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\\\n\nTenantRate\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x1f\n\x17num_requests_per_minute\x18\x02 \x01(\x04\x12\x1d\n\x15num_tokens_per_minute\x18\x03 \x01(\x04\"\x0e\n\x0cJournalDrainb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'pageframe.v1.journal_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_JOURNALSETTERMS_WEIGHTSENTRY']._loaded_options = None
+  _globals['_JOURNALSETTERMS_WEIGHTSENTRY']._serialized_options = b'8\001'
   _globals['_JOURNALRECORD']._serialized_start=178
-  _globals['_JOURNALRECORD']._serialized_end=901
-  _globals['_JOURNALHEADER']._serialized_start=904
-  _globals['_JOURNALHEADER']._serialized_end=1102
-  _globals['_JOURNALMEMORY']._serialized_start=1104
-  _globals['_JOURNALMEMORY']._serialized_end=1217
-  _globals['_JOURNALSUBMIT']._serialized_start=1219
-  _globals['_JOURNALSUBMIT']._serialized_end=1300
-  _globals['_JOURNALCANCEL']._serialized_start=1302
-  _globals['_JOURNALCANCEL']._serialized_end=1397
-  _globals['_JOURNALCANCELGATEWAY']._serialized_start=1399
-  _globals['_JOURNALCANCELGATEWAY']._serialized_end=1441
-  _globals['_JOURNALFINISHSAMPLE']._serialized_start=1443
-  _globals['_JOURNALFINISHSAMPLE']._serialized_end=1522
-  _globals['_JOURNALEXPIRE']._serialized_start=1524
-  _globals['_JOURNALEXPIRE']._serialized_end=1539
-  _globals['_JOURNALTAKECANCELS']._serialized_start=1541
-  _globals['_JOURNALTAKECANCELS']._serialized_end=1583
-  _globals['_JOURNALPLAN']._serialized_start=1585
-  _globals['_JOURNALPLAN']._serialized_end=1655
-  _globals['_JOURNALEXECUTORLOST']._serialized_start=1657
-  _globals['_JOURNALEXECUTORLOST']._serialized_end=1678
-  _globals['_JOURNALEXECUTORREADY']._serialized_start=1680
-  _globals['_JOURNALEXECUTORREADY']._serialized_end=1783
-  _globals['_JOURNALDRAIN']._serialized_start=1785
-  _globals['_JOURNALDRAIN']._serialized_end=1799
+  _globals['_JOURNALRECORD']._serialized_end=953
+  _globals['_JOURNALHEADER']._serialized_start=956
+  _globals['_JOURNALHEADER']._serialized_end=1154
+  _globals['_JOURNALMEMORY']._serialized_start=1156
+  _globals['_JOURNALMEMORY']._serialized_end=1269
+  _globals['_JOURNALSUBMIT']._serialized_start=1271
+  _globals['_JOURNALSUBMIT']._serialized_end=1352
+  _globals['_JOURNALCANCEL']._serialized_start=1354
+  _globals['_JOURNALCANCEL']._serialized_end=1449
+  _globals['_JOURNALCANCELGATEWAY']._serialized_start=1451
+  _globals['_JOURNALCANCELGATEWAY']._serialized_end=1493
+  _globals['_JOURNALFINISHSAMPLE']._serialized_start=1495
+  _globals['_JOURNALFINISHSAMPLE']._serialized_end=1574
+  _globals['_JOURNALEXPIRE']._serialized_start=1576
+  _globals['_JOURNALEXPIRE']._serialized_end=1591
+  _globals['_JOURNALTAKECANCELS']._serialized_start=1593
+  _globals['_JOURNALTAKECANCELS']._serialized_end=1635
+  _globals['_JOURNALPLAN']._serialized_start=1637
+  _globals['_JOURNALPLAN']._serialized_end=1707
+  _globals['_JOURNALEXECUTORLOST']._serialized_start=1709
+  _globals['_JOURNALEXECUTORLOST']._serialized_end=1730
+  _globals['_JOURNALEXECUTORREADY']._serialized_start=1732
+  _globals['_JOURNALEXECUTORREADY']._serialized_end=1835
+  _globals['_JOURNALSETTERMS']._serialized_start=1838
+  _globals['_JOURNALSETTERMS']._serialized_end=2048
+  _globals['_JOURNALSETTERMS_WEIGHTSENTRY']._serialized_start=2002
+  _globals['_JOURNALSETTERMS_WEIGHTSENTRY']._serialized_end=2048
+  _globals['_TENANTRATE']._serialized_start=2050
+  _globals['_TENANTRATE']._serialized_end=2142
+  _globals['_JOURNALDRAIN']._serialized_start=2144
+  _globals['_JOURNALDRAIN']._serialized_end=2158
 # @@protoc_insertion_point(module_scope)

@@ -48,6 +48,7 @@ class JournalRecord(_message.Message):
     EXECUTOR_LOST_FIELD_NUMBER: _builtins.int
     EXECUTOR_READY_FIELD_NUMBER: _builtins.int
     DRAIN_FIELD_NUMBER: _builtins.int
+    SET_TERMS_FIELD_NUMBER: _builtins.int
     now_ns: _builtins.int
     """The time it was told, nanoseconds since the Unix epoch."""
     raised: _builtins.str
@@ -104,6 +105,10 @@ class JournalRecord(_message.Message):
     def drain(self) -> Global___JournalDrain:
         """New requests are refused from now on."""
 
+    @_builtins.property
+    def set_terms(self) -> Global___JournalSetTerms:
+        """Tenants got other terms."""
+
     def __init__(
         self,
         *,
@@ -122,12 +127,13 @@ class JournalRecord(_message.Message):
         executor_lost: Global___JournalExecutorLost | None = ...,
         executor_ready: Global___JournalExecutorReady | None = ...,
         drain: Global___JournalDrain | None = ...,
+        set_terms: Global___JournalSetTerms | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "cancel", b"cancel", "cancel_gateway", b"cancel_gateway", "drain", b"drain", "executor_lost", b"executor_lost", "executor_ready", b"executor_ready", "expire", b"expire", "finish_sample", b"finish_sample", "header", b"header", "plan", b"plan", "refusal", b"refusal", "result", b"result", "submit", b"submit", "take_cancels", b"take_cancels"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "cancel", b"cancel", "cancel_gateway", b"cancel_gateway", "drain", b"drain", "executor_lost", b"executor_lost", "executor_ready", b"executor_ready", "expire", b"expire", "finish_sample", b"finish_sample", "header", b"header", "plan", b"plan", "refusal", b"refusal", "result", b"result", "set_terms", b"set_terms", "submit", b"submit", "take_cancels", b"take_cancels"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "cancel", b"cancel", "cancel_gateway", b"cancel_gateway", "drain", b"drain", "executor_lost", b"executor_lost", "executor_ready", b"executor_ready", "expire", b"expire", "finish_sample", b"finish_sample", "header", b"header", "now_ns", b"now_ns", "plan", b"plan", "raised", b"raised", "refusal", b"refusal", "result", b"result", "submit", b"submit", "take_cancels", b"take_cancels"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "cancel", b"cancel", "cancel_gateway", b"cancel_gateway", "drain", b"drain", "executor_lost", b"executor_lost", "executor_ready", b"executor_ready", "expire", b"expire", "finish_sample", b"finish_sample", "header", b"header", "now_ns", b"now_ns", "plan", b"plan", "raised", b"raised", "refusal", b"refusal", "result", b"result", "set_terms", b"set_terms", "submit", b"submit", "take_cancels", b"take_cancels"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_call: _TypeAlias = _typing.Literal["header", "submit", "cancel", "cancel_gateway", "finish_sample", "expire", "take_cancels", "plan", "result", "refusal", "executor_lost", "executor_ready", "drain"]  # noqa: Y015
+    _WhichOneofReturnType_call: _TypeAlias = _typing.Literal["header", "submit", "cancel", "cancel_gateway", "finish_sample", "expire", "take_cancels", "plan", "result", "refusal", "executor_lost", "executor_ready", "drain", "set_terms"]  # noqa: Y015
     _WhichOneofArgType_call: _TypeAlias = _typing.Literal["call", b"call"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_call) -> _WhichOneofReturnType_call | None: ...
 
@@ -444,6 +450,92 @@ class JournalExecutorReady(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___JournalExecutorReady: _TypeAlias = JournalExecutorReady  # noqa: Y015
+
+@_typing.final
+class JournalSetTerms(_message.Message):
+    """Tenants got other terms; who is not named has none."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class WeightsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    WEIGHTS_FIELD_NUMBER: _builtins.int
+    QUOTAS_FIELD_NUMBER: _builtins.int
+    RATES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def weights(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """Parts in the replica by tenant; 1 where left out."""
+
+    @_builtins.property
+    def quotas(self) -> _containers.RepeatedCompositeFieldContainer[_executor_service_pb2.TenantQuota]:
+        """Bounds in blocks."""
+
+    @_builtins.property
+    def rates(self) -> _containers.RepeatedCompositeFieldContainer[Global___TenantRate]:
+        """Bounds in a minute."""
+
+    def __init__(
+        self,
+        *,
+        weights: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        quotas: _abc.Iterable[_executor_service_pb2.TenantQuota] | None = ...,
+        rates: _abc.Iterable[Global___TenantRate] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["quotas", b"quotas", "rates", b"rates", "weights", b"weights"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JournalSetTerms: _TypeAlias = JournalSetTerms  # noqa: Y015
+
+@_typing.final
+class TenantRate(_message.Message):
+    """How much a tenant may ask for in a minute; 0 is no bound."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: _builtins.int
+    NUM_REQUESTS_PER_MINUTE_FIELD_NUMBER: _builtins.int
+    NUM_TOKENS_PER_MINUTE_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    """Whose."""
+    num_requests_per_minute: _builtins.int
+    """Requests that may begin."""
+    num_tokens_per_minute: _builtins.int
+    """Tokens of prompts and outputs."""
+    def __init__(
+        self,
+        *,
+        tenant: _builtins.str = ...,
+        num_requests_per_minute: _builtins.int = ...,
+        num_tokens_per_minute: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_requests_per_minute", b"num_requests_per_minute", "num_tokens_per_minute", b"num_tokens_per_minute", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TenantRate: _TypeAlias = TenantRate  # noqa: Y015
 
 @_typing.final
 class JournalDrain(_message.Message):

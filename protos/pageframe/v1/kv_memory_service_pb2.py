@@ -28,17 +28,17 @@ from pageframe.v1 import executor_service_pb2 as pageframe_dot_v1_dot_executor__
 from pageframe.v1 import kv_block_pb2 as pageframe_dot_v1_dot_kv__block__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$pageframe/v1/kv_memory_service.proto\x12\x0cpageframe.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a#pageframe/v1/executor_service.proto\x1a\x1bpageframe/v1/kv_block.proto\" \n\x1eKvMemoryServiceSnapshotRequest\"\xcf\x03\n\x1fKvMemoryServiceSnapshotResponse\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x11\n\toperation\x18\x02 \x01(\x04\x12\x18\n\x10pool_incarnation\x18\x03 \x01(\x04\x12\x12\n\nblock_size\x18\x04 \x01(\r\x12\'\n\x04pool\x18\x05 \x01(\x0b\x32\x19.pageframe.v1.PoolAccount\x12.\n\x0c\x62lock_states\x18\x06 \x03(\x0e\x32\x18.pageframe.v1.BlockState\x12\x18\n\x10reference_counts\x18\x07 \x03(\r\x12.\n\x0c\x62lock_tables\x18\x08 \x03(\x0b\x32\x18.pageframe.v1.BlockTable\x12\x12\n\npin_counts\x18\t \x03(\r\x12\x0f\n\x07indexed\x18\n \x03(\x08\x12+\n\nretentions\x18\x0b \x03(\x0b\x32\x17.pageframe.v1.Retention\x12*\n\x07tenants\x18\x0c \x03(\x0b\x32\x19.pageframe.v1.TenantUsage\x12)\n\thost_tier\x18\r \x01(\x0b\x32\x16.pageframe.v1.HostTier\x12\x11\n\tkv_groups\x18\x0e \x03(\r\"\xef\x01\n\nBlockTable\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0e\n\x06tenant\x18\x03 \x01(\t\x12\x11\n\tblock_ids\x18\x04 \x03(\r\x12\x1b\n\x13num_computed_tokens\x18\x05 \x01(\r\x12\x19\n\x11\x66irst_block_index\x18\x06 \x01(\r\x12*\n\x05state\x18\x07 \x01(\x0e\x32\x1b.pageframe.v1.SequenceState\x12\x31\n\rannounce_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xa0\x01\n\tRetention\x12\x0c\n\x04name\x18\x01 \x01(\t\x12)\n\x04kind\x18\x02 \x01(\x0e\x32\x1b.pageframe.v1.RetentionKind\x12\x0e\n\x06tenant\x18\x03 \x01(\t\x12\x19\n\x11num_blocks_pinned\x18\x04 \x01(\r\x12/\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"P\n\x0bTenantUsage\x12(\n\x05quota\x18\x01 \x01(\x0b\x32\x19.pageframe.v1.TenantQuota\x12\x17\n\x0fnum_blocks_held\x18\x02 \x01(\r\"A\n\x08HostTier\x12\x11\n\tnum_slots\x18\x01 \x01(\r\x12\x10\n\x08num_used\x18\x02 \x01(\r\x12\x10\n\x08num_held\x18\x03 \x01(\r\"\"\n\x0e\x45xplainRequest\x12\x10\n\x08\x62lock_id\x18\x01 \x01(\r\"\xf2\x02\n\x0f\x45xplainResponse\x12\'\n\x05state\x18\x01 \x01(\x0e\x32\x18.pageframe.v1.BlockState\x12\x17\n\x0freference_count\x18\x02 \x01(\r\x12\x14\n\x0csequence_ids\x18\x03 \x03(\x04\x12,\n\toperation\x18\x04 \x01(\x0e\x32\x19.pageframe.v1.KvOperation\x12\r\n\x05\x63\x61use\x18\x05 \x01(\t\x12\x0c\n\x04step\x18\x06 \x01(\x04\x12/\n\x0b\x63hange_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tpin_count\x18\x08 \x01(\r\x12\x0f\n\x07indexed\x18\t \x01(\x08\x12\x0e\n\x06tenant\x18\n \x01(\t\x12+\n\nretentions\x18\x0b \x03(\x0b\x32\x17.pageframe.v1.Retention\x12\x18\n\x10operation_number\x18\x0c \x01(\x04\x12\x10\n\x08kv_group\x18\r \x01(\r\"A\n\x0cWatchRequest\x12\x17\n\x0f\x66irst_operation\x18\x01 \x01(\x04\x12\x18\n\x10pool_incarnation\x18\x02 \x01(\x04\"V\n\rWatchResponse\x12\x33\n\noperations\x18\x01 \x03(\x0b\x32\x1f.pageframe.v1.KvOperationRecord\x12\x10\n\x08num_lost\x18\x02 \x01(\x04\"\xaa\x01\n\x11KvOperationRecord\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12,\n\toperation\x18\x02 \x01(\x0e\x32\x19.pageframe.v1.KvOperation\x12\r\n\x05\x63\x61use\x18\x03 \x01(\t\x12\x13\n\x0bsequence_id\x18\x04 \x01(\x04\x12\x0c\n\x04step\x18\x05 \x01(\x04\x12\x11\n\tblock_ids\x18\x06 \x03(\r\x12\x12\n\ntarget_ids\x18\x07 \x03(\r\"g\n\rRetainRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12/\n\x0ctime_to_live\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"e\n\x0eRetainResponse\x12\x0e\n\x06handle\x18\x01 \x01(\t\x12\x12\n\nnum_tokens\x18\x02 \x01(\r\x12/\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\" \n\x0eReleaseRequest\x12\x0e\n\x06handle\x18\x01 \x01(\t\"\x11\n\x0fReleaseResponse\";\n\x0fSetQuotaRequest\x12(\n\x05quota\x18\x01 \x01(\x0b\x32\x19.pageframe.v1.TenantQuota\"+\n\x10SetQuotaResponse\x12\x17\n\x0fnum_blocks_held\x18\x01 \x01(\r\"#\n\rResizeRequest\x12\x12\n\nnum_blocks\x18\x01 \x01(\r\"S\n\x0eResizeResponse\x12\'\n\x04pool\x18\x01 \x01(\x0b\x32\x19.pageframe.v1.PoolAccount\x12\x18\n\x10num_blocks_moved\x18\x02 \x01(\r*\x87\x01\n\rSequenceState\x12\x1e\n\x1aSEQUENCE_STATE_UNSPECIFIED\x10\x00\x12\x1c\n\x18SEQUENCE_STATE_ANNOUNCED\x10\x01\x12\x1a\n\x16SEQUENCE_STATE_RUNNING\x10\x02\x12\x1c\n\x18SEQUENCE_STATE_PREEMPTED\x10\x03*f\n\rRetentionKind\x12\x1e\n\x1aRETENTION_KIND_UNSPECIFIED\x10\x00\x12\x19\n\x15RETENTION_KIND_HANDLE\x10\x01\x12\x1a\n\x16RETENTION_KIND_SESSION\x10\x02\x32\xa3\x04\n\x0fKvMemoryService\x12g\n\x08Snapshot\x12,.pageframe.v1.KvMemoryServiceSnapshotRequest\x1a-.pageframe.v1.KvMemoryServiceSnapshotResponse\x12\x46\n\x07\x45xplain\x12\x1c.pageframe.v1.ExplainRequest\x1a\x1d.pageframe.v1.ExplainResponse\x12\x42\n\x05Watch\x12\x1a.pageframe.v1.WatchRequest\x1a\x1b.pageframe.v1.WatchResponse0\x01\x12\x43\n\x06Retain\x12\x1b.pageframe.v1.RetainRequest\x1a\x1c.pageframe.v1.RetainResponse\x12\x46\n\x07Release\x12\x1c.pageframe.v1.ReleaseRequest\x1a\x1d.pageframe.v1.ReleaseResponse\x12I\n\x08SetQuota\x12\x1d.pageframe.v1.SetQuotaRequest\x1a\x1e.pageframe.v1.SetQuotaResponse\x12\x43\n\x06Resize\x12\x1b.pageframe.v1.ResizeRequest\x1a\x1c.pageframe.v1.ResizeResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$pageframe/v1/kv_memory_service.proto\x12\x0cpageframe.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a#pageframe/v1/executor_service.proto\x1a\x1bpageframe/v1/kv_block.proto\" \n\x1eKvMemoryServiceSnapshotRequest\"\xcf\x03\n\x1fKvMemoryServiceSnapshotResponse\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x11\n\toperation\x18\x02 \x01(\x04\x12\x18\n\x10pool_incarnation\x18\x03 \x01(\x04\x12\x12\n\nblock_size\x18\x04 \x01(\r\x12\'\n\x04pool\x18\x05 \x01(\x0b\x32\x19.pageframe.v1.PoolAccount\x12.\n\x0c\x62lock_states\x18\x06 \x03(\x0e\x32\x18.pageframe.v1.BlockState\x12\x18\n\x10reference_counts\x18\x07 \x03(\r\x12.\n\x0c\x62lock_tables\x18\x08 \x03(\x0b\x32\x18.pageframe.v1.BlockTable\x12\x12\n\npin_counts\x18\t \x03(\r\x12\x0f\n\x07indexed\x18\n \x03(\x08\x12+\n\nretentions\x18\x0b \x03(\x0b\x32\x17.pageframe.v1.Retention\x12*\n\x07tenants\x18\x0c \x03(\x0b\x32\x19.pageframe.v1.TenantUsage\x12)\n\thost_tier\x18\r \x01(\x0b\x32\x16.pageframe.v1.HostTier\x12\x11\n\tkv_groups\x18\x0e \x03(\r\"\xef\x01\n\nBlockTable\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0e\n\x06tenant\x18\x03 \x01(\t\x12\x11\n\tblock_ids\x18\x04 \x03(\r\x12\x1b\n\x13num_computed_tokens\x18\x05 \x01(\r\x12\x19\n\x11\x66irst_block_index\x18\x06 \x01(\r\x12*\n\x05state\x18\x07 \x01(\x0e\x32\x1b.pageframe.v1.SequenceState\x12\x31\n\rannounce_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xa0\x01\n\tRetention\x12\x0c\n\x04name\x18\x01 \x01(\t\x12)\n\x04kind\x18\x02 \x01(\x0e\x32\x1b.pageframe.v1.RetentionKind\x12\x0e\n\x06tenant\x18\x03 \x01(\t\x12\x19\n\x11num_blocks_pinned\x18\x04 \x01(\r\x12/\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"P\n\x0bTenantUsage\x12(\n\x05quota\x18\x01 \x01(\x0b\x32\x19.pageframe.v1.TenantQuota\x12\x17\n\x0fnum_blocks_held\x18\x02 \x01(\r\"A\n\x08HostTier\x12\x11\n\tnum_slots\x18\x01 \x01(\r\x12\x10\n\x08num_used\x18\x02 \x01(\r\x12\x10\n\x08num_held\x18\x03 \x01(\r\"\"\n\x0e\x45xplainRequest\x12\x10\n\x08\x62lock_id\x18\x01 \x01(\r\"\xf2\x02\n\x0f\x45xplainResponse\x12\'\n\x05state\x18\x01 \x01(\x0e\x32\x18.pageframe.v1.BlockState\x12\x17\n\x0freference_count\x18\x02 \x01(\r\x12\x14\n\x0csequence_ids\x18\x03 \x03(\x04\x12,\n\toperation\x18\x04 \x01(\x0e\x32\x19.pageframe.v1.KvOperation\x12\r\n\x05\x63\x61use\x18\x05 \x01(\t\x12\x0c\n\x04step\x18\x06 \x01(\x04\x12/\n\x0b\x63hange_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tpin_count\x18\x08 \x01(\r\x12\x0f\n\x07indexed\x18\t \x01(\x08\x12\x0e\n\x06tenant\x18\n \x01(\t\x12+\n\nretentions\x18\x0b \x03(\x0b\x32\x17.pageframe.v1.Retention\x12\x18\n\x10operation_number\x18\x0c \x01(\x04\x12\x10\n\x08kv_group\x18\r \x01(\r\"A\n\x0cWatchRequest\x12\x17\n\x0f\x66irst_operation\x18\x01 \x01(\x04\x12\x18\n\x10pool_incarnation\x18\x02 \x01(\x04\"\x80\x01\n\rWatchResponse\x12\x33\n\noperations\x18\x01 \x03(\x0b\x32\x1f.pageframe.v1.KvOperationRecord\x12\x10\n\x08num_lost\x18\x02 \x01(\x04\x12(\n\x05steps\x18\x03 \x03(\x0b\x32\x19.pageframe.v1.WatchedStep\"\x8b\x01\n\x0bWatchedStep\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x15\n\rstart_time_ns\x18\x02 \x01(\x04\x12\x13\n\x0b\x64uration_ns\x18\x03 \x01(\x04\x12\x15\n\rnum_sequences\x18\x04 \x01(\r\x12\x12\n\nnum_tokens\x18\x05 \x01(\r\x12\x17\n\x0fnum_free_blocks\x18\x06 \x01(\r\"\xaa\x01\n\x11KvOperationRecord\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12,\n\toperation\x18\x02 \x01(\x0e\x32\x19.pageframe.v1.KvOperation\x12\r\n\x05\x63\x61use\x18\x03 \x01(\t\x12\x13\n\x0bsequence_id\x18\x04 \x01(\x04\x12\x0c\n\x04step\x18\x05 \x01(\x04\x12\x11\n\tblock_ids\x18\x06 \x03(\r\x12\x12\n\ntarget_ids\x18\x07 \x03(\r\"g\n\rRetainRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12/\n\x0ctime_to_live\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"e\n\x0eRetainResponse\x12\x0e\n\x06handle\x18\x01 \x01(\t\x12\x12\n\nnum_tokens\x18\x02 \x01(\r\x12/\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\" \n\x0eReleaseRequest\x12\x0e\n\x06handle\x18\x01 \x01(\t\"\x11\n\x0fReleaseResponse\";\n\x0fSetQuotaRequest\x12(\n\x05quota\x18\x01 \x01(\x0b\x32\x19.pageframe.v1.TenantQuota\"+\n\x10SetQuotaResponse\x12\x17\n\x0fnum_blocks_held\x18\x01 \x01(\r\"#\n\rResizeRequest\x12\x12\n\nnum_blocks\x18\x01 \x01(\r\"S\n\x0eResizeResponse\x12\'\n\x04pool\x18\x01 \x01(\x0b\x32\x19.pageframe.v1.PoolAccount\x12\x18\n\x10num_blocks_moved\x18\x02 \x01(\r*\x87\x01\n\rSequenceState\x12\x1e\n\x1aSEQUENCE_STATE_UNSPECIFIED\x10\x00\x12\x1c\n\x18SEQUENCE_STATE_ANNOUNCED\x10\x01\x12\x1a\n\x16SEQUENCE_STATE_RUNNING\x10\x02\x12\x1c\n\x18SEQUENCE_STATE_PREEMPTED\x10\x03*f\n\rRetentionKind\x12\x1e\n\x1aRETENTION_KIND_UNSPECIFIED\x10\x00\x12\x19\n\x15RETENTION_KIND_HANDLE\x10\x01\x12\x1a\n\x16RETENTION_KIND_SESSION\x10\x02\x32\xa3\x04\n\x0fKvMemoryService\x12g\n\x08Snapshot\x12,.pageframe.v1.KvMemoryServiceSnapshotRequest\x1a-.pageframe.v1.KvMemoryServiceSnapshotResponse\x12\x46\n\x07\x45xplain\x12\x1c.pageframe.v1.ExplainRequest\x1a\x1d.pageframe.v1.ExplainResponse\x12\x42\n\x05Watch\x12\x1a.pageframe.v1.WatchRequest\x1a\x1b.pageframe.v1.WatchResponse0\x01\x12\x43\n\x06Retain\x12\x1b.pageframe.v1.RetainRequest\x1a\x1c.pageframe.v1.RetainResponse\x12\x46\n\x07Release\x12\x1c.pageframe.v1.ReleaseRequest\x1a\x1d.pageframe.v1.ReleaseResponse\x12I\n\x08SetQuota\x12\x1d.pageframe.v1.SetQuotaRequest\x1a\x1e.pageframe.v1.SetQuotaResponse\x12\x43\n\x06Resize\x12\x1b.pageframe.v1.ResizeRequest\x1a\x1c.pageframe.v1.ResizeResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'pageframe.v1.kv_memory_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SEQUENCESTATE']._serialized_start=2466
-  _globals['_SEQUENCESTATE']._serialized_end=2601
-  _globals['_RETENTIONKIND']._serialized_start=2603
-  _globals['_RETENTIONKIND']._serialized_end=2705
+  _globals['_SEQUENCESTATE']._serialized_start=2651
+  _globals['_SEQUENCESTATE']._serialized_end=2786
+  _globals['_RETENTIONKIND']._serialized_start=2788
+  _globals['_RETENTIONKIND']._serialized_end=2890
   _globals['_KVMEMORYSERVICESNAPSHOTREQUEST']._serialized_start=185
   _globals['_KVMEMORYSERVICESNAPSHOTREQUEST']._serialized_end=217
   _globals['_KVMEMORYSERVICESNAPSHOTRESPONSE']._serialized_start=220
@@ -57,26 +57,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EXPLAINRESPONSE']._serialized_end=1646
   _globals['_WATCHREQUEST']._serialized_start=1648
   _globals['_WATCHREQUEST']._serialized_end=1713
-  _globals['_WATCHRESPONSE']._serialized_start=1715
-  _globals['_WATCHRESPONSE']._serialized_end=1801
-  _globals['_KVOPERATIONRECORD']._serialized_start=1804
-  _globals['_KVOPERATIONRECORD']._serialized_end=1974
-  _globals['_RETAINREQUEST']._serialized_start=1976
-  _globals['_RETAINREQUEST']._serialized_end=2079
-  _globals['_RETAINRESPONSE']._serialized_start=2081
-  _globals['_RETAINRESPONSE']._serialized_end=2182
-  _globals['_RELEASEREQUEST']._serialized_start=2184
-  _globals['_RELEASEREQUEST']._serialized_end=2216
-  _globals['_RELEASERESPONSE']._serialized_start=2218
-  _globals['_RELEASERESPONSE']._serialized_end=2235
-  _globals['_SETQUOTAREQUEST']._serialized_start=2237
-  _globals['_SETQUOTAREQUEST']._serialized_end=2296
-  _globals['_SETQUOTARESPONSE']._serialized_start=2298
-  _globals['_SETQUOTARESPONSE']._serialized_end=2341
-  _globals['_RESIZEREQUEST']._serialized_start=2343
-  _globals['_RESIZEREQUEST']._serialized_end=2378
-  _globals['_RESIZERESPONSE']._serialized_start=2380
-  _globals['_RESIZERESPONSE']._serialized_end=2463
-  _globals['_KVMEMORYSERVICE']._serialized_start=2708
-  _globals['_KVMEMORYSERVICE']._serialized_end=3255
+  _globals['_WATCHRESPONSE']._serialized_start=1716
+  _globals['_WATCHRESPONSE']._serialized_end=1844
+  _globals['_WATCHEDSTEP']._serialized_start=1847
+  _globals['_WATCHEDSTEP']._serialized_end=1986
+  _globals['_KVOPERATIONRECORD']._serialized_start=1989
+  _globals['_KVOPERATIONRECORD']._serialized_end=2159
+  _globals['_RETAINREQUEST']._serialized_start=2161
+  _globals['_RETAINREQUEST']._serialized_end=2264
+  _globals['_RETAINRESPONSE']._serialized_start=2266
+  _globals['_RETAINRESPONSE']._serialized_end=2367
+  _globals['_RELEASEREQUEST']._serialized_start=2369
+  _globals['_RELEASEREQUEST']._serialized_end=2401
+  _globals['_RELEASERESPONSE']._serialized_start=2403
+  _globals['_RELEASERESPONSE']._serialized_end=2420
+  _globals['_SETQUOTAREQUEST']._serialized_start=2422
+  _globals['_SETQUOTAREQUEST']._serialized_end=2481
+  _globals['_SETQUOTARESPONSE']._serialized_start=2483
+  _globals['_SETQUOTARESPONSE']._serialized_end=2526
+  _globals['_RESIZEREQUEST']._serialized_start=2528
+  _globals['_RESIZEREQUEST']._serialized_end=2563
+  _globals['_RESIZERESPONSE']._serialized_start=2565
+  _globals['_RESIZERESPONSE']._serialized_end=2648
+  _globals['_KVMEMORYSERVICE']._serialized_start=2893
+  _globals['_KVMEMORYSERVICE']._serialized_end=3440
 # @@protoc_insertion_point(module_scope)

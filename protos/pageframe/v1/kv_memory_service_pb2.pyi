@@ -476,25 +476,75 @@ class WatchResponse(_message.Message):
 
     OPERATIONS_FIELD_NUMBER: _builtins.int
     NUM_LOST_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
     num_lost: _builtins.int
     """Operations lost just before these, because they are no longer kept."""
     @_builtins.property
     def operations(self) -> _containers.RepeatedCompositeFieldContainer[Global___KvOperationRecord]:
         """The operations, at most 4,096."""
 
+    @_builtins.property
+    def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___WatchedStep]:
+        """Steps that ended since the message before, in order, without those that are no longer kept. Of
+        steps alone no message is sent: they come with the next operations.
+        """
+
     def __init__(
         self,
         *,
         operations: _abc.Iterable[Global___KvOperationRecord] | None = ...,
         num_lost: _builtins.int = ...,
+        steps: _abc.Iterable[Global___WatchedStep] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_lost", b"num_lost", "operations", b"operations"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_lost", b"num_lost", "operations", b"operations", "steps", b"steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WatchResponse: _TypeAlias = WatchResponse  # noqa: Y015
+
+@_typing.final
+class WatchedStep(_message.Message):
+    """One step of the executor as a whole."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: _builtins.int
+    START_TIME_NS_FIELD_NUMBER: _builtins.int
+    DURATION_NS_FIELD_NUMBER: _builtins.int
+    NUM_SEQUENCES_FIELD_NUMBER: _builtins.int
+    NUM_TOKENS_FIELD_NUMBER: _builtins.int
+    NUM_FREE_BLOCKS_FIELD_NUMBER: _builtins.int
+    step: _builtins.int
+    """Its number."""
+    start_time_ns: _builtins.int
+    """When it began; nanoseconds since the Unix epoch."""
+    duration_ns: _builtins.int
+    """How long it took, from the plan to the tokens."""
+    num_sequences: _builtins.int
+    """Sequences that took part."""
+    num_tokens: _builtins.int
+    """Tokens that it computed, those of drafts included."""
+    num_free_blocks: _builtins.int
+    """Free blocks after it."""
+    def __init__(
+        self,
+        *,
+        step: _builtins.int = ...,
+        start_time_ns: _builtins.int = ...,
+        duration_ns: _builtins.int = ...,
+        num_sequences: _builtins.int = ...,
+        num_tokens: _builtins.int = ...,
+        num_free_blocks: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration_ns", b"duration_ns", "num_free_blocks", b"num_free_blocks", "num_sequences", b"num_sequences", "num_tokens", b"num_tokens", "start_time_ns", b"start_time_ns", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchedStep: _TypeAlias = WatchedStep  # noqa: Y015
 
 @_typing.final
 class KvOperationRecord(_message.Message):

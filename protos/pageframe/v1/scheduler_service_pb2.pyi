@@ -162,6 +162,7 @@ class Submission(_message.Message):
     SESSION_ID_FIELD_NUMBER: _builtins.int
     PREFIX_HANDLE_FIELD_NUMBER: _builtins.int
     BEAM_SEARCH_FIELD_NUMBER: _builtins.int
+    IS_RESUBMITTED_FIELD_NUMBER: _builtins.int
     handle: _builtins.int
     """Short name for the request on this stream; not used again before its last completion."""
     request_id: _builtins.str
@@ -190,6 +191,8 @@ class Submission(_message.Message):
     """Turns of one chat carry one id; at most 256 bytes, empty for none."""
     prefix_handle: _builtins.str
     """A retained prefix with which the prompt begins; at most 256 bytes, empty for none."""
+    is_resubmitted: _builtins.bool
+    """Sent before, on a stream that was lost: it was let in then, and is not counted as new."""
     @_builtins.property
     def prompt_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """At least one token."""
@@ -227,10 +230,11 @@ class Submission(_message.Message):
         session_id: _builtins.str = ...,
         prefix_handle: _builtins.str = ...,
         beam_search: _sequence_pb2.BeamSearch | None = ...,
+        is_resubmitted: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["beam_search", b"beam_search", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrival_ns", b"arrival_ns", "beam_search", b"beam_search", "cache_salt", b"cache_salt", "deadline_ns", b"deadline_ns", "delivery", b"delivery", "handle", b"handle", "num_samples", b"num_samples", "num_tokens_per_event_max", b"num_tokens_per_event_max", "prefix_handle", b"prefix_handle", "priority", b"priority", "prompt_token_ids", b"prompt_token_ids", "request_id", b"request_id", "resume", b"resume", "sampling", b"sampling", "session_id", b"session_id", "span_id", b"span_id", "tenant", b"tenant", "trace_id", b"trace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrival_ns", b"arrival_ns", "beam_search", b"beam_search", "cache_salt", b"cache_salt", "deadline_ns", b"deadline_ns", "delivery", b"delivery", "handle", b"handle", "is_resubmitted", b"is_resubmitted", "num_samples", b"num_samples", "num_tokens_per_event_max", b"num_tokens_per_event_max", "prefix_handle", b"prefix_handle", "priority", b"priority", "prompt_token_ids", b"prompt_token_ids", "request_id", b"request_id", "resume", b"resume", "sampling", b"sampling", "session_id", b"session_id", "span_id", b"span_id", "tenant", b"tenant", "trace_id", b"trace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bpageframe/v1/sequence.proto\x12\x0cpageframe.v1\x1a\x1egoogle/protobuf/duration.proto\"\xc8\x04\n\x12SamplingParameters\x12\x18\n\x0btemperature\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\r\n\x05top_k\x18\x02 \x01(\r\x12\x12\n\x05top_p\x18\x03 \x01(\x01H\x01\x88\x01\x01\x12\r\n\x05min_p\x18\x04 \x01(\x01\x12\x1f\n\x12repetition_penalty\x18\x05 \x01(\x01H\x02\x88\x01\x01\x12\x18\n\x10presence_penalty\x18\x06 \x01(\x01\x12\x19\n\x11\x66requency_penalty\x18\x07 \x01(\x01\x12\x11\n\x04seed\x18\x08 \x01(\x04H\x03\x88\x01\x01\x12\x43\n\nlogit_bias\x18\t \x03(\x0b\x32/.pageframe.v1.SamplingParameters.LogitBiasEntry\x12\x19\n\x0cnum_logprobs\x18\n \x01(\rH\x04\x88\x01\x01\x12 \n\x13num_prompt_logprobs\x18\x0b \x01(\rH\x05\x88\x01\x01\x12\x16\n\x0estop_token_ids\x18\x0c \x03(\r\x12\x12\n\nignore_eos\x18\r \x01(\x08\x12\x12\n\nmin_tokens\x18\x0e \x01(\r\x12\x17\n\nmax_tokens\x18\x0f \x01(\rH\x06\x88\x01\x01\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x15\n\x13_repetition_penaltyB\x07\n\x05_seedB\x0f\n\r_num_logprobsB\x16\n\x14_num_prompt_logprobsB\r\n\x0b_max_tokens\"\xc4\x01\n\nBeamSearch\x12\x11\n\tnum_beams\x18\x01 \x01(\r\x12\x1b\n\x0elength_penalty\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x38\n\x0e\x65\x61rly_stopping\x18\x03 \x01(\x0e\x32\x1b.pageframe.v1.EarlyStoppingH\x01\x88\x01\x01\x12\x17\n\nnum_return\x18\x04 \x01(\rH\x02\x88\x01\x01\x42\x11\n\x0f_length_penaltyB\x11\n\x0f_early_stoppingB\r\n\x0b_num_return\"_\n\rTokenLogprobs\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\x12\x15\n\rtop_token_ids\x18\x03 \x03(\r\x12\x14\n\x0ctop_logprobs\x18\x04 \x03(\x02\"a\n\tStallTime\x12\'\n\x05\x63\x61use\x18\x01 \x01(\x0e\x32\x18.pageframe.v1.StallCause\x12+\n\x08\x64uration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xbf\x03\n\rMemoryAccount\x12\x19\n\x11num_prompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11num_cached_tokens\x18\x02 \x01(\r\x12\x1d\n\x15num_completion_tokens\x18\x03 \x01(\r\x12\x17\n\x0fnum_blocks_peak\x18\x04 \x01(\r\x12\x19\n\x11num_blocks_shared\x18\x05 \x01(\r\x12\x1b\n\x13num_copies_on_write\x18\x06 \x01(\r\x12\x17\n\x0fnum_preemptions\x18\x07 \x01(\r\x12\'\n\x06stalls\x18\x08 \x03(\x0b\x32\x17.pageframe.v1.StallTime\x12\x18\n\x10num_blocks_saved\x18\t \x01(\r\x12*\n\x07\x63ompute\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x07\x65lapsed\x18\x0b \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x18\n\x10num_draft_tokens\x18\x0c \x01(\r\x12\x1b\n\x13num_accepted_tokens\x18\r \x01(\r\x12\x1d\n\x15num_unreturned_tokens\x18\x10 \x01(\r*\x82\x01\n\rEarlyStopping\x12\x1e\n\x1a\x45\x41RLY_STOPPING_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x45\x41RLY_STOPPING_HEURISTIC\x10\x01\x12\x19\n\x15\x45\x41RLY_STOPPING_ALWAYS\x10\x02\x12\x18\n\x14\x45\x41RLY_STOPPING_NEVER\x10\x03*\xb1\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1b\n\x17\x46INISH_REASON_CANCELLED\x10\x03\x12\x1a\n\x16\x46INISH_REASON_DEADLINE\x10\x04\x12\x17\n\x13\x46INISH_REASON_ERROR\x10\x05*j\n\x08\x44\x65livery\x12\x18\n\x14\x44\x45LIVERY_UNSPECIFIED\x10\x00\x12\x18\n\x14\x44\x45LIVERY_EVERY_TOKEN\x10\x01\x12\x16\n\x12\x44\x45LIVERY_COALESCED\x10\x02\x12\x12\n\x0e\x44\x45LIVERY_FINAL\x10\x03*\xd0\x02\n\nStallCause\x12\x1b\n\x17STALL_CAUSE_UNSPECIFIED\x10\x00\x12\x15\n\x11STALL_CAUSE_QUEUE\x10\x01\x12\x17\n\x13STALL_CAUSE_KV_FULL\x10\x02\x12\x1c\n\x18STALL_CAUSE_TOKEN_BUDGET\x10\x03\x12\x15\n\x11STALL_CAUSE_QUOTA\x10\x04\x12\x1b\n\x17STALL_CAUSE_PREFIX_WAIT\x10\x05\x12\x19\n\x15STALL_CAUSE_PREEMPTED\x10\x06\x12\x17\n\x13STALL_CAUSE_SWAP_IN\x10\x07\x12\x18\n\x14STALL_CAUSE_EXECUTOR\x10\x08\x12\x1d\n\x19STALL_CAUSE_EXECUTOR_LOST\x10\t\x12\x19\n\x15STALL_CAUSE_TRANSPORT\x10\n\x12\x1b\n\x17STALL_CAUSE_UNEXPLAINED\x10\x0b\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bpageframe/v1/sequence.proto\x12\x0cpageframe.v1\x1a\x1egoogle/protobuf/duration.proto\"\xf0\x04\n\x12SamplingParameters\x12\x18\n\x0btemperature\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\r\n\x05top_k\x18\x02 \x01(\r\x12\x12\n\x05top_p\x18\x03 \x01(\x01H\x01\x88\x01\x01\x12\r\n\x05min_p\x18\x04 \x01(\x01\x12\x1f\n\x12repetition_penalty\x18\x05 \x01(\x01H\x02\x88\x01\x01\x12\x18\n\x10presence_penalty\x18\x06 \x01(\x01\x12\x19\n\x11\x66requency_penalty\x18\x07 \x01(\x01\x12\x11\n\x04seed\x18\x08 \x01(\x04H\x03\x88\x01\x01\x12\x43\n\nlogit_bias\x18\t \x03(\x0b\x32/.pageframe.v1.SamplingParameters.LogitBiasEntry\x12\x19\n\x0cnum_logprobs\x18\n \x01(\rH\x04\x88\x01\x01\x12 \n\x13num_prompt_logprobs\x18\x0b \x01(\rH\x05\x88\x01\x01\x12\x16\n\x0estop_token_ids\x18\x0c \x03(\r\x12\x12\n\nignore_eos\x18\r \x01(\x08\x12\x12\n\nmin_tokens\x18\x0e \x01(\r\x12\x17\n\nmax_tokens\x18\x0f \x01(\rH\x06\x88\x01\x01\x12&\n\x07grammar\x18\x10 \x01(\x0b\x32\x15.pageframe.v1.Grammar\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x15\n\x13_repetition_penaltyB\x07\n\x05_seedB\x0f\n\r_num_logprobsB\x16\n\x14_num_prompt_logprobsB\r\n\x0b_max_tokens\"9\n\x07Grammar\x12\x15\n\x0bjson_schema\x18\x01 \x01(\tH\x00\x12\x0f\n\x05regex\x18\x02 \x01(\tH\x00\x42\x06\n\x04\x66orm\"\xc4\x01\n\nBeamSearch\x12\x11\n\tnum_beams\x18\x01 \x01(\r\x12\x1b\n\x0elength_penalty\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x38\n\x0e\x65\x61rly_stopping\x18\x03 \x01(\x0e\x32\x1b.pageframe.v1.EarlyStoppingH\x01\x88\x01\x01\x12\x17\n\nnum_return\x18\x04 \x01(\rH\x02\x88\x01\x01\x42\x11\n\x0f_length_penaltyB\x11\n\x0f_early_stoppingB\r\n\x0b_num_return\"_\n\rTokenLogprobs\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\x12\x15\n\rtop_token_ids\x18\x03 \x03(\r\x12\x14\n\x0ctop_logprobs\x18\x04 \x03(\x02\"a\n\tStallTime\x12\'\n\x05\x63\x61use\x18\x01 \x01(\x0e\x32\x18.pageframe.v1.StallCause\x12+\n\x08\x64uration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xbf\x03\n\rMemoryAccount\x12\x19\n\x11num_prompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11num_cached_tokens\x18\x02 \x01(\r\x12\x1d\n\x15num_completion_tokens\x18\x03 \x01(\r\x12\x17\n\x0fnum_blocks_peak\x18\x04 \x01(\r\x12\x19\n\x11num_blocks_shared\x18\x05 \x01(\r\x12\x1b\n\x13num_copies_on_write\x18\x06 \x01(\r\x12\x17\n\x0fnum_preemptions\x18\x07 \x01(\r\x12\'\n\x06stalls\x18\x08 \x03(\x0b\x32\x17.pageframe.v1.StallTime\x12\x18\n\x10num_blocks_saved\x18\t \x01(\r\x12*\n\x07\x63ompute\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x07\x65lapsed\x18\x0b \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x18\n\x10num_draft_tokens\x18\x0c \x01(\r\x12\x1b\n\x13num_accepted_tokens\x18\r \x01(\r\x12\x1d\n\x15num_unreturned_tokens\x18\x10 \x01(\r*\x82\x01\n\rEarlyStopping\x12\x1e\n\x1a\x45\x41RLY_STOPPING_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x45\x41RLY_STOPPING_HEURISTIC\x10\x01\x12\x19\n\x15\x45\x41RLY_STOPPING_ALWAYS\x10\x02\x12\x18\n\x14\x45\x41RLY_STOPPING_NEVER\x10\x03*\xb1\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1b\n\x17\x46INISH_REASON_CANCELLED\x10\x03\x12\x1a\n\x16\x46INISH_REASON_DEADLINE\x10\x04\x12\x17\n\x13\x46INISH_REASON_ERROR\x10\x05*j\n\x08\x44\x65livery\x12\x18\n\x14\x44\x45LIVERY_UNSPECIFIED\x10\x00\x12\x18\n\x14\x44\x45LIVERY_EVERY_TOKEN\x10\x01\x12\x16\n\x12\x44\x45LIVERY_COALESCED\x10\x02\x12\x12\n\x0e\x44\x45LIVERY_FINAL\x10\x03*\xd0\x02\n\nStallCause\x12\x1b\n\x17STALL_CAUSE_UNSPECIFIED\x10\x00\x12\x15\n\x11STALL_CAUSE_QUEUE\x10\x01\x12\x17\n\x13STALL_CAUSE_KV_FULL\x10\x02\x12\x1c\n\x18STALL_CAUSE_TOKEN_BUDGET\x10\x03\x12\x15\n\x11STALL_CAUSE_QUOTA\x10\x04\x12\x1b\n\x17STALL_CAUSE_PREFIX_WAIT\x10\x05\x12\x19\n\x15STALL_CAUSE_PREEMPTED\x10\x06\x12\x17\n\x13STALL_CAUSE_SWAP_IN\x10\x07\x12\x18\n\x14STALL_CAUSE_EXECUTOR\x10\x08\x12\x1d\n\x19STALL_CAUSE_EXECUTOR_LOST\x10\t\x12\x19\n\x15STALL_CAUSE_TRANSPORT\x10\n\x12\x1b\n\x17STALL_CAUSE_UNEXPLAINED\x10\x0b\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,24 +34,26 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SAMPLINGPARAMETERS_LOGITBIASENTRY']._loaded_options = None
   _globals['_SAMPLINGPARAMETERS_LOGITBIASENTRY']._serialized_options = b'8\001'
-  _globals['_EARLYSTOPPING']._serialized_start=1510
-  _globals['_EARLYSTOPPING']._serialized_end=1640
-  _globals['_FINISHREASON']._serialized_start=1643
-  _globals['_FINISHREASON']._serialized_end=1820
-  _globals['_DELIVERY']._serialized_start=1822
-  _globals['_DELIVERY']._serialized_end=1928
-  _globals['_STALLCAUSE']._serialized_start=1931
-  _globals['_STALLCAUSE']._serialized_end=2267
+  _globals['_EARLYSTOPPING']._serialized_start=1609
+  _globals['_EARLYSTOPPING']._serialized_end=1739
+  _globals['_FINISHREASON']._serialized_start=1742
+  _globals['_FINISHREASON']._serialized_end=1919
+  _globals['_DELIVERY']._serialized_start=1921
+  _globals['_DELIVERY']._serialized_end=2027
+  _globals['_STALLCAUSE']._serialized_start=2030
+  _globals['_STALLCAUSE']._serialized_end=2366
   _globals['_SAMPLINGPARAMETERS']._serialized_start=78
-  _globals['_SAMPLINGPARAMETERS']._serialized_end=662
-  _globals['_SAMPLINGPARAMETERS_LOGITBIASENTRY']._serialized_start=500
-  _globals['_SAMPLINGPARAMETERS_LOGITBIASENTRY']._serialized_end=548
-  _globals['_BEAMSEARCH']._serialized_start=665
-  _globals['_BEAMSEARCH']._serialized_end=861
-  _globals['_TOKENLOGPROBS']._serialized_start=863
-  _globals['_TOKENLOGPROBS']._serialized_end=958
-  _globals['_STALLTIME']._serialized_start=960
-  _globals['_STALLTIME']._serialized_end=1057
-  _globals['_MEMORYACCOUNT']._serialized_start=1060
-  _globals['_MEMORYACCOUNT']._serialized_end=1507
+  _globals['_SAMPLINGPARAMETERS']._serialized_end=702
+  _globals['_SAMPLINGPARAMETERS_LOGITBIASENTRY']._serialized_start=540
+  _globals['_SAMPLINGPARAMETERS_LOGITBIASENTRY']._serialized_end=588
+  _globals['_GRAMMAR']._serialized_start=704
+  _globals['_GRAMMAR']._serialized_end=761
+  _globals['_BEAMSEARCH']._serialized_start=764
+  _globals['_BEAMSEARCH']._serialized_end=960
+  _globals['_TOKENLOGPROBS']._serialized_start=962
+  _globals['_TOKENLOGPROBS']._serialized_end=1057
+  _globals['_STALLTIME']._serialized_start=1059
+  _globals['_STALLTIME']._serialized_end=1156
+  _globals['_MEMORYACCOUNT']._serialized_start=1159
+  _globals['_MEMORYACCOUNT']._serialized_end=1606
 # @@protoc_insertion_point(module_scope)

@@ -150,20 +150,22 @@ def check_metrics_ports(settings: Settings) -> None:
     Raises:
         PreconditionError: ``PORT_TAKEN``, with the port.
     """
-    for service in METERED_SERVICES:
-        port = settings.metrics_port_of(service)
-        if not port:
-            return
+    if not settings.metrics_port:
+        return
+    # The first three are those of ``metrics_port_of``; each further replica has two.
+    services = METERED_SERVICES + METERED_SERVICES[1:] * (settings.replicas - 1)
+    for port, service in enumerate(services, settings.metrics_port):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                probe.bind(("127.0.0.1", port))
+                probe.bind((settings.metrics_host, port))
                 probe.listen(1)
-            except OSError:
+            except (OSError, OverflowError):
                 raise PreconditionError(
                     "PORT_TAKEN",
-                    f"port {port} on 127.0.0.1, for metrics of the {service}, is taken: give the "
-                    "first of three others as --metrics-port, or 0 for none",
+                    f"port {port} on {settings.metrics_host}, for metrics of the {service}, is "
+                    f"taken: give the first of {len(services)} others as --metrics-port, or 0 for "
+                    "none",
                     port=port,
                 ) from None
 

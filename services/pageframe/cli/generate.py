@@ -14,7 +14,7 @@ import typer
 from pageframe.cli.api_key import ApiKeyFile, read_api_key
 from pageframe.cli.exit_codes import EXIT_FAILURE, EXIT_OK
 from pageframe.cli.generation_json import error_to_json, request_from_line, result_to_json
-from pageframe.cli.server_address import find_server
+from pageframe.cli.server_address import explained, find_server
 from pageframe.client import (
     AsyncPageframeClient,
     BeamParams,
@@ -22,6 +22,8 @@ from pageframe.client import (
     EarlyStopping,
     Event,
     GenerationRequest,
+    Grammar,
+    GrammarForm,
     Message,
     PageframeClient,
     collect,
@@ -44,6 +46,15 @@ _LengthPenalty = Annotated[
     float, typer.Option(help="With --beams: above 0 favours long outputs, below 0 short ones.")
 ]
 _EarlyStopping = Annotated[str, typer.Option(help="With --beams: heuristic, always or never.")]
+_JsonSchema = Annotated[
+    Path | None, typer.Option(help="File with a JSON Schema that the output has to follow.")
+]
+_Session = Annotated[
+    str, typer.Option(help="Name of a chat; its blocks are kept for the next turn.")
+]
+_PrefixHandle = Annotated[
+    str, typer.Option(help="Name of a retained prefix that the prompt begins with.")
+]
 
 
 def generate(
@@ -66,12 +77,10 @@ def generate(
     logprobs: Annotated[int | None, typer.Option(help="Best tokens to report per token.")] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Use the model's chat template.")] = False,
     system: Annotated[str | None, typer.Option(help="System message, with --chat.")] = None,
-    session: Annotated[
-        str, typer.Option(help="Name of a chat; its blocks are kept for the next turn.")
-    ] = "",
-    prefix_handle: Annotated[
-        str, typer.Option(help="Name of a retained prefix that the prompt begins with.")
-    ] = "",
+    json_schema: _JsonSchema = None,
+    regex: Annotated[str | None, typer.Option(help="What the whole output has to match.")] = None,
+    session: _Session = "",
+    prefix_handle: _PrefixHandle = "",
     model: Annotated[str, typer.Option(help="Name of the model; empty for any.")] = "",
     timeout: Annotated[float | None, typer.Option(help="Seconds that it may take.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -104,6 +113,7 @@ def generate(
         best_of=best_of,
         beam_search=_beam_search(beams, n, length_penalty, early_stopping),
         stop=tuple(stop or ()),
+        grammar=_grammar(json_schema, regex),
         session_id=session,
         prefix_handle=prefix_handle,
         delivery=Delivery.FINAL if as_json or stdin_jsonl else None,
@@ -134,6 +144,19 @@ def _beam_search(
         length_penalty=length_penalty,
         early_stopping=stopping,
     )
+
+
+def _grammar(json_schema: Path | None, regex: str | None) -> Grammar | None:
+    if json_schema is not None and regex is not None:
+        raise typer.BadParameter("give --json-schema or --regex, not both")
+    if regex is not None:
+        return Grammar(GrammarForm.REGEX, regex)
+    if json_schema is None:
+        return None
+    try:
+        return Grammar(GrammarForm.JSON_SCHEMA, json_schema.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise typer.BadParameter(f"--json-schema cannot be read: {error}") from None
 
 
 def _with_prompt(
@@ -168,7 +191,7 @@ def _run_one(
         if as_json:
             print(_to_line(error_to_json(error)))
         else:
-            print(f"pageframe: {error.reason}: {error.message}", file=sys.stderr)
+            print(f"pageframe: {explained(error, address)}", file=sys.stderr)
         return EXIT_FAILURE
     return EXIT_OK
 

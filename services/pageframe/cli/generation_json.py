@@ -11,6 +11,8 @@ from pageframe.client import (
     EarlyStopping,
     GenerationRequest,
     GenerationResult,
+    Grammar,
+    GrammarForm,
     Message,
     Sample,
 )
@@ -187,6 +189,8 @@ def _converted(key: str, value: Any) -> Any:
         return {int(token_id): float(bias) for token_id, bias in biases.items()}
     if key == "beam_search":
         return _beam_search(value)
+    if key == "grammar":
+        return _grammar(value)
     if key == "delivery":
         return _member(Delivery, value)
     return _checked(value, str)
@@ -203,6 +207,14 @@ def _beam_search(value: Any) -> BeamParams:
         if name in values:
             values[name] = _checked(values[name], int)
     return BeamParams(**values)
+
+
+def _grammar(value: Any) -> Grammar:
+    """``{"regex": "[0-9]+"}`` or ``{"json_schema": {"type": "object"}}``."""
+    ((form, text),) = _checked(value, Mapping).items()
+    if form == GrammarForm.JSON_SCHEMA.value and isinstance(text, dict):
+        text = json.dumps(text)
+    return Grammar(GrammarForm(form), _checked(text, str))
 
 
 def _checked(value: Any, kind: Any) -> Any:

@@ -5,9 +5,9 @@ import importlib.util
 import inspect
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -22,6 +22,7 @@ _SWITCHES = {
 }  # fmt: skip
 # Where the stored default is not what a person would write.
 _DEFAULT_WORDS = {
+    "deterministic": "off",
     "kv-memory": "auto",
     "lookahead": "on",
     "prefix-cache": "on",
@@ -33,14 +34,21 @@ _DEFAULT_WORDS = {
     "state-dir": "~/.pageframe or $XDG_STATE_HOME/pageframe",
     "drain-timeout": "30s",
 }
+_PROGRAM = "pageframe"
+# By what a shell tells that it wants to know how a line could go on.
+_COMPLETE_VARIABLE = "_PAGEFRAME_COMPLETE"
+_OWN_COMMANDS = ("up", "serve", "model")
 # Commands with heavy imports of their own: loaded only when asked for, or for the help.
 _LAZY_COMMANDS = {
     "generate": "pageframe.cli.generate",
+    "chat": "pageframe.cli.chat",
+    "key": "pageframe.cli.key",
     "pool": "pageframe.cli.pool",
     "bench": "pageframe.cli.bench",
     "simulate": "pageframe.cli.simulate",
     "replay": "pageframe.cli.replay",
     "stalls": "pageframe.cli.stalls",
+    "health": "pageframe.cli.health",
 }
 
 
@@ -55,6 +63,27 @@ def up(config: Path | None, **flags: Any) -> None:
     given = {option: flags[name] for option, name in OPTION_FIELDS.items()}
     settings = load_settings(given, os.environ, config_path=config)
     raise typer.Exit(run_up(settings, os.environ, open_console()))
+
+
+def serve(
+    service: str,
+    listen: str,
+    executor: str,
+    scheduler: list[str] | None,
+    config: Path | None,
+    **flags: Any,
+) -> None:
+    """Serve one service alone, for machines and containers of its own.
+
+    Where it listens and whom it calls is given; all else are settings, as for `up`.
+    """
+    from pageframe.cli.serve import Addresses, ServiceName, run_serve
+
+    given = {option: flags[name] for option, name in OPTION_FIELDS.items()}
+    settings = load_settings(given, os.environ, config_path=config)
+    addresses = Addresses(listen=listen, executor=executor, scheduler=",".join(scheduler or ()))
+    chosen = ServiceName(service)
+    raise typer.Exit(run_serve(chosen, addresses, settings, os.environ, open_console()))
 
 
 def prepare(name: Annotated[str, typer.Argument(help="Prepared name, folder or hub id.")]) -> None:
@@ -84,8 +113,53 @@ def _setting_parameter(option: str, name: str) -> inspect.Parameter:
     )
 
 
-def with_setting_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command ``--config`` and an option for every setting.
+def _address_parameter(name: str, help_text: str) -> inspect.Parameter:
+    """One option for an address that is no setting, since no two services share its meaning."""
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default="",
+        annotation=Annotated[
+            str, typer.Option(f"--{name}", help=help_text, metavar="HOST:PORT", show_default=False)
+        ],
+    )
+
+
+_SERVE_PARAMETERS = (
+    inspect.Parameter(
+        "service",
+        inspect.Parameter.KEYWORD_ONLY,
+        annotation=Annotated[
+            Literal["gateway", "scheduler", "executor"],
+            typer.Argument(help="Which one; comes before all options.", show_default=False),
+        ],
+    ),
+    _address_parameter("listen", "Where this service listens; scheduler and executor."),
+    _address_parameter(
+        "executor", "Where the executor is reached; scheduler, and gateway for /pool."
+    ),
+    inspect.Parameter(
+        "scheduler",
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[
+            list[str] | None,
+            typer.Option(
+                "--scheduler",
+                help="Where a scheduler is reached, or dns:///NAME:PORT for all addresses of a "
+                "name; once for each replica; gateway.",
+                metavar="HOST:PORT",
+                show_default=False,
+            ),
+        ],
+    ),
+)
+
+
+def with_setting_options(
+    command: Callable[..., None], *own_parameters: inspect.Parameter
+) -> Callable[..., None]:
+    """Give a command ``--config`` and an option for every setting, after parameters of its own.
 
     Values stay text here: flags, variables and the file are checked in one place.
     """
@@ -98,7 +172,7 @@ def with_setting_options(command: Callable[..., None]) -> Callable[..., None]:
         ],
     )
     options = [_setting_parameter(option, name) for option, name in OPTION_FIELDS.items()]
-    parameters = [config, *options]
+    parameters = [*own_parameters, config, *options]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {item.name: item.annotation for item in parameters}
     return command
@@ -109,7 +183,6 @@ def build_app(wanted: str | None) -> typer.Typer:
     app = typer.Typer(
         name="pageframe",
         no_args_is_help=True,
-        add_completion=False,
         pretty_exceptions_enable=False,
         # Plain text: an error is a line, in a log as on a terminal.
         rich_markup_mode=None,
@@ -118,6 +191,7 @@ def build_app(wanted: str | None) -> typer.Typer:
     model_app = typer.Typer(no_args_is_help=True, help="Models on this machine.")
     model_app.command("prepare")(prepare)
     app.command("up")(with_setting_options(up))
+    app.command("serve")(with_setting_options(serve, *_SERVE_PARAMETERS))
     app.add_typer(model_app, name="model")
     for name, module_name in _LAZY_COMMANDS.items():
         if wanted in (None, name) and importlib.util.find_spec(module_name):
@@ -166,14 +240,26 @@ def _switch(flag: str, word: str) -> str:
     return flag if _SWITCHES[word.lower()] else f"--no-{flag.removeprefix('--')}"
 
 
+def wanted_command(given: Sequence[str], environ: Mapping[str, str]) -> str | None:
+    """The command to load; None for all of them: for the help, and to guess at a misspelt one.
+
+    A shell that wants to complete a line says in its environment how that begins.
+    """
+    words = list(given)
+    if _COMPLETE_VARIABLE in environ:
+        line = environ.get("_TYPER_COMPLETE_ARGS") or environ.get("COMP_WORDS", "")
+        words = line.split()[1:]
+    named = next((word for word in words if not word.startswith("-")), None)
+    return named if named in _LAZY_COMMANDS or named in _OWN_COMMANDS else None
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; ends the process with one of the codes of ``exit_codes``."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    words = [argument for argument in given if not argument.startswith("-")]
     try:
-        if given[:1] == ["up"]:
+        if given[:1] in (["up"], ["serve"]):
             given = join_switch_words(given)
-        build_app(words[0] if words else None)(args=given)
+        build_app(wanted_command(given, os.environ))(args=given, prog_name=_PROGRAM)
     except PageframeError as error:
         print(f"pageframe: {error.message}", file=sys.stderr)
         raise SystemExit(EXIT_BAD_ENVIRONMENT) from None

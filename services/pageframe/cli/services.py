@@ -2,12 +2,12 @@
 
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pageframe.cli.child import ServiceSpec
 from pageframe.config import machine
-from pageframe.config.launch import Launch
+from pageframe.config.launch import Launch, process_name
 from pageframe.config.settings import ENV_PREFIX, OTHER_VARIABLES, Settings
 from pageframe.core.trace import TraceMode
 from pageframe.telemetry.supervise import EXPORTER_MODULE, exporter_arguments
@@ -32,9 +32,42 @@ def service_specs(
     launch: Launch, launch_path: Path, environ: Mapping[str, str]
 ) -> list[ServiceSpec]:
     """All processes of a launch, in the order in which they drain."""
-    specs = [_service(name, launch, launch_path, environ) for name in TRACED_SERVICES]
+    paths = launch_paths(launch, launch_path)
+    specs = [
+        _service(name, of_replica, path, environ)
+        for path, of_replica in paths.items()
+        for name in _traced_services(of_replica)
+    ]
     if launch.settings.trace is not TraceMode.OFF:
-        specs.append(_exporter(launch, environ))
+        specs.append(_exporter(ring_paths(launch), launch, environ))
+    return specs
+
+
+def launch_paths(launch: Launch, launch_path: Path) -> dict[Path, Launch]:
+    """The file by which each replica is told, and what it is told."""
+    stem, suffix = launch_path.stem, launch_path.suffix
+    return {
+        launch_path.with_name(process_name(stem, of_replica.replica) + suffix): of_replica
+        for of_replica in launch.of_replicas
+    }
+
+
+def ring_paths(launch: Launch) -> list[Path]:
+    """The trace rings of all processes of a launch."""
+    return [
+        of_replica.ring_path(name)
+        for of_replica in launch.of_replicas
+        for name in _traced_services(of_replica)
+    ]
+
+
+def specs_apart(
+    service: str, launch: Launch, launch_path: Path, environ: Mapping[str, str]
+) -> list[ServiceSpec]:
+    """One service and an exporter of its own, in the order in which they drain."""
+    specs = [_service(service, launch, launch_path, environ)]
+    if launch.settings.trace is not TraceMode.OFF:
+        specs.append(_exporter([launch.ring_path(service)], launch, environ))
     return specs
 
 
@@ -43,22 +76,28 @@ def log_path(settings: Settings, service: str) -> Path:
     return settings.state_dir / "logs" / f"{service}.log"
 
 
+def _traced_services(launch: Launch) -> Sequence[str]:
+    """All services for the first replica; the others share its gateway."""
+    return TRACED_SERVICES[1:] if launch.replica else TRACED_SERVICES
+
+
 def _service(
-    name: str, launch: Launch, launch_path: Path, environ: Mapping[str, str]
+    service: str, launch: Launch, launch_path: Path, environ: Mapping[str, str]
 ) -> ServiceSpec:
-    num_threads = launch.num_threads if name == "executor" else 1
+    num_threads = launch.num_threads if service == "executor" else 1
+    name = process_name(service, launch.replica)
     return ServiceSpec(
         name=name,
-        argv=_module(f"pageframe.{name}", "--settings", str(launch_path)),
+        argv=_module(f"pageframe.{service}", "--settings", str(launch_path)),
         environ=_environment(environ, num_threads),
         log_path=log_path(launch.settings, name),
         stop_timeout_seconds=launch.settings.drain_timeout_seconds + _STOP_GRACE_SECONDS,
     )
 
 
-def _exporter(launch: Launch, environ: Mapping[str, str]) -> ServiceSpec:
+def _exporter(rings: list[Path], launch: Launch, environ: Mapping[str, str]) -> ServiceSpec:
     arguments = exporter_arguments(
-        [launch.ring_path(name) for name in TRACED_SERVICES],
+        rings,
         launch.settings.state_dir,
         parent_pid=launch.supervisor_pid,
         drain_seconds=_EXPORTER_DRAIN_SECONDS,

@@ -31,6 +31,14 @@ _BACKOFF_MAX_SECONDS = 5.0
 _UNREADY_STOP_TIMEOUT_SECONDS = 3.0
 
 OnReady = Callable[[Mapping[str, ReadyReport]], None]
+Summarise = Callable[[str, bytes], str | None]
+"""What to show of a line that a service wrote; None for nothing."""
+
+
+def alarming_line(service: str, line: bytes) -> str | None:
+    """Warnings and worse, under the service's name; the log has the rest."""
+    summary = summarise(line)
+    return f"{service}: {summary}" if summary else None
 
 
 class Supervisor:
@@ -41,6 +49,7 @@ class Supervisor:
         console: Shows progress, deaths and warnings.
         on_ready: Called once, when every service has been ready.
         backoff_first_seconds: Wait before the first restart of a service within a minute.
+        summarise_line: What to show of a line that a service wrote.
     """
 
     def __init__(
@@ -50,11 +59,13 @@ class Supervisor:
         console: Console,
         on_ready: OnReady,
         backoff_first_seconds: float = _BACKOFF_FIRST_SECONDS,
+        summarise_line: Summarise = alarming_line,
     ) -> None:
         self._specs = specs
         self._console = console
         self._on_ready = on_ready
         self._backoff_first_seconds = backoff_first_seconds
+        self._summarise_line = summarise_line
         self._children: dict[str, Child] = {}
         self._num_signals = 0
         self._stop = asyncio.Event()
@@ -112,8 +123,8 @@ class Supervisor:
             self._console.progress(spec.name, message, fraction)
 
         def on_line(line: bytes) -> None:
-            if summary := summarise(line):
-                self._console.say(f"{spec.name}: {summary}")
+            if summary := self._summarise_line(spec.name, line):
+                self._console.say(summary)
 
         def on_child_ready(report: "asyncio.Future[ReadyReport]") -> None:
             if not report.cancelled() and report.exception() is None:

@@ -25,7 +25,7 @@ from pageframe.cli.child import ReadyReport, ServiceSpec
 from pageframe.cli.console import Console
 from pageframe.cli.model_prepare import prepare_model, weights_size_bytes
 from pageframe.cli.run_folder import make_run_folder
-from pageframe.cli.services import TRACED_SERVICES, count_threads, service_specs
+from pageframe.cli.services import count_threads, launch_paths, ring_paths, service_specs
 from pageframe.cli.supervisor import Supervisor
 from pageframe.config import machine
 from pageframe.config.launch import Launch
@@ -47,24 +47,26 @@ def run_up(settings: Settings, environ: Mapping[str, str], console: Console) -> 
         needs_weights = settings.runner is not RunnerName.SIM
         model_path = prepare_model(settings.model, console, needs_weights=needs_weights)
         if needs_weights:
-            _check_memory(settings, model_path)
+            check_memory(settings, model_path)
     run_dir = make_run_folder(settings.state_dir, environ)
     try:
         launch = Launch(
             settings=settings,
             model_path=model_path,
             run_dir=run_dir,
-            num_threads=count_threads(settings, environ),
+            num_threads=max(1, count_threads(settings, environ) // settings.replicas),
             supervisor_pid=os.getpid(),
         )
         launch_path = run_dir / LAUNCH_FILE_NAME
-        launch.write(launch_path)
+        for path, of_replica in launch_paths(launch, launch_path).items():
+            of_replica.write(path)
         specs = service_specs(launch, launch_path, environ)
         try:
             with console:
                 return supervise(launch, launch_path, specs, console)
         finally:
-            launch.remove_rings(TRACED_SERVICES)
+            for path in ring_paths(launch):
+                path.unlink(missing_ok=True)
     finally:
         shutil.rmtree(run_dir, ignore_errors=True)
 
@@ -111,7 +113,12 @@ def _check_machine(settings: Settings, console: Console) -> None:
         console.say(notice)
 
 
-def _check_memory(settings: Settings, model_path: Path) -> None:
+def check_memory(settings: Settings, model_path: Path) -> None:
+    """Refuse what cannot fit into memory beside the model's weights.
+
+    Raises:
+        ResourceExhaustedError: ``MEMORY_TOO_SMALL``, with the numbers.
+    """
     # Weights are stored in 16 bits by nearly everyone; fp32 takes them twice.
     factor = 2 if settings.dtype is DtypeName.FP32 else 1
     weights_bytes = factor * weights_size_bytes(model_path)

@@ -29,7 +29,7 @@ Int64Array = NDArray[np.int64]
 _NO_IDS: Int64Array = np.empty(0, dtype=np.int64)
 
 
-def _do_nothing() -> None:
+def do_nothing() -> None:
     """There is nothing else to do."""
 
 
@@ -110,7 +110,7 @@ class StepBatch:
     samples: Int32Array
     sample_rows: Int32Array
     drafts: DraftSamples | None = None
-    meanwhile: Callable[[], None] = _do_nothing
+    meanwhile: Callable[[], None] = do_nothing
 
     @property
     def sample_positions(self) -> Int32Array:
@@ -202,13 +202,15 @@ class StepOutput:
 
     A sequence that asks for candidates gets -1 for a token, and an entry in ``candidates``, by
     index into K. ``logprobs`` is keyed by index into K, ``prompt_logprobs`` by row; the runner
-    collects a prompt's over its chunks and delivers them with the last one.
+    collects a prompt's over its chunks and delivers them with the last one. ``failures`` are
+    reasons (UPPER_SNAKE) by row, of sequences that end with an error though they got a token.
     """
 
-    token_ids: Int32Array
+    token_ids: Int32Array = field(default_factory=lambda: np.empty(0, dtype=np.int32))
     logprobs: dict[int, TokenLogprobs] = field(default_factory=dict)
     prompt_logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)
     candidates: dict[int, Candidates] = field(default_factory=dict)
+    failures: dict[int, str] = field(default_factory=dict)
     execute_ns: int = 0
     sample_ns: int = 0
 
@@ -235,6 +237,7 @@ class ModelFacts:
             when some layers see more than others.
         group_windows: The same for each group of layers, where they differ: a block then holds the
             layers of one group. Empty for one group.
+        takes_grammars: Whether outputs can be held to a grammar.
     """
 
     name: str
@@ -250,6 +253,7 @@ class ModelFacts:
     kernels: str = ""
     window_tokens: int = 0
     group_windows: tuple[int, ...] = ()
+    takes_grammars: bool = False
 
     @property
     def num_kv_groups(self) -> int:
@@ -350,6 +354,13 @@ class ModelRunner(Protocol):
         """Run what the first real step would otherwise have to wait for."""
         ...
 
+    def prepare(self, sampling: SamplingParams, wait_s: float = 0.0) -> bool:
+        """Start what ``admit`` would wait for; whether it is there within ``wait_s`` seconds.
+
+        Asked only of parameters with a grammar, where ``facts.takes_grammars``.
+        """
+        ...
+
     def admit(
         self,
         row: int,
@@ -363,6 +374,10 @@ class ModelRunner(Protocol):
 
         Called at each admission, also after a preemption; then ``token_ids`` holds the output
         made so far too, which counts for penalties, ``min_tokens`` and the random key.
+
+        Raises:
+            InvalidRequestError: the parameters do not fit the model or the tokens; ``row`` has to
+                be released all the same.
         """
         ...
 

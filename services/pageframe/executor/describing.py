@@ -29,4 +29,5 @@ def describe(
         num_host_blocks=memory.host.num_slots,
         kv_group_windows=memory.options.windows,
         kernels=facts.kernels,
+        takes_grammars=facts.takes_grammars,
     )

@@ -11,17 +11,16 @@ ends the sequences of its step and nothing else.
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
-import numpy as np
 import structlog
 
 from pageframe.core.clock import Clock
-from pageframe.core.errors import InternalError, ResourceExhaustedError
+from pageframe.core.errors import InternalError, InvalidRequestError, ResourceExhaustedError
 from pageframe.core.plan import StepPlan
 from pageframe.core.replica import PoolAccount, ReplicaFacts
 from pageframe.core.sampling import SamplingParams
 from pageframe.core.step import FinishReason, SequenceAccount, StepResult, StepTiming
 from pageframe.core.trace import KvCause, TraceSink
-from pageframe.executor.batch import BlockMoves, ModelRunner, StepBatch, StepOutput
+from pageframe.executor.batch import BlockMoves, ModelRunner, StepBatch, StepOutput, do_nothing
 from pageframe.executor.batch_builder import BatchBuilder
 from pageframe.executor.describing import describe
 from pageframe.executor.desk import MemoryDesk
@@ -42,6 +41,7 @@ from pageframe.executor.memory.retaining import (
 from pageframe.executor.memory.retention import HANDLE_TTL_NS_MAX
 from pageframe.executor.memory.sequence_table import NO_ROW, Sequence
 from pageframe.executor.memory.yielding import build_memory
+from pageframe.executor.readiness import unready_by
 from pageframe.executor.reporting import (
     report_candidates,
     report_computed,
@@ -138,13 +138,15 @@ class StepEngine:
         self._session_times = session_times
         self._broken_ids: list[int] = []
         self._runner = runner
-        self.on_launch: Callable[[], None] = _do_nothing
+        self.on_launch: Callable[[], None] = do_nothing
+        self.find_unready = unready_by(runner.prepare)
         self._clock = clock
         self._check_every_step = check_every_step
         self._bounds = StepBounds(
             max_step_tokens=max_step_tokens,
             max_model_len=max_model_len,
             vocab_size=facts.vocab_size,
+            takes_grammars=facts.takes_grammars,
         )
         self._builder = BatchBuilder(
             self.memory.tables, self.memory.sequences, max_step_tokens=max_step_tokens
@@ -186,6 +188,8 @@ class StepEngine:
         """
         start_ns = self._clock.now_ns()
         self.publisher.before(plan)
+        if self._bounds.takes_grammars:
+            self.memory.unready_ids = self.find_unready(plan, self.memory)
         applied = apply(self.memory, plan, self._bounds)
         result = applied.result
         if result.refusal:
@@ -280,11 +284,13 @@ class StepEngine:
                 num_prompt_tokens=sequence.num_prompt_tokens,
             )
         except Exception as error:
-            self._note_failure(applied.result.step, error)
+            reason = error.reason if isinstance(error, InvalidRequestError) else ""
+            if not reason:
+                self._note_failure(applied.result.step, error)
             applied.leave_out(row)
             orphans = [child for parent, child in applied.forks if parent is sequence]
             applied.forks = [pair for pair in applied.forks if sequence not in pair]
-            self._fail([row], applied.result)
+            self._fail([row], applied.result, reason)
             for child in orphans:
                 # The runner has not heard of it yet.
                 account = self.memory.forget(child, KvCause.CANCELLED)
@@ -296,14 +302,14 @@ class StepEngine:
         memory, moves = self.memory, self.memory.transfers.take()
         if moves is None and not len(batch.rows):
             self.publisher.catch_up()
-            return _empty_output()
+            return StepOutput()
         batch.meanwhile = self.publisher.catch_up
         memory.pool.launch(batch.step)
         self.on_launch()
         try:
             if moves is not None:
                 self._move(moves, timing)
-            output = self._runner.execute(batch) if len(batch.rows) else _empty_output()
+            output = self._runner.execute(batch) if len(batch.rows) else StepOutput()
             num_tokens, num_samples = len(output.token_ids), len(batch.samples)
             assert num_tokens == num_samples, f"{num_tokens} tokens for {num_samples} samples"
         except Exception as error:
@@ -352,6 +358,8 @@ class StepEngine:
         sequences.put_tokens(rows, positions, token_ids)
         reasons = self._finish_rules.reasons(rows, positions + 1, token_ids)
         report_sampled(sequences, batch, output, reasons, result)
+        for row, reason in output.failures.items():
+            report_error(result, int(sequences.sequence_ids[row]), reason)
         for row in rows[reasons != FinishReason.NONE].tolist():
             self.publisher.catch_up()
             sequence = sequences.at_row(row)
@@ -367,11 +375,11 @@ class StepEngine:
             # The next turn may still find its blocks in the cache.
             _log.warning("session_not_kept", session=sequence.session_id, reason=error.reason)
 
-    def _fail(self, rows: list[int], result: StepResult) -> None:
+    def _fail(self, rows: list[int], result: StepResult, reason: str = "") -> None:
         for row in rows:
             sequence = self.memory.sequences.at_row(row)
             self._end(sequence, KvCause.CANCELLED, result)
-            report_error(result, sequence.sequence_id)
+            report_error(result, sequence.sequence_id, reason)
 
     def _end(self, sequence: Sequence, cause: KvCause, result: StepResult) -> None:
         self.publisher.catch_up()
@@ -390,11 +398,3 @@ class StepEngine:
                 report_error(result, sequence_id)
         self._broken_ids.clear()
         result.account = self.account()
-
-
-def _do_nothing() -> None:
-    """Nobody wants to know when a step is launched."""
-
-
-def _empty_output() -> StepOutput:
-    return StepOutput(token_ids=np.empty(0, dtype=np.int32))

@@ -41,7 +41,8 @@ class FinishRules:
         self._widen(len(ending))
         self._ending_tokens[row] = _NO_TOKEN
         self._ending_tokens[row, : len(ending)] = ending
-        num_min = num_prompt_tokens + sampling.min_tokens
+        # With a grammar the sampler alone holds ends back: only it knows when nothing else is left.
+        num_min = 0 if sampling.grammar is not None else num_prompt_tokens + sampling.min_tokens
         num_max = num_prompt_tokens + sampling.max_tokens
         self._num_tokens_min[row] = min(num_min, _TOKENS_MAX)
         self._num_tokens_max[row] = min(num_max, self._max_model_len)

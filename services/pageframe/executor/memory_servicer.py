@@ -141,7 +141,7 @@ class KvMemoryServicer(kv_memory_service_pb2_grpc.KvMemoryServiceServicer):
         self._authenticator = authenticator
         self._clock = clock
         self._pool_incarnation = pool_incarnation
-        self._watchers = Watchers(log, asyncio.get_running_loop())
+        self._watchers = Watchers(log, steps, asyncio.get_running_loop())
         self._handles = Handles()
         self._opened: tuple[MemoryDesk, ReplicaFacts] | None = None
 
@@ -207,12 +207,16 @@ class KvMemoryServicer(kv_memory_service_pb2_grpc.KvMemoryServiceServicer):
             with self._watchers.joined():
                 num_before = await self._call(context, self._publish)
                 first_number = request.first_operation or num_before + 1
+                history = self._watchers.history
+                num_steps_told = history.num_taken
                 await context.send_initial_metadata(())
                 while True:
                     batch = await self._watchers.read(first_number)
                     first_number = batch.operations[-1].number + 1
                     if not caller.is_operator:
                         batch = self._batch_seen_by(caller.tenant, batch)
+                    steps, num_steps_told = history.read(num_steps_told)
+                    batch = batch._replace(steps=steps)
                     await context.write(batch_to_proto(batch))
 
     async def Retain(  # noqa: N802 - the name is the contract's
@@ -363,4 +367,4 @@ class KvMemoryServicer(kv_memory_service_pb2_grpc.KvMemoryServiceServicer):
             it if self._tenant_of(it.sequence_id) == tenant else it._replace(sequence_id=0)
             for it in batch.operations
         ]
-        return OperationBatch(operations, batch.num_lost)
+        return batch._replace(operations=operations)

@@ -21,7 +21,7 @@ from pageframe.executor.metering import ExecutorMeter
 from pageframe.executor.operation_log import OperationLog
 from pageframe.executor.servicer import ExecutorServicer
 from pageframe.executor.step_thread import StepThread
-from pageframe.rpc.auth import Authenticator, read_api_keys
+from pageframe.rpc.access_file import AccessFile
 from pageframe.rpc.lifecycle import Service, serve
 from pageframe.rpc.ready import announce_progress
 from pageframe.telemetry.metrics_door import MetricsDoor
@@ -116,8 +116,8 @@ async def serve_executor(launch: Launch) -> None:
     log = OperationLog(trace, clock)
     steps = StepThread(asyncio.get_running_loop())
     steps.watch(log.flush)
-    keys_path = launch.settings.api_keys
-    authenticator = Authenticator({} if keys_path is None else read_api_keys(keys_path))
+    access_file = AccessFile(launch.settings.api_keys)
+    authenticator = access_file.authenticator()
     servicer = ExecutorServicer(steps, pool_incarnation=incarnation)
     memory_servicer = KvMemoryServicer(
         steps, log, authenticator, clock, pool_incarnation=incarnation
@@ -125,7 +125,9 @@ async def serve_executor(launch: Launch) -> None:
     built: list[StepEngine] = []
     meter = ExecutorMeter(lambda: log.num_operations, lambda: trace.num_dropped)
     text = MetricsText(lambda: meter.read(built[0].memory if built else None))
-    metrics_door = MetricsDoor(launch.settings.metrics_port_of("executor"), text.render)
+    metrics_door = MetricsDoor(
+        launch.settings.metrics_port_of("executor"), text.render, host=launch.settings.metrics_host
+    )
 
     def register(server: grpc.aio.Server) -> None:
         executor_service_pb2_grpc.add_ExecutorServiceServicer_to_server(servicer, server)
@@ -159,7 +161,7 @@ async def serve_executor(launch: Launch) -> None:
             start=start,
             drain=memory_servicer.drain,
             close=close,
-            background=[steps.wait_ended],
+            background=[steps.wait_ended, access_file.watch],
             details=lambda: _details(built[0]),
         )
     )
@@ -234,6 +236,7 @@ def _load_runner(launch: Launch) -> ModelRunner:
         name=settings.model,
         max_num_sequences=settings.max_num_sequences,
         cpu_kernels=settings.cpu_kernels.value,
+        is_deterministic=settings.deterministic,
         sim_cost=SimCost(step_ns=settings.sim_step_seconds * NANOSECONDS_PER_SECOND),
         progress=announce_progress,
     )

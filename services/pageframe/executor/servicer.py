@@ -155,6 +155,9 @@ class ExecutorServicer(executor_service_pb2_grpc.ExecutorServiceServicer):
             self._steps.post_plan(connection.session, plan_from_proto(request.plan))
         elif kind == "cancel":
             self._steps.post_cancel(connection.session, list(request.cancel.sequence_ids))
+        elif kind == "quotas":
+            quotas = [quota_from_proto(quota) for quota in request.quotas.quotas]
+            self._steps.post_quotas(connection.session, quotas)
         else:
             raise PreconditionError(
                 "UNEXPECTED_MESSAGE", f"a {kind or 'message of no kind'} is not expected here"

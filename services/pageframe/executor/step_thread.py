@@ -23,6 +23,7 @@ from typing import Any, Protocol, TypeVar
 import structlog
 
 from pageframe.core.clock import Clock, SystemClock
+from pageframe.core.errors import PageframeError
 from pageframe.core.plan import StepPlan
 from pageframe.core.replica import PoolAccount, TenantQuota
 from pageframe.core.step import StepResult
@@ -114,12 +115,18 @@ _Result = TypeVar("_Result")
 
 
 class StepThread:
-    """Runs an engine on its own thread. All methods but ``run`` are called on the event loop."""
+    """Runs an engine on its own thread. All methods but ``run`` are called on the event loop.
+
+    Attributes:
+        on_result: Called on this thread with the result of each step; None while nobody wants to
+            know. May be set on any thread.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, clock: Clock | None = None) -> None:
         self._loop = loop
         self._clock = clock or SystemClock()
         self._on_change: Callable[[], None] | None = None
+        self.on_result: Callable[[StepResult], None] | None = None
         self._session: Session | None = None
         self._told = PoolAccount()
         self._num_quota_changes_told = 0
@@ -157,6 +164,20 @@ class StepThread:
         """End sequences before the next plan, or at once when at rest."""
         session.cancels.extend(sequence_ids)
         self._inbox.put(lambda: self._cancel(session))
+
+    def post_quotas(self, session: Session, quotas: Sequence[TenantQuota]) -> None:
+        """Bound tenants otherwise before the next plan, or at once when at rest."""
+
+        def replace_quotas() -> None:
+            self._hand_over()
+            if session is not self._session or not session.is_open:
+                return
+            try:
+                self._engine.desk.replace_quotas(quotas)
+            except PageframeError as error:
+                _log.error("quotas_refused", reason=error.reason, message=error.message)
+
+        self._inbox.put(replace_quotas)
 
     async def take_over(self, session: Session, quotas: Sequence[TenantQuota]) -> PoolAccount:
         """Forget all sequences once the running step is done; returns the pool after it.
@@ -269,6 +290,8 @@ class StepThread:
 
     def _end_step(self, session: Session, result: StepResult) -> None:
         self._is_unchecked = True
+        if (on_result := self.on_result) is not None:
+            on_result(result)
         self._hold(session, result)
         if self._inbox.empty():
             self._hand_over()

@@ -30,6 +30,7 @@ from pageframe.core.sampling import SamplingParams
 from pageframe.core.trace import TraceSink
 from pageframe.gateway.chat import ChatMessage
 from pageframe.gateway.codec_store import CodecStore
+from pageframe.gateway.grammar_checks import GrammarChecks
 from pageframe.gateway.mailbox import Mailbox
 from pageframe.gateway.metering import GatewayMeter, RequestTimes
 from pageframe.gateway.output import Output
@@ -42,8 +43,8 @@ from pageframe.gateway.turns import WriteTurns
 from pageframe.gateway.unread import UNREAD_S, ReadWatch
 from pageframe.gateway.validation import (
     check_input,
-    check_model,
     check_token_ids,
+    find_model,
     resolve_sampling,
 )
 from pageframe.rpc.auth import Authenticator
@@ -60,6 +61,11 @@ class Link(Protocol):
     @property
     def facts(self) -> ReplicaFacts:
         """What the replica serves; raises UnavailableError before it is known."""
+        ...
+
+    @property
+    def served(self) -> Sequence[ReplicaFacts]:
+        """What all replicas serve, one for each model; nothing before it is known."""
         ...
 
     def submit(self, submission: Submission, mailbox: Mailbox) -> int:
@@ -95,6 +101,7 @@ class GenerationService:
     ) -> None:
         self._link = link
         self._codecs = codecs
+        self._grammars = GrammarChecks()
         self._authenticator = authenticator
         self._clock = clock
         self._sink = sink
@@ -107,8 +114,22 @@ class GenerationService:
 
     @property
     def facts(self) -> ReplicaFacts:
-        """What the replica serves; raises UnavailableError before it is known."""
+        """What the replica serves, of several the first; raises UnavailableError before that."""
         return self._link.facts
+
+    @property
+    def served(self) -> Sequence[ReplicaFacts]:
+        """What all replicas serve, one for each model; raises UnavailableError before that."""
+        return self._link.served or (self._link.facts,)
+
+    def facts_of(self, model: str) -> ReplicaFacts:
+        """What serves a model; an empty name stands for the first.
+
+        Raises:
+            NotFoundError: reason UNKNOWN_MODEL.
+            UnavailableError: reason NOT_READY.
+        """
+        return find_model(model, self.served)
 
     async def generate(
         self, request: GenerateInput, parent: TraceContext | None = None
@@ -158,8 +179,7 @@ class GenerationService:
         Raises:
             PageframeError: as ``generate`` would.
         """
-        facts = self._link.facts
-        check_model(model, facts)
+        facts = self.facts_of(model)
         if (text is None) == (messages is None):
             raise InvalidRequestError("EMPTY_PROMPT", "give text or a chat", num_inputs=0)
         codec = await self._codecs.get(facts)
@@ -173,8 +193,7 @@ class GenerationService:
         Raises:
             PageframeError: unknown model, or a token id out of range.
         """
-        facts = self._link.facts
-        check_model(model, facts)
+        facts = self.facts_of(model)
         check_token_ids("token_ids", token_ids, facts.vocab_size)
         codec = await self._codecs.get(facts)
         return codec.decode(token_ids, skip_special_tokens=skip_special_tokens)
@@ -188,21 +207,23 @@ class GenerationService:
         """Whether new requests are refused because the process is about to end."""
         return self._is_draining
 
-    async def codec(self) -> TextCodec | None:
-        """The tokeniser of the replica; None for a replica without a model folder.
+    async def codec(self, model: str) -> TextCodec | None:
+        """The tokeniser of a model; None for one without a model folder.
 
         Raises:
+            NotFoundError: reason UNKNOWN_MODEL.
             PreconditionError: the folder holds no usable tokeniser.
         """
-        return await self._codecs.find(self._link.facts)
+        return await self._codecs.find(self.facts_of(model))
 
     async def load(self) -> None:
-        """Load the tokeniser ahead of the first request.
+        """Load the tokenisers ahead of the first request.
 
         Raises:
-            PreconditionError: the model's folder holds no usable tokeniser.
+            PreconditionError: a model's folder holds no usable tokeniser.
         """
-        await self._codecs.find(self._link.facts)
+        for facts in self.served:
+            await self._codecs.find(facts)
 
     async def drain(self) -> None:
         """Refuse new requests from now on; return when the last one has ended."""
@@ -243,14 +264,17 @@ class GenerationService:
             self._idle.set()
 
     async def _run(self, running: RunningRequest) -> AsyncGenerator[Output, None]:
-        request, facts = running.request, self._link.facts
+        request = running.request
+        facts = self.facts_of(request.model)
         check_input(request, facts, self._clock.now_ns())
         codec = await self._codecs.find(facts)
         with running.trace.tokenizing():
+            if request.sampling.grammar is not None:
+                await self._grammars.check(request.sampling.grammar)
             prompt_token_ids = await self._prompt(request, codec, facts)
         sampling = resolve_sampling(request, len(prompt_token_ids), facts)
         running.begin(prompt_token_ids, sampling, codec, facts.model)
-        submission = self._submission(running, prompt_token_ids, sampling)
+        submission = self._submission(running, prompt_token_ids, sampling, facts.model)
         outputs = running.resume(facts)
         yield running.header(sampling, facts.model)
         if running.assembler.is_done:
@@ -322,7 +346,11 @@ class GenerationService:
         )
 
     def _submission(
-        self, running: RunningRequest, prompt_token_ids: list[int], sampling: SamplingParams
+        self,
+        running: RunningRequest,
+        prompt_token_ids: list[int],
+        sampling: SamplingParams,
+        model: str,
     ) -> Submission:
         request, trace = running.request, running.trace
         delivery = request.delivery
@@ -353,4 +381,5 @@ class GenerationService:
             trace_id=trace.trace_id,
             span_id=span_id_to_bytes(trace.span_id) if trace.trace_id else b"",
             arrival_ns=trace.start_ns,
+            model=model,
         )

@@ -34,6 +34,7 @@ class RunningRequest:
         self.request = request
         self.request_id = request_id
         self.trace = trace
+        trace.name(request_id, request.tenant)
         self.mailbox = Mailbox()
         self.assembler = OutputAssembler((), request.delivery)
         self._streams: list[SampleStream] = []
@@ -71,7 +72,7 @@ class RunningRequest:
                 request.num_samples,
                 tells_logprobs=request.sampling.num_logprobs >= 0,
             )
-        self.trace.describe(request, self.request_id, sampling, model)
+        self.trace.describe(request, sampling, model)
 
     def resume(self, facts: ReplicaFacts) -> list[Output]:
         """Bring all samples to where the caller is; the outputs, if all had ended there already."""
@@ -135,6 +136,7 @@ class RunningRequest:
         if self.assembler.is_done and self._streams:
             # The consumer stopped asking behind the last output: nothing went wrong.
             error = None
+        self.trace.place(self.mailbox.replica, self.mailbox.num_moves)
         self.trace.end(self._num_prompt_tokens, ends, error)
 
     def _end_behind(

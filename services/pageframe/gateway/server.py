@@ -1,6 +1,7 @@
 """The gateway process: connect to the scheduler, serve callers."""
 
 import asyncio
+import functools
 import socket
 import uuid
 from collections.abc import Callable
@@ -11,14 +12,18 @@ from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
 from pageframe.config.launch import Launch
-from pageframe.core.clock import SystemClock
+from pageframe.core.clock import Clock, SystemClock
 from pageframe.gateway.client import SchedulerLink
 from pageframe.gateway.codec_store import CodecStore
 from pageframe.gateway.generation import GenerationService
 from pageframe.gateway.http.app import Door
+from pageframe.gateway.http.pool_page import PoolPage
 from pageframe.gateway.http.server import HttpServer
+from pageframe.gateway.replica_addresses import ReplicaAddresses
+from pageframe.gateway.replicas import ReplicaSet
+from pageframe.gateway.routing import RoutingOptions
 from pageframe.gateway.servicer import GatewayServicer, Malformed
-from pageframe.rpc.auth import Authenticator, read_api_keys
+from pageframe.rpc.access_file import AccessFile
 from pageframe.rpc.lifecycle import Service, serve
 from pageframe.telemetry import metrics
 from pageframe.telemetry.metrics import Reading
@@ -40,22 +45,29 @@ async def serve_gateway(launch: Launch) -> None:
     settings = launch.settings
     clock = SystemClock()
     sink = RingTraceSink.create(launch.ring_path("gateway"), SERVICE_GATEWAY, settings.trace)
-    link = SchedulerLink(launch.scheduler_address, gateway_id=_gateway_id())
-    keys_path = settings.api_keys
-    authenticator = Authenticator({} if keys_path is None else read_api_keys(keys_path))
-    service = GenerationService(link, CodecStore(), authenticator, clock, sink)
+    replicas = make_replicas(launch, clock)
+    access_file = AccessFile(settings.api_keys)
+    authenticator = access_file.authenticator()
+    service = GenerationService(replicas, CodecStore(), authenticator, clock, sink)
     servicer = GatewayServicer(service, authenticator, clock)
+    pool = PoolPage(launch.executor_address, authenticator, clock, service.readings)
     text = MetricsText(
-        lambda: (*service.readings(), Reading(metrics.DROPPED_RECORDS, sink.num_dropped))
+        lambda: (
+            *service.readings(),
+            *replicas.readings(),
+            *pool.readings(),
+            Reading(metrics.DROPPED_RECORDS, sink.num_dropped),
+        )
     )
-    metrics_door = MetricsDoor(settings.metrics_port_of("gateway"), text.render)
-    door = Door(service, authenticator, clock, text.render)
+    port = settings.metrics_port_of("gateway")
+    metrics_door = MetricsDoor(port, text.render, host=settings.metrics_host)
+    door = Door(service, authenticator, clock, text.render, pool, replicas.count)
     http = None if settings.http is None else HttpServer(door.app(), settings.http)
     linked: list[asyncio.Task[None]] = []
 
     async def start() -> None:
-        linked.append(asyncio.create_task(link.run()))
-        await link.wait_ready()
+        linked.append(asyncio.create_task(replicas.run()))
+        await replicas.wait_ready()
         await service.load()
         await metrics_door.start()
         if http is not None:
@@ -66,6 +78,7 @@ async def serve_gateway(launch: Launch) -> None:
 
     async def drain() -> None:
         await service.drain()
+        pool.close()
         if http is not None:
             await http.stop()
 
@@ -73,6 +86,7 @@ async def serve_gateway(launch: Launch) -> None:
         await metrics_door.stop()
         if http is not None:
             await http.stop()
+        await pool.stop()
         for task in linked:
             task.cancel()
         await asyncio.gather(*linked, return_exceptions=True)
@@ -88,9 +102,22 @@ async def serve_gateway(launch: Launch) -> None:
             drain=drain,
             close=close,
             drain_timeout_s=settings.drain_timeout_seconds,
-            background=[wait_ended],
+            background=[wait_ended, access_file.watch],
             details=lambda: {} if http is None else {"http": http.address},
         )
+    )
+
+
+def make_replicas(launch: Launch, clock: Clock) -> ReplicaSet:
+    """The links to all schedulers of a launch, none of them connected yet."""
+    settings = launch.settings
+    return ReplicaSet(
+        ReplicaAddresses(launch.scheduler_targets),
+        functools.partial(SchedulerLink, gateway_id=_gateway_id(), clock=clock),
+        RoutingOptions(
+            num_prefix_tokens=settings.route_prefix_tokens, headroom=settings.route_headroom
+        ),
+        clock,
     )
 
 

@@ -89,7 +89,7 @@ class GatewayServicer(gateway_service_pb2_grpc.GatewayServiceServicer):
         async with aborting(context):
             self._tenant(context)
             _well_formed(request)
-            return pb.ListModelsResponse(models=[model_to_proto(self._service.facts)])
+            return pb.ListModelsResponse(models=map(model_to_proto, self._service.served))
         raise AssertionError("aborting raises")
 
     async def Tokenize(  # noqa: N802 - the name is the contract's

@@ -7,6 +7,7 @@ import structlog
 
 from pageframe.core.clock import Clock
 from pageframe.core.errors import PageframeError
+from pageframe.core.limits import LIMITS
 from pageframe.core.request import Completion
 from pageframe.core.sampling import SamplingParams
 from pageframe.core.trace import AttributeValue, NullTraceSink, TraceSink
@@ -40,6 +41,13 @@ class GenerateTrace:
         self.trace_id = trace_id if self._is_traced else b""
         self.span_id = new_span_id()
 
+    def name(self, request_id: str, tenant: str) -> None:
+        """Say whose it is, before anything is refused; a name that is too long is cut."""
+        self._attributes |= {
+            spans.REQUEST_ID: request_id[: LIMITS.request_id_bytes_max],
+            spans.TENANT: tenant,
+        }
+
     @contextlib.contextmanager
     def tokenizing(self) -> Iterator[None]:
         """Measure the block as the ``tokenize`` span."""
@@ -58,13 +66,9 @@ class GenerateTrace:
                     attributes={},
                 )
 
-    def describe(
-        self, request: GenerateInput, request_id: str, sampling: SamplingParams, model: str
-    ) -> None:
+    def describe(self, request: GenerateInput, sampling: SamplingParams, model: str) -> None:
         """Say what was asked for."""
         self._attributes |= {
-            spans.REQUEST_ID: request_id,
-            spans.TENANT: request.tenant,
             spans.PRIORITY: request.priority,
             spans.GEN_AI_REQUEST_MODEL: model,
             spans.GEN_AI_REQUEST_MAX_TOKENS: sampling.max_tokens,
@@ -84,6 +88,11 @@ class GenerateTrace:
             self._attributes[spans.GEN_AI_REQUEST_CHOICE_COUNT] = request.beams.num_return
         if request.stop:
             self._attributes[spans.GEN_AI_REQUEST_STOP_SEQUENCES] = list(request.stop)
+
+    def place(self, replica: str, num_moves: int) -> None:
+        """Say which replica ran it, and how often it went to another one before."""
+        if replica:
+            self._attributes |= {spans.REPLICA: replica, spans.REPLICA_MOVES: num_moves}
 
     def end(
         self, num_prompt_tokens: int, ends: list[SampleEnd], error: BaseException | None
@@ -111,6 +120,7 @@ class GenerateTrace:
             spans.GEN_AI_USAGE_CACHE_READ_INPUT_TOKENS: num_cached_tokens,
             spans.GEN_AI_RESPONSE_FINISH_REASONS: [end.finish_reason.name.lower() for end in ends],
             **_account_of(completions),
+            **({spans.ERROR_TYPE: _error_type(error)} if error is not None else {}),
         }
         self._sink.span(
             spans.GENERATE,
@@ -145,5 +155,9 @@ def _error_text(error: BaseException | None) -> str:
         return ""
     if isinstance(error, PageframeError):
         return str(error)
+    return f"{_error_type(error)}: {type(error).__name__}"
+
+
+def _error_type(error: BaseException) -> str:
     # What ends a request without a typed error is the end of the caller's stream.
-    return f"CLIENT_GONE: {type(error).__name__}"
+    return error.reason if isinstance(error, PageframeError) else "CLIENT_GONE"

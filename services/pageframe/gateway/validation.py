@@ -29,7 +29,7 @@ def check_input(request: GenerateInput, facts: ReplicaFacts, now_ns: int) -> Non
         PageframeError: InvalidRequestError for malformed fields, NotFoundError for the model,
             DeadlineError for a deadline that has passed.
     """
-    check_model(request.model, facts)
+    find_model(request.model, (facts,))
     if request.delivery not in set(Delivery):
         raise _invalid("DELIVERY_UNKNOWN", "delivery is unknown", request.delivery)
     _check_name("request_id", request.request_id, LIMITS.request_id_bytes_max)
@@ -52,19 +52,22 @@ def check_input(request: GenerateInput, facts: ReplicaFacts, now_ns: int) -> Non
         )
 
 
-def check_model(model: str, facts: ReplicaFacts) -> None:
-    """Refuse a model that is not served; an empty name stands for the one that is.
+def find_model(model: str, served: Sequence[ReplicaFacts]) -> ReplicaFacts:
+    """What serves a model; an empty name stands for the first of those that are served.
 
     Raises:
         NotFoundError: reason UNKNOWN_MODEL.
     """
-    if model and model != facts.model:
-        raise NotFoundError(
-            "UNKNOWN_MODEL",
-            f"model {model[:200]!r} is not served here; {facts.model!r} is",
-            model=model[:200],
-            served=facts.model,
-        )
+    for facts in served:
+        if model in ("", facts.model):
+            return facts
+    names = ", ".join(repr(facts.model) for facts in served)
+    raise NotFoundError(
+        "UNKNOWN_MODEL",
+        f"model {model[:200]!r} is not served here; {names} {'is' if len(served) == 1 else 'are'}",
+        model=model[:200],
+        served=", ".join(facts.model for facts in served),
+    )
 
 
 def check_prompt_length(num_prompt_tokens: int, facts: ReplicaFacts) -> None:

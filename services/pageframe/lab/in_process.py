@@ -57,6 +57,10 @@ class LocalStream:
         """Have sequences ended at once."""
         self._steps.post_cancel(self._session, sequence_ids)
 
+    async def send_quotas(self, quotas: Sequence[TenantQuota]) -> None:
+        """Bound tenants otherwise."""
+        self._steps.post_quotas(self._session, quotas)
+
     async def results(self) -> AsyncIterator[StepResult]:
         """Results in the order of their plans; never ends."""
         while True:
@@ -82,6 +86,11 @@ class LocalLink:
     def facts(self) -> ReplicaFacts:
         """What the replica serves."""
         return self._loop.facts
+
+    @property
+    def served(self) -> tuple[ReplicaFacts, ...]:
+        """The same: there is one."""
+        return (self.facts,)
 
     def submit(self, submission: Submission, mailbox: Mailbox) -> int:
         """Hand in a request; returns its handle.

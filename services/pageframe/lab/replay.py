@@ -26,6 +26,7 @@ from pageframe.core.journal import (
     ResultTaken,
     SampleFinished,
     Submitted,
+    TermsSet,
     reason_of,
 )
 from pageframe.core.plan import StepPlan
@@ -196,6 +197,9 @@ class Replay:
             case ExecutorReady(facts, account):
                 self._memory.on_ready(facts, account, now_ns)
                 scheduler.on_executor_ready(facts, account, now_ns)
+            case TermsSet(terms):
+                self._memory.on_quotas(terms.quotas)
+                scheduler.set_terms(terms, now_ns)
             case Drained():
                 scheduler.drain()
             case Header():

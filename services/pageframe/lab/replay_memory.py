@@ -57,6 +57,11 @@ class MemoryReplay:
         if not self.stopped:
             self._plans.append(plan)
 
+    def on_quotas(self, quotas: tuple[TenantQuota, ...]) -> None:
+        """Quotas were changed: between which steps the executor heard of it is not recorded."""
+        if quotas != self._quotas and not self.stopped:
+            self.stopped = "the quotas of tenants were changed while it ran"
+
     def on_lost(self) -> None:
         """What was on the wire is gone."""
         self._plans.clear()
@@ -115,6 +120,7 @@ class MemoryReplay:
             session_times=SessionTimes(idle_ns=setup.session_idle_ns, ttl_ns=setup.session_ttl_ns),
         )
         self._runner.engine = self._engine
+        self._engine.find_unready = self._runner.unready
         try:
             self._engine.desk.replace_quotas(self._quotas)
         except PageframeError as error:

@@ -4,10 +4,14 @@ from collections import deque
 
 import numpy as np
 
+from pageframe.core.errors import InvalidRequestError
+from pageframe.core.plan import StepPlan
 from pageframe.core.replica import ReplicaFacts
-from pageframe.core.step import StepResult
-from pageframe.executor.batch import Int64Array, ModelFacts, StepBatch, StepOutput
+from pageframe.core.sampling import SamplingParams
+from pageframe.core.step import RefusedBecause, StepResult
+from pageframe.executor.batch import Int32Array, Int64Array, ModelFacts, StepBatch, StepOutput
 from pageframe.executor.engine import StepEngine
+from pageframe.executor.memory.kv_memory import KvMemory
 from pageframe.lab.tensorless import TensorlessRunner
 
 _NO_TOKEN = -1
@@ -43,9 +47,40 @@ class ReplayRunner(TensorlessRunner):
             runner=facts.runner,
             window_tokens=windows[0] if len(windows) == 1 else 0,
             group_windows=windows if len(windows) > 1 else (),
+            takes_grammars=facts.takes_grammars,
         )
         self.engine: StepEngine
         self.recorded: StepResult
+
+    def admit(
+        self,
+        row: int,
+        *,
+        sampling: SamplingParams,
+        sample_index: int,
+        token_ids: Int32Array,
+        num_prompt_tokens: int,
+    ) -> None:
+        """Fail where the recorded runner did.
+
+        Raises:
+            InvalidRequestError: with the reason that was recorded.
+        """
+        sequence_id = int(self.engine.memory.sequences.sequence_ids[row])
+        reason = self.recorded.errors.get(sequence_id)
+        if reason and sequence_id not in self.recorded.computed_ids:
+            raise InvalidRequestError(reason, "it could not be admitted when it was recorded")
+
+    def unready(self, _plan: StepPlan, _memory: KvMemory) -> frozenset[int]:
+        """Who was not admitted in the recorded step because something had to be made for it."""
+        recorded = self.recorded
+        return frozenset(
+            sequence_id
+            for sequence_id, because in zip(
+                recorded.refused_ids, recorded.refused_because, strict=True
+            )
+            if because == RefusedBecause.NOT_READY
+        )
 
     def execute(self, batch: StepBatch) -> StepOutput:
         """Give each sequence what it got in the recorded step.
@@ -87,6 +122,8 @@ class ReplayRunner(TensorlessRunner):
                 if logprobs is not None:
                     output.logprobs[index] = logprobs
         for row in batch.rows.tolist():
+            if reason := recorded.errors.get(int(sequence_ids[row])):
+                output.failures[row] = reason
             prompt_logprobs = recorded.prompt_logprobs.get(int(sequence_ids[row]))
             if prompt_logprobs is not None:
                 output.prompt_logprobs[row] = prompt_logprobs

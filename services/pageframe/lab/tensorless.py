@@ -53,6 +53,10 @@ class TensorlessRunner(ModelRunner):
     def warm_up(self) -> None:
         """Nothing is slower the first time."""
 
+    def prepare(self, sampling: SamplingParams, wait_s: float = 0.0) -> bool:
+        """Nothing has to be made."""
+        return True
+
     def admit(
         self,
         row: int,

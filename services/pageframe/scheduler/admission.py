@@ -2,6 +2,7 @@
 
 from pageframe.core.request import StallCause
 from pageframe.scheduler.budget import PlanBuilder
+from pageframe.scheduler.culprits import culprit_of
 from pageframe.scheduler.flights import Flights
 from pageframe.scheduler.line import Walk
 from pageframe.scheduler.policies.protocols import AdmissionPolicy, RoomView
@@ -246,5 +247,7 @@ class Admission:
         culprit: Sequence | None = None,
     ) -> None:
         # A preempted sequence waits because it was preempted, whatever keeps it out by now.
-        if sequence.state is SequenceState.WAITING:
-            self._tracer.begin_stall(sequence, cause, builder.flight.planned_ns, culprit)
+        if sequence.state is not SequenceState.WAITING or sequence.stalls.cause is cause:
+            return
+        culprit = culprit or culprit_of(sequence, cause, builder.flight, self._roster)
+        self._tracer.begin_stall(sequence, cause, builder.flight.planned_ns, culprit)

@@ -89,6 +89,15 @@ class GrpcExecutorStream:
         """
         await self._write(pb.RunRequest(cancel=pb.CancelSequences(sequence_ids=sequence_ids)))
 
+    async def send_quotas(self, quotas: Sequence[TenantQuota]) -> None:
+        """Bound tenants otherwise, from the next plan on.
+
+        Raises:
+            PageframeError: the stream is lost.
+        """
+        message = pb.TenantQuotas(quotas=map(quota_to_proto, quotas))
+        await self._write(pb.RunRequest(quotas=message))
+
     async def results(self) -> AsyncIterator[StepResult]:
         """Results and refusals, in the order of their plans, until the stream is lost.
 

@@ -18,6 +18,7 @@
     line         who comes next                   shares       what tenants were served
     claims       whose part is taken by others
     intake       how requests come in             deadlines    who cannot be over in time
+    rate_limits  who comes too often
 
 No part awaits or asks the system for the time, so all of it runs unchanged in a simulator.
 Whoever drives it sends cancels before plans, and plans and results one at a time in order.
@@ -33,6 +34,7 @@ from pageframe.core.plan import StepPlan
 from pageframe.core.replica import PoolAccount, ReplicaFacts
 from pageframe.core.request import StallCause, Submission, TokenEvents
 from pageframe.core.step import FinishReason, StepResult
+from pageframe.core.terms import TenantTerms
 from pageframe.core.trace import TraceSink
 from pageframe.scheduler.admission import Admission
 from pageframe.scheduler.budget import Capacity
@@ -53,6 +55,7 @@ from pageframe.scheduler.planner import Planner
 from pageframe.scheduler.preemption import Preemption
 from pageframe.scheduler.prefix_wait import PrefixWait
 from pageframe.scheduler.queues import Backlog
+from pageframe.scheduler.rate_limits import RateLimits
 from pageframe.scheduler.rates import Rates
 from pageframe.scheduler.request import Request, finished_already
 from pageframe.scheduler.roster import Roster
@@ -93,11 +96,11 @@ class Scheduler:
         self._options = options
         self._clock = clock
         self._sequence_ids = count(options.first_sequence_id)
-        self._is_ready = True
-        self._is_draining = False
+        self._is_ready, self._is_draining = True, False
         self._outboxes = Outboxes()
         self._flights = Flights(
-            LIMITS.num_steps_in_flight_max if options.lookahead else 1, _empty_pool(facts)
+            LIMITS.num_steps_in_flight_max if options.lookahead else 1,
+            PoolAccount(total=facts.num_blocks, free=facts.num_blocks),
         )
         self._tracer = tracer = SchedulerTracer(trace, seed=clock.now_ns())
         self._policies = policies_of(options, tracer, self._flights, clock)
@@ -119,10 +122,17 @@ class Scheduler:
         self._losses = Losses(rates, tracer)
         self._candidates = candidates = Candidates(self._roster, rates, self._policies)
         self._preemption = Preemption(self._roster, self._flights, self._tenants, candidates)
-        self._endings = Endings(self._roster, self._deadlines, tracer)
+        self._rate_limits = RateLimits(options.rates, clock.now_ns())
+        self._endings = Endings(self._roster, self._deadlines, self._rate_limits, tracer)
         self._fitting = Fitting(self._roster, self._tenants, self._endings)
         self._intake = Intake(
-            self._roster, self._fitting, self._deadlines, self._outboxes, tracer, self._sequence_ids
+            self._roster,
+            self._fitting,
+            self._deadlines,
+            self._rate_limits,
+            self._outboxes,
+            tracer,
+            self._sequence_ids,
         )
         self._steering = Steering(options.target_itl_ns)
         self._speculation = Speculation(
@@ -150,7 +160,7 @@ class Scheduler:
             OutOfRangeError: this replica could never serve it.
             DeadlineError: DEADLINE_PASSED or DEADLINE_UNREACHABLE.
             AlreadyExistsError: DUPLICATE_REQUEST or DUPLICATE_HANDLE.
-            ResourceExhaustedError: QUEUE_FULL.
+            ResourceExhaustedError: QUEUE_FULL or RATE_LIMITED.
         """
         now_ns = self._clock.now_ns()
         if self._is_draining:
@@ -288,6 +298,15 @@ class Scheduler:
 
     # The service.
 
+    def set_terms(self, terms: TenantTerms, now_ns: int) -> Events:
+        """Tenants have these terms from now on; who waits and can never fit them ends."""
+        self._roster.shares.set_weights(terms.weights)
+        self._tenants.set_quotas(terms.quotas)
+        self._rate_limits.change(terms.rates, now_ns)
+        self._fitting.look_again(self._facts)
+        self._fitting.end_misfits(now_ns)
+        return self._outboxes.take(0)
+
     def drain(self) -> None:
         """Refuse new requests from now on."""
         self._is_draining = True
@@ -379,7 +398,3 @@ class Scheduler:
     ) -> None:
         for sequence in request.sequences:
             self._endings.cancel(sequence, reason, now_ns, error)
-
-
-def _empty_pool(facts: ReplicaFacts) -> PoolAccount:
-    return PoolAccount(total=facts.num_blocks, free=facts.num_blocks)

@@ -7,14 +7,22 @@ from pageframe.core.errors import (
     InvalidRequestError,
     NotFoundError,
     PageframeError,
+    UnimplementedError,
 )
 from pageframe.core.request import Completion
 from pageframe.core.step import FinishReason, SequenceAccount
 from pageframe.scheduler.deadlines import Deadlines
+from pageframe.scheduler.rate_limits import RateLimits
 from pageframe.scheduler.request import deadline_passed
 from pageframe.scheduler.roster import Roster
 from pageframe.scheduler.sequence import Knowledge, Sequence, SequenceState
 from pageframe.scheduler.tracing import SchedulerTracer
+
+_GRAMMAR_FAILURES = {
+    "GRAMMAR_INVALID": "the grammar has no meaning in the model's vocabulary",
+    "GRAMMAR_TOO_COMPLEX": "the grammar takes too much time or memory to follow; make it simpler",
+    "GRAMMAR_MISMATCH": "the output to go on from does not follow the grammar",
+}
 
 
 class Endings:
@@ -24,9 +32,16 @@ class Endings:
     there, and one that came before its announcement would be forgotten.
     """
 
-    def __init__(self, roster: Roster, deadlines: Deadlines, tracer: SchedulerTracer) -> None:
+    def __init__(
+        self,
+        roster: Roster,
+        deadlines: Deadlines,
+        rate_limits: RateLimits,
+        tracer: SchedulerTracer,
+    ) -> None:
         self._roster = roster
         self._deadlines = deadlines
+        self._rate_limits = rate_limits
         self._tracer = tracer
         self._cancels: list[int] = []
         self._abandoned: list[int] = []
@@ -145,6 +160,7 @@ class Endings:
         if request.is_over:
             request.outbox.num_requests -= 1
             self._deadlines.forget(request)
+            self._rate_limits.settle(request)
 
 
 def _complete(account: SequenceAccount | None, sequence: Sequence) -> SequenceAccount:
@@ -175,4 +191,8 @@ def failure_of(sequence: Sequence, reason: str) -> PageframeError:
             prefix_handle=handle,
             num_prompt_tokens=sequence.num_prompt_tokens,
         )
+    if reason == "GRAMMAR_UNAVAILABLE":
+        return UnimplementedError(reason, "the replica cannot hold outputs to a grammar")
+    if reason in _GRAMMAR_FAILURES:
+        return InvalidRequestError(reason, _GRAMMAR_FAILURES[reason])
     return InternalError(reason, "the executor gave up this sequence")

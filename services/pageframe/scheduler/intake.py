@@ -9,6 +9,7 @@ from pageframe.core.request import StallCause, Submission
 from pageframe.scheduler.deadlines import Deadlines
 from pageframe.scheduler.delivery import Outboxes
 from pageframe.scheduler.fitting import Fitting
+from pageframe.scheduler.rate_limits import RateLimits
 from pageframe.scheduler.request import Request, check_submission
 from pageframe.scheduler.roster import Roster
 from pageframe.scheduler.searches import with_candidates
@@ -24,6 +25,7 @@ class Intake:
         roster: Where they begin to wait.
         fitting: Who can be served at all.
         deadlines: Who can be served in time.
+        rate_limits: Who has asked for too much of late.
         outboxes: Where their tokens will leave.
         tracer: Names their spans.
         sequence_ids: Ids that nobody has had.
@@ -34,6 +36,7 @@ class Intake:
         roster: Roster,
         fitting: Fitting,
         deadlines: Deadlines,
+        rate_limits: RateLimits,
         outboxes: Outboxes,
         tracer: SchedulerTracer,
         sequence_ids: Iterator[int],
@@ -41,6 +44,7 @@ class Intake:
         self._roster = roster
         self._fitting = fitting
         self._deadlines = deadlines
+        self._rate_limits = rate_limits
         self._outboxes = outboxes
         self._tracer = tracer
         self._sequence_ids = sequence_ids
@@ -59,6 +63,7 @@ class Intake:
         What costs least is looked at first, so that a flood of requests is refused cheaply.
         """
         check_submission(submission, facts, now_ns=now_ns)
+        self._rate_limits.check(submission, now_ns)
         submission = with_candidates(submission, facts)
         self._fitting.check(submission, facts)
         self._check_names(submission, gateway_id)
@@ -75,6 +80,7 @@ class Intake:
         self._roster.requests[gateway_id, submission.handle] = request
         self._roster.names[submission.request_id] = request
         self._deadlines.add(request, now_ns)
+        self._rate_limits.charge(request, now_ns)
         for sample_index in range(submission.num_sequences):
             self._add_sequence(request, sample_index, cause, now_ns)
         return request

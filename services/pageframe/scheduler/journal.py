@@ -36,12 +36,14 @@ from pageframe.core.journal import (
     ResultTaken,
     SampleFinished,
     Submitted,
+    TermsSet,
     reason_of,
 )
 from pageframe.core.plan import StepPlan
 from pageframe.core.replica import PoolAccount, ReplicaFacts
 from pageframe.core.request import Submission
 from pageframe.core.step import FinishReason, StepResult
+from pageframe.core.terms import TenantTerms
 from pageframe.core.trace import NullTraceSink, TraceSink
 from pageframe.scheduler.core import Events, Scheduler
 from pageframe.scheduler.options import SchedulerOptions
@@ -231,6 +233,11 @@ class RecordingScheduler(Scheduler):
         """Record, and do as ``Scheduler`` does."""
         with self._recorded(now_ns, ExecutorReady(facts, account)):
             return super().on_executor_ready(facts, account, now_ns)
+
+    def set_terms(self, terms: TenantTerms, now_ns: int) -> Events:
+        """Record, and do as ``Scheduler`` does."""
+        with self._recorded(now_ns, TermsSet(terms)):
+            return super().set_terms(terms, now_ns)
 
     def drain(self) -> None:
         """Record, and do as ``Scheduler`` does."""

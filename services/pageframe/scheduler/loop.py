@@ -6,7 +6,7 @@ first, then plans while it has any. Nothing awaits between asking the core and q
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
 import structlog
@@ -14,9 +14,10 @@ import structlog
 from pageframe.core.clock import Clock
 from pageframe.core.errors import AbortedError, PageframeError, UnavailableError
 from pageframe.core.plan import StepPlan
-from pageframe.core.replica import PoolAccount, ReplicaFacts
+from pageframe.core.replica import PoolAccount, ReplicaFacts, TenantQuota
 from pageframe.core.request import Submission, TokenEvents
 from pageframe.core.step import StepResult
+from pageframe.core.terms import TenantTerms
 from pageframe.core.units import NANOSECONDS_PER_SECOND
 from pageframe.scheduler.core import Scheduler
 from pageframe.scheduler.metering import SchedulerMeter
@@ -46,6 +47,10 @@ class ExecutorStream(Protocol):
         """Have sequences ended at once; raises ``PageframeError`` when the stream is lost."""
         ...
 
+    async def send_quotas(self, quotas: Sequence[TenantQuota]) -> None:
+        """Bound tenants otherwise; raises ``PageframeError`` when the stream is lost."""
+        ...
+
     def results(self) -> AsyncIterator[StepResult]:
         """Results in the order of their plans; raises ``PageframeError`` when it ends."""
         ...
@@ -69,6 +74,7 @@ class SchedulerLoop:
     Attributes:
         on_facts: Called when the executor serves something else than before: another one came,
             or its pool was resized.
+        on_executor: Called with whether an executor is there, when one came or was lost.
         meter: Counts steps.
     """
 
@@ -84,9 +90,11 @@ class SchedulerLoop:
         self._clock = clock
         self._scheduler: Scheduler | None = None
         self.on_facts: Callable[[ReplicaFacts], None] = _ignore
+        self.on_executor: Callable[[bool], None] = _ignore
         self.meter = SchedulerMeter()
         self._told_facts: ReplicaFacts | None = None
         self._stream: ExecutorStream | None = None
+        self._quotas_to_send: Sequence[TenantQuota] | None = None
         self._kicked = asyncio.Event()
         self._first_facts = asyncio.Event()
         self._idle = asyncio.Event()
@@ -168,6 +176,14 @@ class SchedulerLoop:
             self._deliver(scheduler.finish_sample(gateway, handle, sample_index))
         self.kick()
 
+    def set_terms(self, terms: TenantTerms) -> None:
+        """Tenants have other terms; a new stream begins with their quotas, this one hears them."""
+        if self._scheduler is None:
+            return
+        self._quotas_to_send = terms.quotas
+        self._deliver(self._scheduler.set_terms(terms, self._clock.now_ns()))
+        self.kick()
+
     def kick(self) -> None:
         """Let the sender look whether the core has something to say."""
         self._kicked.set()
@@ -202,7 +218,7 @@ class SchedulerLoop:
         await asyncio.gather(self._runner, return_exceptions=True)
 
     async def _run(self) -> None:
-        delay_s = _RECONNECT_DELAY_S
+        delay_s, told_reason = _RECONNECT_DELAY_S, ""
         while True:
             try:
                 self._epoch = max(self._epoch + 1, self._clock.now_ns())
@@ -213,13 +229,16 @@ class SchedulerLoop:
                 # Wall time may have been set back since the scheduler before this one.
                 self._epoch = max(self._epoch, int(error.limits.get("epoch_seen", 0)))
                 is_starting = error.reason == "STARTING"
-                log = _log.info if is_starting else _log.warning
-                log("executor_refused", reason=error.reason, message=error.message)
+                if error.reason != told_reason:
+                    # It is asked many times a second while it loads; one line says so.
+                    told_reason = error.reason
+                    log = _log.info if is_starting else _log.warning
+                    log("executor_refused", reason=error.reason, message=error.message)
                 if is_starting:
                     # It answers, and any moment it will serve: no reason to wait longer each time.
                     delay_s = _RECONNECT_DELAY_S
             else:
-                num_results = self._num_results
+                num_results, told_reason = self._num_results, ""
                 await self._use(stream)
                 if self._num_results > num_results:
                     # It did work; one that greets and then fails is met with ever longer pauses.
@@ -252,6 +271,7 @@ class SchedulerLoop:
                 ) from error
         finally:
             self._stream = None
+            self.on_executor(False)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -267,6 +287,7 @@ class SchedulerLoop:
         )
         self._tell_facts()
         self._stream = stream
+        self.on_executor(True)
         _log.info("executor_connected", epoch=self._epoch, model=stream.facts.model)
         self.kick()
 
@@ -284,6 +305,9 @@ class SchedulerLoop:
         while True:
             await self._kicked.wait()
             self._kicked.clear()
+            quotas, self._quotas_to_send = self._quotas_to_send, None
+            if quotas is not None:
+                await stream.send_quotas(quotas)
             cancels = scheduler.take_cancels()
             if cancels:
                 await stream.send_cancel(cancels)
@@ -318,5 +342,5 @@ class SchedulerLoop:
             self._idle.set()
 
 
-def _ignore(_facts: ReplicaFacts) -> None:
-    """Nobody wants to know what is served."""
+def _ignore(_news: object) -> None:
+    """Nobody wants to know."""

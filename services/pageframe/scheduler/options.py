@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from pageframe.core.limits import LIMITS
 from pageframe.core.replica import TenantQuota
+from pageframe.core.terms import TenantRate
 from pageframe.scheduler.policies.guard import PolicyFault
 
 
@@ -31,6 +32,7 @@ class SchedulerOptions:
         on_policy_fault: Told once of each policy that is asked no more.
         shares_prefixes: Whether the executor does, so that it is worth waiting for a leader.
         quotas: Bounds of tenants, as the executor has them.
+        rates: How much tenants may ask for in a minute.
         first_sequence_id: Id of the first sequence; later ones count up.
     """
 
@@ -49,4 +51,5 @@ class SchedulerOptions:
     on_policy_fault: Callable[[PolicyFault], None] = lambda _: None
     shares_prefixes: bool = True
     quotas: tuple[TenantQuota, ...] = ()
+    rates: tuple[TenantRate, ...] = ()
     first_sequence_id: int = 1

@@ -29,6 +29,7 @@ class Request:
         num_waiting: Sequences in the backlog.
         has_prompt_logprobs: Whether they were sent.
         has_expired: Whether its deadline has come.
+        is_rated: Whether its tokens were taken from its tenant's rate.
     """
 
     serial: int
@@ -41,6 +42,7 @@ class Request:
     num_waiting: int = 0
     has_prompt_logprobs: bool = False
     has_expired: bool = False
+    is_rated: bool = False
 
     @property
     def may_fork(self) -> bool:

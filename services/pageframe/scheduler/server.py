@@ -12,13 +12,16 @@ from pageframe.core.clock import Clock, SystemClock
 from pageframe.core.errors import InvalidRequestError
 from pageframe.core.journal import MemorySetup
 from pageframe.core.replica import ReplicaFacts
+from pageframe.core.terms import TenantTerms
 from pageframe.core.trace import TraceSink
 from pageframe.core.units import NANOSECONDS_PER_MILLISECOND, NANOSECONDS_PER_SECOND
-from pageframe.rpc.lifecycle import Service, serve
+from pageframe.rpc.access_file import AccessFile
+from pageframe.rpc.lifecycle import Service, TellHealth, serve
+from pageframe.rpc.peer_health import EXECUTOR_HEALTH
 from pageframe.scheduler.client import GrpcExecutorStream
 from pageframe.scheduler.core import Scheduler
 from pageframe.scheduler.journal import JournalFile, RecordingScheduler
-from pageframe.scheduler.loop import SchedulerLoop
+from pageframe.scheduler.loop import ExecutorStream, SchedulerLoop
 from pageframe.scheduler.options import SchedulerOptions
 from pageframe.scheduler.policies.chosen import check_names
 from pageframe.scheduler.policies.guard import PolicyFault
@@ -41,22 +44,31 @@ async def serve_scheduler(launch: Launch) -> None:
     settings = launch.settings
     clock = SystemClock()
     # Before anybody waits for an executor only to be told then.
+    access_file = AccessFile(settings.api_keys)
     options = make_options(settings)
     check_names(options.policies, options.shadow_policies)
     journal = open_journal(settings)
     trace = RingTraceSink.create(launch.ring_path("scheduler"), SERVICE_SCHEDULER, settings.trace)
 
-    def build(facts: ReplicaFacts) -> Scheduler:
-        return make_scheduler(facts, settings, trace, clock, journal)
+    def terms() -> TenantTerms:
+        return access_file.access.terms.over(terms_of(settings))
 
-    open_stream = functools.partial(
-        GrpcExecutorStream.open,
-        launch.executor_address,
-        settings.model,
-        quotas=settings.tenant_quotas,
-    )
+    def build(facts: ReplicaFacts) -> Scheduler:
+        return make_scheduler(facts, settings, trace, clock, journal, terms())
+
+    async def open_stream(epoch: int) -> ExecutorStream:
+        return await GrpcExecutorStream.open(
+            launch.executor_address, settings.model, epoch, quotas=terms().quotas
+        )
+
     loop = SchedulerLoop(open_stream, make_scheduler=build, clock=clock)
+    access_file.on_change(lambda _: loop.set_terms(terms()))
     servicer = SchedulerServicer(loop, clock)
+
+    def begin_health(tell: TellHealth) -> None:
+        # A gateway with another replica has requests go on there while this executor is away.
+        tell(EXECUTOR_HEALTH, loop.is_connected)
+        loop.on_executor = functools.partial(tell, EXECUTOR_HEALTH)
 
     def register(server: grpc.aio.Server) -> None:
         scheduler_service_pb2_grpc.add_SchedulerServiceServicer_to_server(servicer, server)
@@ -67,7 +79,9 @@ async def serve_scheduler(launch: Launch) -> None:
     text = MetricsText(
         lambda: (*loop.readings(), Reading(metrics.DROPPED_RECORDS, trace.num_dropped))
     )
-    metrics_door = MetricsDoor(settings.metrics_port_of("scheduler"), text.render)
+    metrics_door = MetricsDoor(
+        settings.metrics_port_of("scheduler"), text.render, host=settings.metrics_host
+    )
 
     async def start() -> None:
         await metrics_door.start()
@@ -85,11 +99,12 @@ async def serve_scheduler(launch: Launch) -> None:
             address=launch.scheduler_address,
             service_names=SERVICE_NAMES,
             register=register,
+            begin_health=begin_health,
             start=start,
             drain=drain,
             close=close,
             drain_timeout_s=settings.drain_timeout_seconds,
-            background=[loop.wait_ended],
+            background=[loop.wait_ended, access_file.watch],
         )
     )
 
@@ -100,9 +115,10 @@ def make_scheduler(
     trace: TraceSink,
     clock: Clock,
     journal: JournalFile | None = None,
+    terms: TenantTerms | None = None,
 ) -> Scheduler:
     """The pure core as the settings want it; with a journal, it records."""
-    options = make_options(settings)
+    options = make_options(settings, terms)
     if journal is None:
         return Scheduler(facts, options, trace=trace, clock=clock)
     memory = MemorySetup(
@@ -140,8 +156,14 @@ def open_journal(settings: Settings) -> JournalFile | None:
         ) from None
 
 
-def make_options(settings: Settings) -> SchedulerOptions:
-    """Options of the core as the settings want them."""
+def terms_of(settings: Settings) -> TenantTerms:
+    """The terms of tenants as the settings have them."""
+    return TenantTerms(weights=dict(settings.tenant_weights), quotas=settings.tenant_quotas)
+
+
+def make_options(settings: Settings, terms: TenantTerms | None = None) -> SchedulerOptions:
+    """Options of the core as the settings want them, and ``terms`` for tenants if there are any."""
+    terms = terms or terms_of(settings)
     return SchedulerOptions(
         token_budget=settings.token_budget,
         max_num_running=settings.max_num_sequences,
@@ -153,7 +175,7 @@ def make_options(settings: Settings) -> SchedulerOptions:
         lookahead=settings.lookahead,
         max_queued_requests=settings.max_queued_requests,
         max_queued_tokens=settings.max_queued_tokens,
-        tenant_weights=dict(settings.tenant_weights),
+        tenant_weights=terms.weights,
         priority_ageing_ns=round(settings.priority_ageing_seconds * NANOSECONDS_PER_SECOND),
         policies={
             "order": settings.order_policy,
@@ -164,7 +186,8 @@ def make_options(settings: Settings) -> SchedulerOptions:
         shadow_policies=dict(settings.shadow_policy),
         on_policy_fault=_log_policy_fault,
         shares_prefixes=settings.prefix_cache,
-        quotas=settings.tenant_quotas,
+        quotas=terms.quotas,
+        rates=terms.rates,
     )
 
 

@@ -4,6 +4,7 @@ from pageframe.core.errors import PageframeError
 from pageframe.core.plan import Recovery
 from pageframe.core.request import StallCause
 from pageframe.core.step import FinishReason, RefusedBecause, StepResult
+from pageframe.scheduler.culprits import culprit_of
 from pageframe.scheduler.endings import Endings, failure_of
 from pageframe.scheduler.flights import Flight, Flights
 from pageframe.scheduler.forks import Forks
@@ -229,7 +230,7 @@ class Settlement:
                 self._tenants.rest(sequence.submission.tenant, flight.tick, result.account)
             if because == RefusedBecause.POOL_FULL:
                 sequence.may_share = False
-            culprit = self._culprit(flight, sequence, cause)
+            culprit = culprit_of(sequence, cause, flight, self._roster)
             if sequence.state is SequenceState.RUNNING:
                 self._tracer.begin_stall(sequence, cause, start_ns, culprit)
             elif not sequence.has_run or cause is StallCause.SWAP_IN:
@@ -238,22 +239,8 @@ class Settlement:
             is_running = sequence.state is SequenceState.RUNNING
             # It may have found more than expected, and then it decoded unasked.
             if is_running and not sequence.is_caught_up and sequence.stalls.cause is None:
-                culprit = self._culprit(flight, sequence, cause)
+                culprit = culprit_of(sequence, cause, flight, self._roster)
                 self._tracer.begin_stall(sequence, cause, start_ns, culprit)
-
-    def _culprit(self, flight: Flight, sequence: Sequence, cause: StallCause) -> Sequence | None:
-        """For whose sake the step left ``sequence`` out, as far as the plan tells.
-
-        The tokens of a step go first to the largest chunk; blocks come back first from who runs
-        longest.
-        """
-        culprit = None
-        if cause is StallCause.TOKEN_BUDGET:
-            largest = max(flight.chunks, key=lambda chunk: chunk.num_tokens, default=None)
-            culprit = largest.sequence if largest else None
-        elif cause is StallCause.KV_FULL:
-            culprit = self._roster.oldest
-        return culprit if culprit is not sequence else None
 
     def _preempt(self, flight: Flight, result: StepResult, start_ns: int) -> None:
         for index, (sequence_id, generation, recovery, num_kept) in enumerate(

@@ -6,12 +6,12 @@ sequence                 submission to end
 ├─ decode                an uninterrupted run, cut every 128 positions
 └─ preempt               from a loss of blocks until they are back, with a link to whom it served
 
-step                     in traces of their own, one per 1,000 steps
+step                     in traces of their own, one per 1,000 steps; linked with its chunks
 policy.disagreement      beside them: a shadow would have decided otherwise
 policy.fault             likewise: a policy that is asked no more
 """
 
-from itertools import count
+from itertools import count, islice
 
 from pageframe.core.request import StallCause
 from pageframe.core.step import FinishReason, SequenceAccount, StepResult
@@ -32,6 +32,10 @@ from pageframe.scheduler.stalls import Link, Stall, StepClock
 from pageframe.telemetry import spans
 
 _NUM_STEPS_PER_TRACE = 1000
+# A shadow may disagree many times in a step; beyond this a trace ends with the step.
+_NUM_SPANS_PER_TRACE = 5000
+# What OpenTelemetry lets a span have by default.
+_NUM_LINKS_MAX = 128
 
 
 class SchedulerTracer:
@@ -50,6 +54,10 @@ class SchedulerTracer:
         self._sink = sink
         self._seed = seed
         self._serials = count(1)
+        # Of this scheduler: those of an executor begin again with 1 when it does.
+        self._num_steps = 0
+        self._num_steps_traces = 0
+        self._num_spans_in_trace = 0
         self.clock = StepClock()
         self.is_enabled = not isinstance(sink, NullTraceSink)
 
@@ -94,6 +102,7 @@ class SchedulerTracer:
                 spans.GENERATION: sequence.generation,
                 **({spans.STALL_CAUSE: lost_cause.name.lower()} if lost_cause else {}),
             },
+            (self._steps_trace_id(), self._step_span_id()),
         )
 
     def begin_run(self, sequence: Sequence, position: int, at_ns: int) -> None:
@@ -231,10 +240,11 @@ class SchedulerTracer:
         if not self.is_enabled:
             return
         timing = result.timing
+        links = (_link(chunk.sequence) for chunk in flight.chunks)
         self._sink.span(
             spans.STEP,
-            trace_id=self._steps_trace_id(result.step),
-            span_id=self._next_id(),
+            trace_id=self._steps_trace_id(),
+            span_id=self._step_span_id(),
             parent_span_id=0,
             start_ns=timing.start_ns,
             end_ns=timing.end_ns,
@@ -248,7 +258,14 @@ class SchedulerTracer:
                 spans.STEP_EXECUTE_MS: timing.execute_ns / 1e6,
                 spans.STEP_SAMPLE_MS: timing.sample_ns / 1e6,
             },
+            links=tuple(islice(filter(None, links), _NUM_LINKS_MAX)),
         )
+        self._num_steps += 1
+        self._num_spans_in_trace += 1
+        is_full = self._num_spans_in_trace >= _NUM_SPANS_PER_TRACE
+        if is_full or self._num_steps % _NUM_STEPS_PER_TRACE == 0:
+            self._num_steps_traces += 1
+            self._num_spans_in_trace = 0
 
     def _policy(
         self,
@@ -261,9 +278,10 @@ class SchedulerTracer:
         """A moment in the trace of the steps."""
         if not self.is_enabled:
             return
+        self._num_spans_in_trace += 1
         self._sink.span(
             name,
-            trace_id=self._steps_trace_id(step),
+            trace_id=self._steps_trace_id(),
             span_id=self._next_id(),
             parent_span_id=0,
             start_ns=at_ns,
@@ -309,6 +327,8 @@ class SchedulerTracer:
         link: Link | None = None,
     ) -> None:
         attributes[spans.SEQUENCE_ID] = sequence.sequence_id
+        # A viewer finds spans by the tags of one span: `stall` of this tenant with this cause.
+        attributes[spans.TENANT] = sequence.submission.tenant
         self._sink.span(
             name,
             trace_id=sequence.submission.trace_id,
@@ -320,9 +340,13 @@ class SchedulerTracer:
             links=(link,) if link else (),
         )
 
-    def _steps_trace_id(self, step: int) -> bytes:
-        """The trace of ``step`` and of what belongs to no request in it."""
-        serial = step // _NUM_STEPS_PER_TRACE
+    def _step_span_id(self) -> int:
+        """The span of the step whose result is taken in, or comes next."""
+        return child_span_id(self._seed, SpanKind.SEQUENCE, 3, self._num_steps)
+
+    def _steps_trace_id(self) -> bytes:
+        """The trace of that step and of what belongs to no request in it."""
+        serial = self._num_steps_traces
         high = child_span_id(self._seed, SpanKind.SEQUENCE, 1, serial)
         low = child_span_id(self._seed, SpanKind.SEQUENCE, 2, serial)
         return high.to_bytes(8, "big") + low.to_bytes(8, "big")

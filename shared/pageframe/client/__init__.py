@@ -22,6 +22,7 @@ from pageframe.client.types import (
     collect,
 )
 from pageframe.core.beams import BeamParams, EarlyStopping
+from pageframe.core.grammar import Grammar, GrammarForm
 
 __all__ = [
     "DEFAULT_SERVER",
@@ -33,6 +34,8 @@ __all__ = [
     "Finished",
     "GenerationRequest",
     "GenerationResult",
+    "Grammar",
+    "GrammarForm",
     "MemoryAccount",
     "Message",
     "Model",

@@ -18,7 +18,7 @@ from pageframe.core.step import FinishReason
 from pageframe.v1 import gateway_service_pb2 as pb
 from pageframe.v1 import sequence_pb2
 from pageframe.wire.beams import beams_to_proto
-from pageframe.wire.sampling import logprobs_list_from_proto
+from pageframe.wire.sampling import grammar_to_proto, logprobs_list_from_proto
 
 
 def request_to_proto(request: GenerationRequest) -> pb.GenerateRequest:
@@ -141,6 +141,7 @@ def _sampling_to_proto(request: GenerationRequest) -> sequence_pb2.SamplingParam
         ignore_eos=request.ignore_eos,
         min_tokens=request.min_tokens,
         max_tokens=request.max_tokens,
+        grammar=None if request.grammar is None else grammar_to_proto(request.grammar),
     )
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pageframe.core.beams import BeamParams
+from pageframe.core.grammar import Grammar
 from pageframe.core.request import Delivery, StallCause
 from pageframe.core.step import FinishReason, TokenLogprobs
 
@@ -62,6 +63,8 @@ class GenerationRequest:
         prefix_handle: Names a retained prefix with which the prompt begins, at most 256 bytes.
         priority: Higher runs earlier; 0 is normal.
         keep_special_tokens: Leave special tokens in the text.
+        grammar: What the output has to be, a JSON Schema or a regular expression; None for any
+            text.
     """
 
     prompt: str | None = None
@@ -96,6 +99,7 @@ class GenerationRequest:
     prefix_handle: str = ""
     priority: int = 0
     keep_special_tokens: bool = False
+    grammar: Grammar | None = None
 
     @property
     def num_outputs(self) -> int:

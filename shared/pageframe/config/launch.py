@@ -12,10 +12,19 @@ from typing import Self
 from pydantic import BaseModel, ConfigDict
 
 from pageframe.config.settings import Settings
+from pageframe.config.values import parse_targets
 from pageframe.telemetry.ring_path import ring_path
 
 # In the state folder while a system is ready: where client commands find it.
 ADDRESS_FILE_NAME = "address.json"
+
+
+def process_name(service: str, replica: int) -> str:
+    """What the process of a service is called: of the first replica as the service, else numbered.
+
+    The gateway is everybody's.
+    """
+    return f"{service}-{replica}" if replica and service != "gateway" else service
 
 
 class Launch(BaseModel):
@@ -28,6 +37,11 @@ class Launch(BaseModel):
             is no shared memory.
         num_threads: CPU threads for computing, at least 1, within the cgroup's quota.
         supervisor_pid: Process that started the services.
+        executor_at: Where the executor listens or is reached, ``HOST:PORT``, when the services run
+            apart from one another; empty for a socket in the run folder.
+        scheduler_at: The same for the scheduler; for a gateway all of its schedulers, with commas
+            in between, among which may be ``dns:///NAME:PORT``.
+        replica: Which of the replicas that start together this is for, from 0.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
@@ -37,20 +51,56 @@ class Launch(BaseModel):
     run_dir: Path
     num_threads: int
     supervisor_pid: int
+    executor_at: str = ""
+    scheduler_at: str = ""
+    replica: int = 0
 
     @property
     def executor_address(self) -> str:
-        """Target of the executor's gRPC channel, a Unix socket in the run folder."""
-        return f"unix:{self.run_dir / 'executor.sock'}"
+        """Target of the executor's gRPC channel; a Unix socket in the run folder, unless given."""
+        return self.executor_at or self._socket_target(process_name("executor", self.replica))
 
     @property
     def scheduler_address(self) -> str:
-        """Target of the scheduler's gRPC channel, a Unix socket in the run folder."""
-        return f"unix:{self.run_dir / 'scheduler.sock'}"
+        """Target of the scheduler's gRPC channel; a Unix socket in the run folder, unless given."""
+        return self.scheduler_at or self._socket_target(process_name("scheduler", self.replica))
+
+    @property
+    def scheduler_targets(self) -> tuple[str, ...]:
+        """Where a gateway finds the schedulers of all replicas."""
+        if self.scheduler_at:
+            return parse_targets(self.scheduler_at)
+        replicas = range(self.settings.replicas)
+        return tuple(self._socket_target(process_name("scheduler", it)) for it in replicas)
+
+    def for_replica(self, replica: int) -> Self:
+        """What the scheduler and the executor of one replica are told, of those that start here.
+
+        Each has ports for metrics and a file of records of its own.
+        """
+        settings = self.settings
+        changed: dict[str, object] = {}
+        if settings.metrics_port:
+            changed["metrics_port"] = settings.metrics_port + 2 * replica
+        if settings.record is not None and replica:
+            record = settings.record
+            changed["record"] = record.with_name(f"{record.stem}-{replica}{record.suffix}")
+        return self.model_copy(
+            update={
+                "replica": replica,
+                "settings": settings.model_copy(update=changed),
+            }
+        )
+
+    @property
+    def of_replicas(self) -> list[Self]:
+        """What each of the replicas that start here is told; the first is told this."""
+        return [self, *(self.for_replica(it) for it in range(1, self.settings.replicas))]
 
     def ring_path(self, service: str) -> Path:
         """File of a service's trace ring."""
-        return ring_path(self.run_dir, self.supervisor_pid, service)
+        name = process_name(service, self.replica)
+        return ring_path(self.run_dir, self.supervisor_pid, name)
 
     def remove_rings(self, services: Iterable[str]) -> None:
         """Remove what is left of the trace rings; for the end of a run, after all processes."""
@@ -79,6 +129,9 @@ class Launch(BaseModel):
             return
         if published == {"grpc": self.settings.grpc, "http": self.settings.http}:
             self._address_path.unlink(missing_ok=True)
+
+    def _socket_target(self, name: str) -> str:
+        return f"unix:{self.run_dir / name}.sock"
 
     @property
     def _address_path(self) -> Path:

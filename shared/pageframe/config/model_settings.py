@@ -36,6 +36,9 @@ class ModelSettings(SettingsGroup):
     cpu_kernels: CpuKernelsName = Field(
         CpuKernelsName.AUTO, description="Kernels of the native runner on a CPU."
     )
+    deterministic: bool = Field(
+        False, description="Refuse to start where a token could depend on its batch."
+    )
     sim_step_seconds: Seconds = Field(
         0.002,
         ge=0,

@@ -29,6 +29,7 @@ from pageframe.config.option_types import (
     Size,
     option_name,
 )
+from pageframe.config.routing_settings import RoutingSettings
 from pageframe.config.scheduling_settings import SchedulingSettings
 from pageframe.core.errors import InvalidRequestError
 from pageframe.core.trace import TraceMode
@@ -57,7 +58,7 @@ METERED_SERVICES = ("gateway", "scheduler", "executor")
 """Who has a port for metrics, in the order of the ports."""
 
 
-class Settings(SchedulingSettings, MemorySettings, ModelSettings):
+class Settings(RoutingSettings, SchedulingSettings, MemorySettings, ModelSettings):
     """Everything a person may choose, checked.
 
     0 means "choose for me" wherever a count may be 0.
@@ -77,8 +78,13 @@ class Settings(SchedulingSettings, MemorySettings, ModelSettings):
         9464,
         ge=0,
         le=65533,
-        description="First of three ports on loopback, for the metrics of gateway, scheduler and "
-        "executor; 0 for none.",
+        description="First of three ports, for the metrics of gateway, scheduler and executor; "
+        "0 for none.",
+    )
+    metrics_host: str = Field(
+        "127.0.0.1",
+        min_length=1,
+        description="Address of this machine on which those ports are; 0.0.0.0 for all of them.",
     )
     state_dir: Folder = Field(
         default_factory=_default_state_dir, description="Folder for logs, traces and sockets."
@@ -88,7 +94,8 @@ class Settings(SchedulingSettings, MemorySettings, ModelSettings):
     )
     api_keys: ApiKeysFile = Field(
         None,
-        description='File of lines KEY TENANT [operator], or "off": then everybody is one tenant.',
+        description='File of keys and of what tenants may have, or "off": then everybody is one '
+        "tenant.",
     )
     log_level: LogLevel = Field(LogLevel.INFO, description="Least severe log line written.")
     drain_timeout_seconds: Seconds = Field(
@@ -100,7 +107,7 @@ class Settings(SchedulingSettings, MemorySettings, ModelSettings):
     )
 
     def metrics_port_of(self, service: str) -> int:
-        """The port on loopback where a service tells its metrics; 0 for none."""
+        """The port where a service tells its metrics; 0 for none."""
         return self.metrics_port and self.metrics_port + METERED_SERVICES.index(service)
 
 

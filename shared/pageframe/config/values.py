@@ -80,6 +80,24 @@ def parse_host_port(text: str) -> HostPort:
     return HostPort(host, int(port))
 
 
+DNS_PREFIX = "dns:///"
+
+
+def parse_targets(text: str) -> tuple[str, ...]:
+    """Where several of a kind are reached: ``HOST:PORT``, ``unix:/PATH``, ``dns:///NAME:PORT``.
+
+    Commas stand between them.
+
+    Raises:
+        ValueError: with what is allowed.
+    """
+    targets = tuple(target.strip() for target in text.split(","))
+    for target in targets:
+        if not target.startswith("unix:/"):
+            parse_host_port(target.removeprefix(DNS_PREFIX))
+    return targets
+
+
 def parse_tenant_quotas(text: str) -> tuple[TenantQuota, ...]:
     """Quotas of ``"alice=100:500,bob=0:"``: floor and ceiling in blocks; no ceiling if left out.
 

@@ -49,7 +49,8 @@ class BeamParams:
 
         Raises:
             InvalidRequestError: NUM_BEAMS_OUT_OF_RANGE, NUM_RETURN_OUT_OF_RANGE,
-                LENGTH_PENALTY_OUT_OF_RANGE, or BEAMS_WITH_SAMPLING naming the parameter.
+                LENGTH_PENALTY_OUT_OF_RANGE, BEAMS_WITH_SAMPLING naming the parameter, or
+                GRAMMAR_WITH_FIELD.
         """
         num_beams, num_return = self.num_beams, self.num_return
         if not 1 <= num_beams <= LIMITS.num_beams_max:
@@ -78,6 +79,13 @@ class BeamParams:
                 maximum=bound,
             )
         _check_nothing_drawn(sampling)
+        if sampling.grammar is not None:
+            raise InvalidRequestError(
+                "GRAMMAR_WITH_FIELD",
+                f"beam_search is given; an output in the form of a "
+                f"{sampling.grammar.form.value} goes without it",
+                field="beam_search",
+            )
 
     def check_vocabulary(
         self, sampling: SamplingParams, vocab_size: int, eos_token_ids: Iterable[int]

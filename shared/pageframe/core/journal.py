@@ -11,6 +11,7 @@ from pageframe.core.errors import PageframeError
 from pageframe.core.replica import PoolAccount, ReplicaFacts
 from pageframe.core.request import Submission
 from pageframe.core.step import FinishReason, StepResult
+from pageframe.core.terms import TenantTerms
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,6 +131,13 @@ class ExecutorReady:
 
 
 @dataclass(frozen=True, slots=True)
+class TermsSet:
+    """``Scheduler.set_terms``."""
+
+    terms: TenantTerms
+
+
+@dataclass(frozen=True, slots=True)
 class Drained:
     """``Scheduler.drain``."""
 
@@ -146,6 +154,7 @@ Call: TypeAlias = (
     | ResultTaken
     | ExecutorLost
     | ExecutorReady
+    | TermsSet
     | Drained
 )
 

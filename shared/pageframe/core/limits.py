@@ -26,6 +26,9 @@ class Limits:
     prefix_handle_bytes_max: int = 256
     num_chat_messages_max: int = 4096
     num_tools_max: int = 128
+    # A JSON Schema or a regular expression; most that are so long are read in a tenth of a second.
+    grammar_bytes_max: int = 64 * 1024
+    grammar_compute_seconds_max: float = 2.0
     # Prompts of one completion; each is a request of its own.
     num_prompts_max: int = 128
     # A prompt of 1 Mi tokens at 4 bytes a token of text, with room for JSON around it.
@@ -53,6 +56,9 @@ LIMITS = Limits()
 
 assert LIMITS.message_bytes_max >= 2 * LIMITS.request_bytes_max, (
     "a request and its answer must each fit into one message"
+)
+assert LIMITS.grammar_bytes_max < LIMITS.announced_bytes_per_plan_max, (
+    "a grammar comes with the announcement of its sequence"
 )
 assert LIMITS.announced_bytes_per_plan_max < LIMITS.message_bytes_max, (
     "announcements are only a part of a plan"

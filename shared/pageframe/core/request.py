@@ -58,6 +58,8 @@ class Submission:
         trace_id: W3C trace id, 16 bytes; empty when not traced.
         span_id: Span id of the gateway's ``generate`` span, 8 bytes.
         arrival_ns: When the gateway took the request.
+        is_resubmitted: Whether it was sent before, on a stream that was lost.
+        model: Name of the model; a gateway chooses a scheduler by it and does not tell it on.
     """
 
     handle: int
@@ -78,6 +80,8 @@ class Submission:
     trace_id: bytes = b""
     span_id: bytes = b""
     arrival_ns: int = 0
+    is_resubmitted: bool = False
+    model: str = ""
 
     @property
     def num_running(self) -> int:

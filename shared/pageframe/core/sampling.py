@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from pageframe.core.errors import InvalidRequestError
+from pageframe.core.grammar import Grammar
 from pageframe.core.limits import LIMITS
 
 
@@ -33,6 +34,8 @@ class SamplingParams:
         ignore_eos: Do not end at the model's own end-of-sequence tokens.
         min_tokens: End-of-sequence and stop tokens are impossible before this many.
         max_tokens: Output ends after this many tokens, at least 1.
+        grammar: What the output has to be; None for any text. Where it allows no more than an end,
+            ``min_tokens`` gives way.
         num_candidates: Report this many best tokens instead of choosing one, for beam search; 0
             chooses one. Inside the system only.
     """
@@ -53,6 +56,7 @@ class SamplingParams:
     min_tokens: int = 0
     max_tokens: int = 16
     num_candidates: int = 0
+    grammar: Grammar | None = None
 
     @property
     def is_greedy(self) -> bool:
@@ -87,6 +91,8 @@ class SamplingParams:
         _check_number("max_tokens", self.max_tokens, 1, 2**31 - 1)
         _check_number("min_tokens", self.min_tokens, 0, self.max_tokens)
         _check_number("num_candidates", self.num_candidates, 0, vocab_size)
+        if self.grammar is not None:
+            self._check_grammar(self.grammar)
         _check_count("stop_token_ids", len(self.stop_token_ids), LIMITS.num_stop_token_ids_max)
         _check_count("logit_bias", len(self.logit_bias), LIMITS.num_logit_biases_max)
         for token_id in self.stop_token_ids:
@@ -94,6 +100,21 @@ class SamplingParams:
         for token_id, bias in self.logit_bias.items():
             check_token_id("logit_bias", token_id, vocab_size)
             _check_number("logit_bias", bias, -100.0, 100.0)
+
+    def _check_grammar(self, grammar: Grammar) -> None:
+        grammar.validate()
+        # An output that ignores its end, or one of several beams, has no end that a grammar knows.
+        for name, is_given in (
+            ("ignore_eos", self.ignore_eos),
+            ("beam_search", self.num_candidates > 0),
+        ):
+            if is_given:
+                raise InvalidRequestError(
+                    "GRAMMAR_WITH_FIELD",
+                    f"{name} is given; an output in the form of a {grammar.form.value} goes "
+                    "without it",
+                    field=name,
+                )
 
 
 def check_token_id(field_name: str, token_id: int, vocab_size: int) -> None:

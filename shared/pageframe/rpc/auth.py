@@ -2,17 +2,19 @@
 
 import hashlib
 import hmac
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import grpc
 
-from pageframe.core.errors import InvalidRequestError, PermissionDeniedError, UnauthenticatedError
+from pageframe.core.errors import PermissionDeniedError, UnauthenticatedError
 
 DEFAULT_TENANT = "default"
-_OPERATOR = "operator"
+_HASHED = "sha256:"
+_HASHED_KEY = re.compile(r"sha256:([0-9a-fA-F]{64})")
 
 # Without a secret of its own a deployment still keeps its tenants apart; the secret only keeps
 # salts unguessable for somebody who can talk to the executor directly.
@@ -53,10 +55,19 @@ class Authenticator:
     """Tells the caller behind a call from its ``authorization`` metadata."""
 
     def __init__(self, caller_of_key: Mapping[str, Caller], secret: bytes = b"") -> None:
-        """``caller_of_key`` empty lets everybody in as ``default``; ``secret`` keys the salts."""
-        # Keys are kept and looked up by digest: how long a look-up takes tells nothing of a key.
-        self._caller_of_digest = {_digest(key): caller for key, caller in caller_of_key.items()}
+        """``caller_of_key`` as of ``adopt``; ``secret`` keys the salts."""
+        self._blind = os.urandom(32)
+        self.adopt(caller_of_key)
         self._secret = secret or _SALT_DOMAIN
+
+    def adopt(self, caller_of_key: Mapping[str, Caller]) -> None:
+        """These keys from now on; if there is none, everybody is let in as ``default``.
+
+        A key is what callers send, or ``sha256:`` and its digest in hexadecimal digits.
+        """
+        self._caller_of_key = {
+            self._blinded(_digest_in_file(word)): caller for word, caller in caller_of_key.items()
+        }
 
     def caller(self, authorization: str | None) -> Caller:
         """Who is behind ``Bearer KEY``; without configured keys everybody is an operator.
@@ -65,14 +76,14 @@ class Authenticator:
             UnauthenticatedError: reason CREDENTIALS_MISSING or CREDENTIALS_UNKNOWN; never when no
                 keys are configured.
         """
-        if not self._caller_of_digest:
+        if not self._caller_of_key:
             return _EVERYBODY
         scheme, _, key = (authorization or "").partition(" ")
         if scheme.lower() != "bearer" or not key.strip():
             raise UnauthenticatedError(
                 "CREDENTIALS_MISSING", "send an API key as metadata `authorization: Bearer KEY`"
             )
-        caller = self._caller_of_digest.get(_digest(key.strip()))
+        caller = self._caller_of_key.get(self._blinded(_digest(key.strip())))
         if caller is None:
             raise UnauthenticatedError("CREDENTIALS_UNKNOWN", "the API key is not known")
         return caller
@@ -84,6 +95,11 @@ class Authenticator:
             UnauthenticatedError: as ``caller`` does.
         """
         return self.caller(authorization).tenant
+
+    def _blinded(self, digest: bytes) -> bytes:
+        # Looked up by a keyed digest whose key nobody knows: how long that takes, and how far a
+        # comparison came, says nothing of any key, nor of its digest in the file.
+        return hmac.digest(self._blind, digest, "sha256")
 
     def cache_salt(self, tenant: str) -> bytes:
         """32 bytes that go into every key of the tenant's cached prefixes."""
@@ -98,37 +114,15 @@ def authorization_of(context: "grpc.aio.ServicerContext[Any, Any]") -> str | Non
     return None
 
 
-def read_api_keys(path: Path) -> dict[str, Caller]:
-    """Read a file of lines ``KEY TENANT`` or ``KEY TENANT operator``.
-
-    Empty lines and lines that begin with ``#`` are skipped.
-
-    Raises:
-        InvalidRequestError: reason API_KEYS_UNREADABLE or API_KEYS_MALFORMED, with the line number;
-            keys are never repeated in a message.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidRequestError(
-            "API_KEYS_UNREADABLE", f"cannot read the API keys in {path}: {error}", path=path
-        ) from error
-    caller_of_key: dict[str, Caller] = {}
-    for number, line in enumerate(lines, start=1):
-        words = line.split()
-        if not words or words[0].startswith("#"):
-            continue
-        has_right_form = len(words) == 2 or (len(words) == 3 and words[2] == _OPERATOR)
-        if not has_right_form or words[0] in caller_of_key:
-            raise InvalidRequestError(
-                "API_KEYS_MALFORMED",
-                f"line {number} of {path} is not a new key, its tenant, and perhaps `operator`",
-                path=path,
-                line=number,
-            )
-        caller_of_key[words[0]] = Caller(words[1], is_operator=len(words) == 3)
-    return caller_of_key
+def hashed_key(key: str) -> str:
+    """A key as it may stand in a file that others can read: ``sha256:`` and its digest."""
+    return _HASHED + _digest(key).hex()
 
 
 def _digest(key: str) -> bytes:
     return hashlib.sha256(key.encode("utf-8")).digest()
+
+
+def _digest_in_file(word: str) -> bytes:
+    match = _HASHED_KEY.fullmatch(word)
+    return bytes.fromhex(match[1]) if match else _digest(word)

@@ -28,7 +28,15 @@ _log = structlog.get_logger(__name__)
 _SWITCH_INTERVAL_S = 0.0005
 
 
+TellHealth = Callable[[str, bool], None]
+"""Says of a name in gRPC's health service whether it is served now."""
+
+
 async def _nothing() -> None:
+    return None
+
+
+def _tell_nothing(_tell: TellHealth) -> None:
     return None
 
 
@@ -47,6 +55,8 @@ class Service:
         drain_timeout_s: Bound on ``drain``.
         background: Tasks that must not end while the service runs; if one fails, the service
             stops with that error.
+        begin_health: Given how to say of further names whether they are served, before ``start``;
+            for what comes and goes while the service runs, such as whom it depends on.
         details: What its ready line says besides, by name, once it has started: ``http`` for where
             it serves HTTP, ``kernels`` for what computes.
     """
@@ -60,6 +70,7 @@ class Service:
     close: Callable[[], Awaitable[None]] = _nothing
     drain_timeout_s: float = 30.0
     background: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
+    begin_health: Callable[[TellHealth], None] = _tell_nothing
     details: Callable[[], Mapping[str, str]] = dict
 
 
@@ -119,6 +130,7 @@ async def running(
     failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     tasks: list[asyncio.Task[None]] = []
     try:
+        service.begin_health(_teller(health_servicer))
         await service.start()
         tasks = [_watch(run, failed) for run in service.background]
         await _set_health(health_servicer, service, serving=True)
@@ -177,6 +189,20 @@ def _bind(server: grpc.aio.Server, address: str) -> str:
         return address
     host = address.rpartition(":")[0]
     return f"{host}:{port}"
+
+
+def _teller(servicer: "health.aio.HealthServicer") -> TellHealth:
+    """Sets health from code that does not wait, in the order of the calls."""
+    response = health_pb2.HealthCheckResponse
+    setting: set[asyncio.Task[None]] = set()
+
+    def tell(name: str, is_served: bool) -> None:
+        status = response.SERVING if is_served else response.NOT_SERVING
+        task = asyncio.create_task(servicer.set(name, status))
+        setting.add(task)
+        task.add_done_callback(setting.discard)
+
+    return tell
 
 
 async def _set_health(

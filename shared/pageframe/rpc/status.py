@@ -1,10 +1,10 @@
 """Errors as gRPC statuses: one table both ways, with ``ErrorInfo`` details (AIP-193)."""
 
+import math
 from collections.abc import Iterable
 from typing import Any, Final
 
 import grpc
-from google.protobuf import any_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
@@ -34,16 +34,21 @@ ERROR_CLASSES: Final[dict[str, type[PageframeError]]] = {
 
 
 def to_rich_status(error: PageframeError) -> grpc.Status:
-    """The status to abort a call with: canonical code, message, and ``ErrorInfo`` as detail."""
-    detail = any_pb2.Any()
-    detail.Pack(
+    """The status to abort a call with: canonical code, message, and ``ErrorInfo`` as detail.
+
+    Where the error says ``retry_after_s`` there is a ``RetryInfo`` as well.
+    """
+    message = status_pb2.Status(code=code_pb2.Code.Value(error.status), message=error.message)
+    message.details.add().Pack(
         error_details_pb2.ErrorInfo(
             reason=error.reason, domain=ERROR_DOMAIN, metadata=dict(error.limits)
         )
     )
-    message = status_pb2.Status(
-        code=code_pb2.Code.Value(error.status), message=error.message, details=[detail]
-    )
+    retry_after_s = error.limits.get("retry_after_s")
+    if retry_after_s is not None:
+        retry = error_details_pb2.RetryInfo()
+        retry.retry_delay.FromMilliseconds(math.ceil(float(retry_after_s) * 1000))
+        message.details.add().Pack(retry)
     status: grpc.Status = rpc_status.to_status(message)
     return status
 

@@ -28,14 +28,18 @@ from pageframe.core.journal import (
     ResultTaken,
     SampleFinished,
     Submitted,
+    TermsSet,
 )
 from pageframe.core.plan import StepPlan
 from pageframe.core.step import FinishReason, StepResult
+from pageframe.core.terms import TenantRate, TenantTerms
 from pageframe.v1 import executor_service_pb2, journal_pb2, sequence_pb2
 from pageframe.wire.plan import plan_to_proto
 from pageframe.wire.replica import (
     pool_from_proto,
     pool_to_proto,
+    quota_from_proto,
+    quota_to_proto,
     replica_from_proto,
     replica_to_proto,
 )
@@ -152,6 +156,8 @@ def call_to_proto(call: Call) -> dict[str, Any]:
                     replica=replica_to_proto(facts), pool=pool_to_proto(account)
                 )
             }
+        case TermsSet(terms):
+            return {"set_terms": _terms_to_proto(terms)}
         case Expired():
             return {"expire": journal_pb2.JournalExpire()}
         case ExecutorLost():
@@ -189,6 +195,7 @@ _READERS: dict[str, Callable[[Any], Call]] = {
     "executor_ready": lambda it: ExecutorReady(
         replica_from_proto(it.replica), pool_from_proto(it.pool)
     ),
+    "set_terms": lambda it: TermsSet(_terms_from_proto(it)),
     "drain": lambda _: Drained(),
 }
 
@@ -254,6 +261,36 @@ class JournalReader:
             f"record {self.num_records} of the journal cannot be read: {what}",
             record=self.num_records,
         )
+
+
+def _terms_to_proto(terms: TenantTerms) -> "journal_pb2.JournalSetTerms":
+    return journal_pb2.JournalSetTerms(
+        weights=terms.weights,
+        quotas=map(quota_to_proto, terms.quotas),
+        rates=[
+            journal_pb2.TenantRate(
+                tenant=rate.tenant,
+                num_requests_per_minute=rate.num_requests_per_minute,
+                num_tokens_per_minute=rate.num_tokens_per_minute,
+            )
+            for rate in terms.rates
+        ],
+    )
+
+
+def _terms_from_proto(message: "journal_pb2.JournalSetTerms") -> TenantTerms:
+    return TenantTerms(
+        weights=dict(message.weights),
+        quotas=tuple(map(quota_from_proto, message.quotas)),
+        rates=tuple(
+            TenantRate(
+                tenant=rate.tenant,
+                num_requests_per_minute=rate.num_requests_per_minute,
+                num_tokens_per_minute=rate.num_tokens_per_minute,
+            )
+            for rate in message.rates
+        ),
+    )
 
 
 def _planned(message: "journal_pb2.JournalPlan") -> Planned:

@@ -27,6 +27,7 @@ from pageframe.wire.memory_facts import (
     Retention,
     RetentionFacts,
     RetentionKind,
+    StepFacts,
     TableFacts,
     TenantUsage,
 )
@@ -176,6 +177,15 @@ def batch_to_proto(batch: OperationBatch) -> pb.WatchResponse:
             block_ids=block_ids,
             target_ids=target_ids,
         )
+    for facts in batch.steps:
+        message.steps.add(
+            step=facts.step,
+            start_time_ns=facts.start_ns,
+            duration_ns=facts.duration_ns,
+            num_sequences=facts.num_sequences,
+            num_tokens=facts.num_tokens,
+            num_free_blocks=facts.num_free,
+        )
     return message
 
 
@@ -197,7 +207,18 @@ def batch_from_proto(message: pb.WatchResponse) -> OperationBatch:
         )
         for it in message.operations
     ]
-    return OperationBatch(operations, message.num_lost)
+    steps = tuple(
+        StepFacts(
+            it.step,
+            it.start_time_ns,
+            it.duration_ns,
+            it.num_sequences,
+            it.num_tokens,
+            it.num_free_blocks,
+        )
+        for it in message.steps
+    )
+    return OperationBatch(operations, message.num_lost, steps)
 
 
 def retention_facts_to_proto(facts: RetentionFacts) -> pb.RetainResponse:

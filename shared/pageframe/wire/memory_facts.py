@@ -223,8 +223,29 @@ class OperationRecord(NamedTuple):
     target_ids: Sequence[int] = ()
 
 
+class StepFacts(NamedTuple):
+    """One step of the executor as a whole, as a watcher sees it.
+
+    Attributes:
+        step: Its number.
+        start_ns: When it began, nanoseconds since the Unix epoch.
+        duration_ns: From the plan to the tokens.
+        num_sequences: Sequences that took part.
+        num_tokens: Tokens that it computed, those of drafts included.
+        num_free: Free blocks after it.
+    """
+
+    step: int
+    start_ns: int
+    duration_ns: int
+    num_sequences: int
+    num_tokens: int
+    num_free: int
+
+
 class OperationBatch(NamedTuple):
-    """Operations in order, and how many were lost just before them."""
+    """Operations in order, how many were lost just before them, and steps that ended meanwhile."""
 
     operations: list[OperationRecord]
     num_lost: int = 0
+    steps: Sequence[StepFacts] = ()

@@ -41,6 +41,7 @@ def submission_to_proto(submission: Submission) -> pb.Submission:
         trace_id=submission.trace_id,
         span_id=submission.span_id,
         arrival_ns=submission.arrival_ns,
+        is_resubmitted=submission.is_resubmitted,
     )
 
 
@@ -85,6 +86,7 @@ def submission_from_proto(message: pb.Submission) -> Submission:
         trace_id=message.trace_id,
         span_id=message.span_id,
         arrival_ns=message.arrival_ns,
+        is_resubmitted=message.is_resubmitted,
     )
 
 

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 
+from pageframe.core.errors import InvalidRequestError
+from pageframe.core.grammar import Grammar, GrammarForm
 from pageframe.core.sampling import SamplingParams
 from pageframe.core.step import TokenLogprobs
 from pageframe.v1 import sequence_pb2
@@ -28,6 +30,8 @@ def sampling_to_proto(sampling: SamplingParams) -> sequence_pb2.SamplingParamete
         message.num_logprobs = sampling.num_logprobs
     if sampling.num_prompt_logprobs >= 0:
         message.num_prompt_logprobs = sampling.num_prompt_logprobs
+    if sampling.grammar is not None:
+        message.grammar.CopyFrom(grammar_to_proto(sampling.grammar))
     return message
 
 
@@ -37,6 +41,9 @@ def sampling_from_proto(
     """Read parameters; ``seed`` and ``max_tokens`` stand in where the message has none.
 
     Ranges are not checked here: see ``SamplingParams.validate``.
+
+    Raises:
+        InvalidRequestError: reason GRAMMAR_FORM_MISSING, for a grammar that is neither.
     """
     return SamplingParams(
         temperature=message.temperature if message.HasField("temperature") else 1.0,
@@ -58,7 +65,28 @@ def sampling_from_proto(
         ignore_eos=message.ignore_eos,
         min_tokens=message.min_tokens,
         max_tokens=message.max_tokens if message.HasField("max_tokens") else max_tokens,
+        grammar=_grammar_from_proto(message.grammar) if message.HasField("grammar") else None,
     )
+
+
+def grammar_to_proto(grammar: Grammar) -> sequence_pb2.Grammar:
+    """Convert a grammar.
+
+    Raises:
+        ValueError: its text is no Unicode.
+    """
+    if grammar.form is GrammarForm.REGEX:
+        return sequence_pb2.Grammar(regex=grammar.text)
+    return sequence_pb2.Grammar(json_schema=grammar.text)
+
+
+def _grammar_from_proto(message: sequence_pb2.Grammar) -> Grammar:
+    form = message.WhichOneof("form")
+    if form is None:
+        raise InvalidRequestError(
+            "GRAMMAR_FORM_MISSING", "grammar is neither a json_schema nor a regex; give one"
+        )
+    return Grammar(GrammarForm(form), getattr(message, form))
 
 
 def logprobs_to_proto(logprobs: TokenLogprobs) -> sequence_pb2.TokenLogprobs:

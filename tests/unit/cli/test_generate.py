@@ -14,6 +14,8 @@ from pageframe.client import (
     BeamParams,
     EarlyStopping,
     GenerationRequest,
+    Grammar,
+    GrammarForm,
     Message,
 )
 from pageframe.core.errors import InvalidRequestError
@@ -87,6 +89,8 @@ def test_a_failed_request_is_exit_code_1_and_says_why():
         ("hi", "--system", "x"),
         ("hi", "--top-k", "x"),
         ("hi", "--beams", "2", "--early-stopping", "soon"),
+        ("hi", "--regex", "a", "--json-schema", "/dev/null"),
+        ("hi", "--json-schema", "/nowhere/at/all"),
     ],
 )
 def test_wrong_usage_is_exit_code_2(arguments):
@@ -164,6 +168,11 @@ def test_a_line_lays_its_fields_over_the_defaults():
         ("ignore_eos", 1),
         ("prompt", 5),
         ("top_k", None),
+        ("grammar", "a+"),
+        ("grammar", {}),
+        ("grammar", {"regex": "a", "json_schema": "{}"}),
+        ("grammar", {"regex": {}}),
+        ("grammar", {"ebnf": "a"}),
     ],
 )
 def test_a_field_of_the_wrong_type_is_named(key, value):
@@ -253,3 +262,28 @@ def test_a_search_that_is_none_is_refused(search):
     with pytest.raises(InvalidRequestError) as caught:
         request_from_line(line, GenerationRequest())
     assert caught.value.reason == "MALFORMED_FIELD"
+
+
+def test_a_schema_and_an_expression_are_sent_as_they_are(tmp_path):
+    path = tmp_path / "schema.json"
+    path.write_text('{"const": "é"}')
+    for arguments, sent in (
+        (("--json-schema", str(path)), ("json_schema", '{"const": "é"}')),
+        (("--regex", "a|é+"), ("regex", "a|é+")),
+    ):
+        with playing(SCRIPT) as (gateway, address):
+            result = _run("x", *arguments, "--server", address)
+        assert result.returncode == 0, result.stderr
+        grammar = gateway.requests[0].sampling.grammar
+        form = grammar.WhichOneof("form")
+        assert (form, getattr(grammar, form)) == sent
+
+
+def test_a_line_may_say_what_the_output_has_to_be():
+    for grammar, wanted in (
+        ({"regex": "a+"}, Grammar(GrammarForm.REGEX, "a+")),
+        ({"json_schema": {"const": 1}}, Grammar(GrammarForm.JSON_SCHEMA, '{"const": 1}')),
+        ({"json_schema": "{}"}, Grammar(GrammarForm.JSON_SCHEMA, "{}")),
+    ):
+        line = json.dumps({"prompt": "x", "grammar": grammar}).encode()
+        assert request_from_line(line, GenerationRequest()).grammar == wanted

@@ -35,6 +35,14 @@ def test_a_taken_metrics_port_is_named_with_its_service(taken, place, service):
     assert "--metrics-port" in caught.value.message
 
 
+def test_metrics_ports_are_tried_on_the_address_that_is_set(taken):
+    """Somebody else's port on one address is free on another."""
+    with pytest.raises(PreconditionError) as caught:
+        check_metrics_ports(Settings(metrics_port=taken, metrics_host="0.0.0.0"))
+    assert f"{taken} on 0.0.0.0" in caught.value.message
+    check_metrics_ports(Settings(metrics_port=taken, metrics_host="127.0.0.2"))
+
+
 def test_no_port_is_tried_when_there_are_no_metrics(taken):
     check_metrics_ports(Settings(metrics_port=0))
 

@@ -63,7 +63,7 @@ def test_every_setting_can_be_a_flag_a_variable_and_a_key(tmp_path: Path) -> Non
         "trace": "audit", "grpc": "127.0.0.1:1", "http": "127.0.0.1:2", "log-level": "debug",
         "state-dir": str(tmp_path), "recovery": "tail", "tenant-quotas": "a=1:2",
         "shadow-policy": "victim=youngest", "tenant-weights": "a=2", "spool-size": "2MiB",
-        "speculation": "ngram", "cpu-kernels": "avx2",
+        "speculation": "ngram", "cpu-kernels": "avx2", "replicas": "2",
     }  # fmt: skip
     by_flag = load_settings(words, {}, working_dir=tmp_path)
     by_variable = load_settings(

@@ -11,6 +11,7 @@ from pageframe.config.values import (
     parse_host_port,
     parse_policy_names,
     parse_size_bytes,
+    parse_targets,
     parse_tenant_quotas,
     parse_tenant_weights,
 )
@@ -148,3 +149,18 @@ def test_a_malformed_weight_is_refused_with_an_example(text: str) -> None:
 def test_a_weight_that_makes_no_sense_is_refused_with_the_numbers(text: str, why: str) -> None:
     with pytest.raises(ValueError, match=why):
         parse_tenant_weights(text)
+
+
+def test_several_targets_are_addresses_sockets_and_names():
+    text = "127.0.0.1:1, unix:/run/scheduler.sock,dns:///schedulers.example:50052"
+    assert parse_targets(text) == (
+        "127.0.0.1:1",
+        "unix:/run/scheduler.sock",
+        "dns:///schedulers.example:50052",
+    )
+
+
+@pytest.mark.parametrize("text", ["", "a:1,", "a", "dns:///a", "dns://a:1", "unix:x"])
+def test_other_targets_are_refused(text):
+    with pytest.raises(ValueError, match="must be HOST:PORT"):
+        parse_targets(text)

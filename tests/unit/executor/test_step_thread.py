@@ -116,6 +116,26 @@ def test_a_closed_session_gets_nothing_and_its_plans_are_dropped():
     run(scenario)
 
 
+def test_other_quotas_hold_before_the_plans_behind_them_and_from_the_session_that_holds():
+    async def scenario(house):
+        quotas = [TenantQuota(tenant="a", floor_blocks=1)]
+        await house.steps.take_over(house.session, [])
+        await house.run_held_step()
+        house.steps.post_quotas(house.session, quotas)
+        assert house.engine.desk.quotas == [], "the running step is not disturbed"
+        await house.settle()
+        assert house.engine.desk.quotas == quotas
+        house.steps.post_quotas(house.open_session(), [])
+        await house.settle()
+        assert house.engine.desk.quotas == quotas, "somebody else is not asked"
+        house.session.close()
+        house.steps.post_quotas(house.session, [])
+        await house.settle()
+        assert house.engine.desk.quotas == quotas, "nor who is gone"
+
+    run(scenario)
+
+
 def test_a_take_over_waits_for_the_running_step():
     async def scenario(house):
         await house.run_held_step()

@@ -311,9 +311,29 @@ def test_a_failed_request_has_a_failed_span(link):
 
     async def scenario():
         with pytest.raises(PageframeError):
-            await collect(make_service(link, sink).generate(GenerateInput(text="x", model="other")))
+            await collect(make_service(link, sink).generate(request))
 
+    request = GenerateInput(text="x", model="other", tenant="acme", request_id="x" * 128)
     asyncio.run(scenario())
     ((name, span),) = sink.spans
     assert name == "generate"
     assert span["error"].startswith("UNKNOWN_MODEL")
+    # What is searched for; it is there although nothing was looked at yet.
+    attributes = span["attributes"]
+    assert attributes["error.type"] == "UNKNOWN_MODEL"
+    assert attributes["pageframe.tenant"] == "acme"
+    assert attributes["pageframe.request_id"] == "x" * 128
+
+
+def test_a_name_that_is_refused_for_its_length_is_cut_in_the_span(link):
+    sink = RecordingSink()
+
+    async def scenario():
+        with pytest.raises(PageframeError):
+            await collect(make_service(link, sink).generate(request))
+
+    request = GenerateInput(text="x", request_id="y" * 100_000)
+    asyncio.run(scenario())
+    ((_, span),) = sink.spans
+    assert span["attributes"]["error.type"] == "REQUEST_ID_TOO_LONG"
+    assert span["attributes"]["pageframe.request_id"] == "y" * 128

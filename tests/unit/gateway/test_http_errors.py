@@ -49,3 +49,29 @@ def test_a_field_is_named_as_its_endpoint_names_it():
 def test_only_what_may_pass_is_worth_another_try():
     assert retry_headers(ResourceExhaustedError("QUEUE_FULL", "full")) == {"retry-after": "1"}
     assert retry_headers(InvalidRequestError("N", "bad")) == {}
+
+
+def test_who_comes_too_often_is_told_its_rates_and_when_to_come_again():
+    error = ResourceExhaustedError(
+        "RATE_LIMITED",
+        "too often",
+        retry_after_s="1.250",
+        num_requests_per_minute=60,
+        num_requests_left=0,
+        requests_full_after_s="60.000",
+        num_tokens_per_minute=9000,
+        num_tokens_left=12,
+        tokens_full_after_s="59.920",
+    )
+    assert retry_headers(error) == {
+        "retry-after": "2",
+        "retry-after-ms": "1250",
+        "x-ratelimit-limit-requests": "60",
+        "x-ratelimit-remaining-requests": "0",
+        "x-ratelimit-reset-requests": "60.000s",
+        "x-ratelimit-limit-tokens": "9000",
+        "x-ratelimit-remaining-tokens": "12",
+        "x-ratelimit-reset-tokens": "59.920s",
+    }
+    assert http_code(error) == 429
+    assert ErrorForm().body(error)["error"]["code"] == "rate_limit_exceeded"

@@ -6,6 +6,7 @@ import pytest
 
 from pageframe.core.beams import BeamParams
 from pageframe.core.errors import InvalidRequestError
+from pageframe.core.grammar import Grammar, GrammarForm
 from pageframe.core.request import Completion, Delivery
 from pageframe.core.sampling import SamplingParams
 from pageframe.core.step import FinishReason, TokenLogprobs
@@ -20,6 +21,7 @@ from unit.gateway.replicas import make_facts
 
 FACTS = make_facts(max_model_len=100, num_blocks=5, block_size=16, vocab_size=50)
 BEAMS = BeamParams(num_beams=4, num_return=2)
+NUMBER = Grammar(GrammarForm.REGEX, "[0-9]+")
 
 
 def request(**fields) -> GenerateInput:
@@ -181,6 +183,10 @@ def test_a_search_is_submitted_as_one_and_its_scores_come_back(link, model_folde
         ({"beams": BEAMS, "sampling": SamplingParams(top_p=0.9)}, "BEAMS_WITH_SAMPLING"),
         ({"beams": BEAMS, "sampling": SamplingParams(min_p=0.1)}, "BEAMS_WITH_SAMPLING"),
         ({"beams": BEAMS, "sampling": SamplingParams(num_logprobs=0)}, "BEAMS_WITH_SAMPLING"),
+        (
+            {"beams": BEAMS, "sampling": SamplingParams(temperature=0.0, grammar=NUMBER)},
+            "GRAMMAR_WITH_FIELD",
+        ),
     ],
 )
 def test_what_makes_no_sense_is_refused(fields, reason):

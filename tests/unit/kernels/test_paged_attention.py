@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from pageframe.kernels.ops.alibi import Alibi
 from pageframe.kernels.ops.kv_write import kv_write
 from pageframe.kernels.ops.paged_attention import PagedAttention
 from pageframe.kernels.reference.paged_attention import paged_attention
@@ -78,12 +79,21 @@ def _make(
     return query.to(query_dtype), pool, tables
 
 
-def _assert_equals_reference(query, pool, tables, *, window=None, scale=0.3, attention=None):
+def _assert_equals_reference(
+    query, pool, tables, *, window=None, scale=0.3, attention=None, slopes=None
+):
     attention = attention or PagedAttention(pool.layout.block_size, query.dtype, query.device)
     plan = attention.plan(**tables, window=window)
-    actual = attention.run(plan, query, pool.layer, scale, kv_scales=pool.scales)
+    alibi = None if slopes is None else Alibi(slopes)
+    actual = attention.run(plan, query, pool.layer, scale, kv_scales=pool.scales, alibi=alibi)
     expected = paged_attention(
-        query, pool.layer, **tables, scale=scale, window=window, kv_scales=pool.scales
+        query,
+        pool.layer,
+        **tables,
+        scale=scale,
+        window=window,
+        kv_scales=pool.scales,
+        slopes=slopes,
     )
     assert expected.isfinite().all()
     tolerance = _TOLERANCE[query.dtype]
@@ -131,6 +141,31 @@ def test_chunks_longer_than_a_tile(dtype, window):
         [(131, 300), (260, 260)], 16, 2, 1, head_dim=4, dtype=dtype, window=window
     )
     _assert_equals_reference(query, pool, tables, window=window)
+
+
+@pytest.mark.parametrize("query_dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("window", [None, 6])
+@pytest.mark.parametrize("shapes", [_ONE_TOKEN_EACH, [(1, 30)] * 3, _CHUNKS, _MIXED])
+@_HEADS
+def test_scores_fall_with_distance(heads, shapes, window, query_dtype):
+    query, pool, tables = _make(shapes, 4, *heads, query_dtype=query_dtype, window=window)
+    # Neither a bias without its head's slope, nor one that all heads have, nor none passes.
+    slopes = torch.linspace(0.05, 0.9, heads[0])
+    _assert_equals_reference(query, pool, tables, window=window, slopes=slopes)
+    with pytest.raises(AssertionError):
+        _assert_equals_reference(
+            query, pool, tables, window=window, slopes=slopes, attention=_Forgetful(4, query)
+        )
+
+
+class _Forgetful(PagedAttention):
+    """Forgets that scores fall."""
+
+    def __init__(self, block_size, query):
+        super().__init__(block_size, query.dtype, query.device)
+
+    def run(self, *arguments, alibi, **more):
+        return super().run(*arguments, **more)
 
 
 def test_keys_beyond_the_first_mask_band():

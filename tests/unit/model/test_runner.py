@@ -49,6 +49,12 @@ class _GreedySampler:
     def release(self, row):
         self.wishes.discard(row)
 
+    def failures(self):
+        return {}
+
+    def close(self):
+        pass
+
     def wants_candidates(self, rows):
         return np.zeros(len(rows), dtype=np.bool_)
 

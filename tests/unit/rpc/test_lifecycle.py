@@ -49,6 +49,28 @@ def test_health_follows_start_and_drain(tmp_path):
     assert seen == [statuses.NOT_SERVING, statuses.SERVING, statuses.NOT_SERVING]
 
 
+def test_a_service_tells_the_health_of_what_it_depends_on():
+    told = []
+
+    async def main() -> list[int]:
+        async with (
+            running(_service(begin_health=told.append)) as (address, _),
+            grpc.aio.insecure_channel(address) as channel,
+        ):
+            stub = health_pb2_grpc.HealthStub(channel)
+            call = stub.Watch(health_pb2.HealthCheckRequest(service="part"), timeout=10)
+            seen = [(await call.read()).status]
+            (tell,) = told
+            for is_served in (False, True):
+                tell("part", is_served)
+                seen.append((await call.read()).status)
+            return seen
+
+    statuses = health_pb2.HealthCheckResponse
+    expected = [statuses.SERVICE_UNKNOWN, statuses.NOT_SERVING, statuses.SERVING]
+    assert asyncio.run(main()) == expected
+
+
 def test_reflection_names_the_services():
     async def main() -> set[str]:
         async with (

@@ -4,11 +4,14 @@ import asyncio
 
 import grpc
 import pytest
+from google.rpc import error_details_pb2, status_pb2
 
 from pageframe.core import errors
 from pageframe.core.errors import PageframeError
 from pageframe.rpc.handlers import aborting
 from pageframe.rpc.status import ERROR_CLASSES, from_rpc_error, to_rich_status
+
+DETAILS = "grpc-status-details-bin"
 
 CLASSES = [
     value
@@ -68,6 +71,16 @@ def test_a_bug_reaches_the_caller_without_its_words():
 def test_the_code_is_the_canonical_one():
     status = to_rich_status(errors.OutOfRangeError("A", "b"))
     assert status.code is grpc.StatusCode.OUT_OF_RANGE
+
+
+def test_who_may_come_again_is_told_when_in_the_form_of_every_client():
+    error = errors.ResourceExhaustedError("RATE_LIMITED", "too often", retry_after_s="1.2505")
+    status = status_pb2.Status.FromString(dict(to_rich_status(error).trailing_metadata)[DETAILS])
+    retry = error_details_pb2.RetryInfo()
+    assert [detail.Unpack(retry) for detail in status.details] == [False, True]
+    assert retry.retry_delay.ToMilliseconds() == 1251
+    arrived = asyncio.run(_call(error))
+    assert (arrived.reason, arrived.limits) == ("RATE_LIMITED", {"retry_after_s": "1.2505"})
 
 
 def test_a_peer_that_is_not_there_is_unavailable():

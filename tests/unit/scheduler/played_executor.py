@@ -2,12 +2,12 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
 from pageframe.core.errors import PageframeError
 from pageframe.core.plan import StepPlan
-from pageframe.core.replica import PoolAccount, ReplicaFacts
+from pageframe.core.replica import PoolAccount, ReplicaFacts, TenantQuota
 from pageframe.core.step import StepResult
 from pageframe.testing.fake_engine import FakeEngine, make_facts
 
@@ -22,6 +22,7 @@ class PlayedStream:
         pool: As of the connection.
         engine: Answers plans.
         is_closed: Whether the scheduler let go of it.
+        quotas: As they were sent last; None before that.
     """
 
     def __init__(self, facts: ReplicaFacts) -> None:
@@ -29,6 +30,7 @@ class PlayedStream:
         self.engine = FakeEngine(facts)
         self.pool: PoolAccount = self.engine.account()
         self.is_closed = False
+        self.quotas: tuple[TenantQuota, ...] | None = None
         self._sent: asyncio.Queue[StepPlan | list[int]] = asyncio.Queue()
         self._results: asyncio.Queue[StepResult | Exception | None] = asyncio.Queue()
 
@@ -37,6 +39,9 @@ class PlayedStream:
 
     async def send_cancel(self, sequence_ids: list[int]) -> None:
         self._sent.put_nowait(sequence_ids)
+
+    async def send_quotas(self, quotas: Sequence[TenantQuota]) -> None:
+        self.quotas = tuple(quotas)
 
     async def results(self) -> AsyncIterator[StepResult]:
         while (result := await self._results.get()) is not None:

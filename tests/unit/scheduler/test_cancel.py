@@ -222,6 +222,9 @@ def test_a_sequence_that_the_executor_gives_up_ends_with_an_error_and_no_token()
     [
         ("HANDLE_UNKNOWN", "NOT_FOUND", "no prefix is retained under handle 'rules'"),
         ("PREFIX_MISMATCH", "INVALID_ARGUMENT", "does not begin with the prefix retained"),
+        ("GRAMMAR_UNAVAILABLE", "UNIMPLEMENTED", "cannot hold outputs to a grammar"),
+        ("GRAMMAR_TOO_COMPLEX", "INVALID_ARGUMENT", "too much time or memory to follow"),
+        ("GRAMMAR_MISMATCH", "INVALID_ARGUMENT", "does not follow the grammar"),
         ("BLOCK_BROKEN", "INTERNAL", "gave up this sequence"),
     ],
 )

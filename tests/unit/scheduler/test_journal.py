@@ -8,9 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from pageframe.core.errors import PreconditionError
-from pageframe.core.journal import Drained, Entry, Expired, Header, MemorySetup
+from pageframe.core.clock import ManualClock
+from pageframe.core.errors import PreconditionError, ResourceExhaustedError
+from pageframe.core.journal import Drained, Entry, Expired, Header, MemorySetup, TermsSet
 from pageframe.core.replica import TenantQuota
+from pageframe.core.terms import TenantRate, TenantTerms
+from pageframe.core.trace import NullTraceSink
+from pageframe.lab.replay import replay
 from pageframe.scheduler.journal import (
     JournalFile,
     RecordingScheduler,
@@ -168,3 +172,35 @@ def test_what_is_no_journal_is_refused_with_the_number_of_the_record(data, messa
     with pytest.raises(PreconditionError, match=message) as caught:
         list(JournalReader(io.BytesIO(data)))
     assert caught.value.reason == "JOURNAL_MALFORMED"
+
+
+def test_terms_are_recorded_and_replayed_with_the_refusals_that_they_cause(tmp_path):
+    path = tmp_path / "journal"
+    journal, clock = JournalFile(path), ManualClock(7 * S)
+    scheduler = RecordingScheduler(
+        make_facts(),
+        SchedulerOptions(token_budget=16, max_num_running=4),
+        trace=NullTraceSink(),
+        clock=clock,
+        journal=journal,
+        memory=MemorySetup(),
+    )
+    terms = TenantTerms(
+        weights={"a": 2.5},
+        quotas=(TenantQuota(tenant="a", floor_blocks=1), TenantQuota(tenant="b", ceiling_blocks=9)),
+        rates=(TenantRate(tenant="a", num_requests_per_minute=1, num_tokens_per_minute=500),),
+    )
+    scheduler.set_terms(terms, 8 * S)
+    clock.advance_ns(2 * S)
+    scheduler.submit(make_submission(1, max_tokens=2, tenant="a"), 1)
+    with pytest.raises(ResourceExhaustedError):
+        scheduler.submit(make_submission(2, max_tokens=2, tenant="a"), 1)
+    assert scheduler.plan(clock.now_ns()) is not None
+    journal.close()
+    entries = read(path)
+    assert entries[1] == Entry(8 * S, TermsSet(terms))
+    assert [entry.raised for entry in entries] == ["", "", "", "RATE_LIMITED", ""]
+    report = replay(iter(entries))
+    assert report.is_same, report.difference
+    assert report.num_steps_same == 1
+    assert "quotas" in report.memory_stopped

@@ -10,9 +10,12 @@ from pageframe.core.errors import (
     AbortedError,
     InternalError,
     PreconditionError,
+    ResourceExhaustedError,
     UnavailableError,
 )
+from pageframe.core.replica import TenantQuota
 from pageframe.core.step import FinishReason, StepResult
+from pageframe.core.terms import TenantRate, TenantTerms
 from pageframe.core.trace import NullTraceSink
 from pageframe.scheduler.core import Scheduler
 from pageframe.scheduler.loop import SchedulerLoop
@@ -245,17 +248,21 @@ def test_an_executor_that_cannot_be_written_to_counts_as_lost():
 
 def test_while_the_executor_is_away_the_loop_says_so_and_takes_requests():
     async def scenario(house):
+        told = []
+        house.loop.on_executor = told.append
         stream = await house.start()
         assert house.loop.is_connected
         house.executor.is_away = True
         stream.tell(LOST)
         await house.executor.asked()
         assert not house.loop.is_connected
+        assert told == [True, False]
         house.loop.submit(GATEWAY, make_submission(1))
         house.executor.come_back()
         second = await house.executor.opened()
         await second.take_plan()
         assert house.loop.is_connected
+        assert told == [True, False, True]
 
     run(scenario)
 
@@ -441,5 +448,31 @@ def test_a_scheduler_that_was_replaced_by_another_one_ends_and_does_not_fight():
         assert caught.value.limits == {"epoch": str(house.executor.epochs[0])}
         assert len(house.executor.epochs) == 1
         assert stream.is_closed
+
+    run(scenario)
+
+
+def test_other_terms_reach_the_core_at_once_and_the_executor_before_the_next_plan():
+    async def scenario(house):
+        stream = await house.start()
+        quotas = (TenantQuota(tenant="a", ceiling_blocks=1),)
+        rates = (TenantRate(tenant="a", num_requests_per_minute=1),)
+        house.loop.set_terms(TenantTerms(weights={"a": 2.0}, quotas=quotas, rates=rates))
+        house.loop.submit(GATEWAY, make_submission(1, 2, max_tokens=2, tenant="a"))
+        with pytest.raises(ResourceExhaustedError, match="1 requests in a minute"):
+            house.loop.submit(GATEWAY, make_submission(2, 2, max_tokens=2, tenant="a"))
+        await stream.take_plan()
+        assert stream.quotas == quotas
+
+    run(scenario)
+
+
+def test_a_request_that_waits_and_can_never_fit_other_quotas_ends():
+    async def scenario(house):
+        house.loop.set_terms(TenantTerms())
+        await house.start()
+        house.loop.submit(GATEWAY, make_submission(1, 40, max_tokens=2, tenant="a"))
+        house.loop.set_terms(TenantTerms(quotas=(TenantQuota(tenant="a", ceiling_blocks=1),)))
+        assert (await house.completion()).error_reason == "OVER_QUOTA"
 
     run(scenario)

@@ -3,7 +3,11 @@ from dataclasses import dataclass, field
 import pytest
 
 from pageframe.core.request import StallCause
+from pageframe.core.step import StepResult, StepTiming
 from pageframe.core.trace import SpanKind, child_span_id
+from pageframe.scheduler.flights import Flight
+from pageframe.scheduler.policies.shadow import Disagreement
+from pageframe.scheduler.tracing import SchedulerTracer
 from pageframe.testing.fake_engine import make_facts
 from unit.scheduler.driver import GATEWAY, Driver, assert_scheduler_empty, make_submission
 
@@ -261,6 +265,119 @@ def test_steps_have_traces_of_their_own():
     assert len({span.trace_id for span in steps}) == 1
     assert steps[0].trace_id != TRACE_ID
     assert steps[0].attributes["pageframe.step.execute_ms"] == 1.0
+
+
+def test_a_step_and_the_chunks_that_it_computed_lead_to_each_other():
+    driver = traced(token_budget=8, lookahead=False)
+    submit(driver, 1, 20, 3)
+    driver.run()
+    (sequence,) = driver.trace.named("sequence")
+    steps = driver.trace.named("step")
+    by_chunk = [((step.trace_id, step.span_id),) for step in steps if step.links]
+    assert [span.links for span in driver.trace.named("prefill")] == by_chunk
+    assert len(by_chunk) == 3
+    linked = {step.links for step in steps}
+    assert linked == {((TRACE_ID, sequence.span_id),), ()}, "a step that only decodes has no link"
+
+
+def test_steps_of_two_executors_are_told_apart_though_both_count_from_one():
+    driver = traced(lookahead=False)
+    submit(driver, 1, 4, 30)
+    for _ in range(3):
+        driver.step()
+    driver.lose_executor()
+    driver.start_executor()
+    driver.run()
+    steps = driver.trace.named("step")
+    numbers = [span.attributes["pageframe.step"] for span in steps]
+    assert numbers.count(1) == 2
+    assert len({span.span_id for span in steps}) == len(steps)
+
+
+def test_a_thousand_steps_are_a_trace():
+    driver = traced(facts=make_facts(max_model_len=2_000, num_blocks=600), lookahead=False)
+    submit(driver, 1, 4, 1_500)
+    driver.run()
+    counts = {}
+    for span in driver.trace.named("step"):
+        counts[span.trace_id] = counts.get(span.trace_id, 0) + 1
+    assert list(counts.values()) == [1_000, 500]
+
+
+def test_a_trace_of_steps_ends_early_where_shadows_disagree_much():
+    sink = Spans()
+    tracer = SchedulerTracer(sink, seed=1)
+    flight = Flight(step=1, builds_on=0, tick=0, planned_ns=1)
+    result = StepResult(step=1, timing=StepTiming(start_ns=1, sample_ns=1))
+    for _ in range(3):
+        for _ in range(2_000):
+            tracer.disagreement(Disagreement("order", "a", "b", "x", "y"), step=1, at_ns=1)
+        tracer.step(flight, result)
+    tracer.step(flight, result)
+    counts = {}
+    for span in sink.spans:
+        counts[span.trace_id] = counts.get(span.trace_id, 0) + 1
+    assert list(counts.values()) == [6_003, 1]
+
+
+def test_every_span_of_a_sequence_can_be_searched_by_tenant():
+    driver = traced(facts=make_facts(num_blocks=6, block_size=4), token_budget=5)
+    for handle in (1, 2, 3):
+        submit(driver, handle, 3, 16, tenant="acme")
+    driver.run()
+    spans = [span for span in driver.trace.spans if span.name != "step"]
+    assert {span.name for span in spans} == {"sequence", "stall", "prefill", "decode", "preempt"}
+    assert {span.attributes["pageframe.tenant"] for span in spans} == {"acme"}
+
+
+def waits(driver: Driver, handle: int, cause: str) -> list[Span]:
+    """The stalls of a request's only sequence for a cause."""
+    (sequence,) = [
+        span for span in driver.trace.named("sequence") if span.parent_span_id == 6 + handle
+    ]
+    return [
+        span
+        for span in driver.trace.named("stall")
+        if span.parent_span_id == sequence.span_id
+        and span.attributes["pageframe.stall.cause"] == cause
+    ]
+
+
+def link_to(driver: Driver, handle: int) -> tuple[bytes, int]:
+    (sequence,) = [
+        span for span in driver.trace.named("sequence") if span.parent_span_id == 6 + handle
+    ]
+    return (TRACE_ID, sequence.span_id)
+
+
+def test_who_cannot_come_in_for_want_of_blocks_is_led_to_whoever_runs_longest():
+    driver = traced(facts=make_facts(num_blocks=8, block_size=4))
+    submit(driver, 1, 16, 9)
+    driver.step()
+    submit(driver, 2, 20, 2)
+    driver.run()
+    (stall,) = waits(driver, 2, "kv_full")
+    assert stall.links == (link_to(driver, 1),)
+
+
+def test_who_cannot_come_in_for_want_of_tokens_is_led_to_the_largest_chunk():
+    driver = traced(facts=make_facts(num_blocks=40, block_size=4), token_budget=8)
+    submit(driver, 1, 60, 2)
+    driver.step()
+    submit(driver, 2, 4, 2)
+    driver.run()
+    stalls = waits(driver, 2, "token_budget")
+    assert stalls
+    assert {stall.links for stall in stalls} == {(link_to(driver, 1),)}
+
+
+def test_who_waits_for_its_turn_is_led_to_nobody():
+    driver = traced(max_num_running=1)
+    submit(driver, 1, 4, 9)
+    driver.step()
+    submit(driver, 2, 4, 2)
+    driver.run()
+    assert {stall.links for stall in waits(driver, 2, "queue")} == {()}
 
 
 def test_an_untraced_request_leaves_no_spans_but_its_stalls_are_counted():

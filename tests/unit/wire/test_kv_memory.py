@@ -39,6 +39,7 @@ from pageframe.wire.memory_facts import (
     Retention,
     RetentionFacts,
     RetentionKind,
+    StepFacts,
     TableFacts,
     TenantUsage,
 )
@@ -180,9 +181,21 @@ def test_explanations_come_back(explanation):
         max_size=4,
     ),
     numbers,
+    st.lists(
+        st.builds(
+            StepFacts,
+            step=numbers,
+            start_ns=numbers,
+            duration_ns=numbers,
+            num_sequences=counts,
+            num_tokens=counts,
+            num_free=counts,
+        ),
+        max_size=3,
+    ),
 )
-def test_operations_come_back(operations, num_lost):
-    batch = OperationBatch(operations, num_lost)
+def test_operations_come_back(operations, num_lost, steps):
+    batch = OperationBatch(operations, num_lost, tuple(steps))
     assert batch_from_proto(_over_the_wire(batch_to_proto(batch))) == batch
 
 

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from pageframe.core.beams import BeamParams, EarlyStopping
 from pageframe.core.errors import InvalidRequestError, PreconditionError
+from pageframe.core.grammar import Grammar, GrammarForm
 from pageframe.core.plan import (
     NO_DRAFTS,
     Announcement,
@@ -77,6 +78,7 @@ samplings = st.builds(
     num_prompt_logprobs=st.integers(-1, 20),
     stop_token_ids=st.lists(tokens, max_size=3).map(tuple),
     ignore_eos=st.booleans(),
+    grammar=st.none() | st.builds(Grammar, st.sampled_from(GrammarForm), st.text()),
     min_tokens=counts,
     max_tokens=st.integers(1, 2**31 - 1),
 )
@@ -268,6 +270,7 @@ def test_sampling(sampling):
         trace_id=trace_ids,
         span_id=st.binary(min_size=8, max_size=8),
         arrival_ns=ids,
+        is_resubmitted=st.booleans(),
     )
 )
 def test_submissions(submission):

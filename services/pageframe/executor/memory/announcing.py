@@ -36,6 +36,8 @@ def why_never(memory: KvMemory, announcement: Announcement, bounds: StepBounds) 
     """Why an announced sequence can never run; None if it can."""
     if not _can_ever_run(announcement, bounds):
         return ""
+    if announcement.sampling.grammar is not None and not bounds.takes_grammars:
+        return "GRAMMAR_UNAVAILABLE"
     try:
         check_handle(memory, announcement)
     except PageframeError as error:

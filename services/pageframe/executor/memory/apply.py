@@ -295,6 +295,8 @@ def _try_admission(
     """Seat a sequence on what is in memory already, and let it compute ``num_tokens`` more."""
     if num_tokens < 1 or not memory.sequences.has_empty_row:
         return RefusedBecause.NOT_READY, 0
+    if sequence.sequence_id in memory.unready_ids:
+        return RefusedBecause.NOT_READY, 0
     match = memory.match(sequence)
     refused = _obstacle_to_seat(memory, sequence, match, num_tokens)
     if refused is not None and match.needs_copy(memory.options.block_size):

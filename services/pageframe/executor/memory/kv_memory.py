@@ -50,6 +50,7 @@ class KvMemory:
         leaders: Who is about to compute which prefix.
         quotas: Bounds of tenants.
         retentions: Prefixes kept by name.
+        unready_ids: Sequences that must not be admitted by the plan that is applied next.
         epoch: Counts resets; sequence ids may be used again after one.
         last_received_step: Number of the last plan that came in order; 0 before the first.
         last_applied_step: Number of the last plan that was not refused; 0 before the first.
@@ -79,6 +80,7 @@ class KvMemory:
         self.leaders = Leaders()
         self.quotas = Quotas()
         self.retentions = Retentions(handle_ttl_ns_max=options.handle_ttl_max_ns)
+        self.unready_ids: frozenset[int] = frozenset()
         self.epoch = 0
         self.last_received_step = 0
         self.last_applied_step = 0

@@ -77,8 +77,10 @@ class StepBounds:
         max_step_tokens: Most tokens one step may compute.
         max_model_len: Most tokens of one sequence, prompt and output together.
         vocab_size: Token ids lie in ``[0, vocab_size)``.
+        takes_grammars: Whether outputs can be held to a grammar.
     """
 
     max_step_tokens: int
     max_model_len: int
     vocab_size: int
+    takes_grammars: bool = False

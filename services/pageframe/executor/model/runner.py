@@ -2,7 +2,6 @@
 
 import time
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -12,7 +11,6 @@ from pageframe.core.sampling import SamplingParams
 from pageframe.core.step import Candidates, TokenLogprobs
 from pageframe.executor.batch import (
     BlockMoves,
-    DraftSamples,
     Int32Array,
     ModelFacts,
     StepBatch,
@@ -24,64 +22,11 @@ from pageframe.executor.model.host_arena import HostArena
 from pageframe.executor.model.layer_groups import LayerGroups, one_group
 from pageframe.executor.model.paged_kv import PagedKv
 from pageframe.executor.model.prompt_logprobs import PromptCollection
+from pageframe.executor.model.token_sampler import TokenSampler
 from pageframe.kernels.layouts import QUANTISED_DTYPES, KvLayout
 
 # Logits of a whole prompt at once would be gigabytes; these many rows stay near the cache.
 _PROMPT_ROWS_AT_ONCE = 64
-
-
-class TokenSampler(Protocol):
-    """What the runner needs of a sampler; ``model.sampler.Sampler`` is the real one."""
-
-    def admit(
-        self,
-        row: int,
-        *,
-        sampling: SamplingParams,
-        sample_index: int,
-        token_ids: Int32Array,
-        num_prompt_tokens: int,
-    ) -> None:
-        """Set up ``row``."""
-        ...
-
-    def release(self, row: int) -> None:
-        """Forget ``row``."""
-        ...
-
-    def sample(
-        self,
-        logits: torch.Tensor,
-        rows: Int32Array,
-        positions: Int32Array,
-        drafts: DraftSamples | None = None,
-    ) -> tuple[Int32Array, dict[int, TokenLogprobs]]:
-        """One token per row of ``logits`` [K, V], to stand at ``positions``."""
-        ...
-
-    def extend(self, row: int, token_id: int) -> None:
-        """Count a token that ``row`` was given."""
-        ...
-
-    def wants_candidates(self, rows: Int32Array) -> NDArray[np.bool_]:
-        """Which of ``rows`` get candidates instead of a token."""
-        ...
-
-    def candidates(
-        self, logits: torch.Tensor, rows: Int32Array, positions: Int32Array
-    ) -> list[Candidates]:
-        """The best tokens of each row of ``logits`` [n, V]."""
-        ...
-
-    def wants_prompt_logprobs(self, row: int) -> bool:
-        """Whether the request in ``row`` asked for them."""
-        ...
-
-    def prompt_logprobs(
-        self, row: int, logits: torch.Tensor, next_token_ids: Int32Array
-    ) -> list[TokenLogprobs]:
-        """What ``logits`` [n, V] say about ``next_token_ids`` [n]."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +156,10 @@ class PagedRunner:
                 batch = _prompt_in_block_0(num_tokens, len(self._groups.windows))
                 decoder.logits(self._forward(decoder, kv, batch, np.zeros(1, np.int64)))
 
+    def prepare(self, sampling: SamplingParams, wait_s: float = 0.0) -> bool:
+        """Start what ``admit`` would wait for; see ``ModelRunner.prepare``."""
+        return self._sampler.prepare(sampling, wait_s)
+
     def admit(
         self,
         row: int,
@@ -251,6 +200,7 @@ class PagedRunner:
 
     def close(self) -> None:
         """Give back weights, arena and host tier."""
+        self._sampler.close()
         self._decoder = None
         self._pool = None
         self._prompts.clear()
@@ -289,6 +239,7 @@ class PagedRunner:
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
             candidates=candidates,
+            failures=self._sampler.failures(),
             execute_ns=executed_ns - started_ns,
             sample_ns=time.perf_counter_ns() - executed_ns,
         )

@@ -238,6 +238,10 @@ class SimRunner(ModelRunner):
     def warm_up(self) -> None:
         """Nothing is slower the first time."""
 
+    def prepare(self, sampling: SamplingParams, wait_s: float = 0.0) -> bool:
+        """Whether ``admit`` need not wait: it never does, for there are no grammars here."""
+        return True
+
     def admit(
         self,
         row: int,

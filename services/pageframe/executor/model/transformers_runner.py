@@ -23,9 +23,10 @@ from transformers import (
     PreTrainedModel,
 )
 
-from pageframe.core.errors import UnimplementedError
+from pageframe.core.errors import InvalidRequestError, UnimplementedError
 from pageframe.executor.model.decoder import KvShape
 from pageframe.executor.model.paged_kv import PagedKv
+from pageframe.executor.model.weights import NEVER_MISSED
 
 _ATTENTION_NAME = "pageframe_paged"
 _TABLES_ATTRIBUTE = "pageframe_tables"
@@ -121,17 +122,11 @@ class TransformersDecoder:
 
         Raises:
             UnimplementedError: reason MODEL_UNSUPPORTED; its attention cannot be paged.
+            InvalidRequestError: reason MODEL_WEIGHTS_INVALID; they are not what the config says.
         """
         AttentionInterface.register(_ATTENTION_NAME, paged_attention_forward)
         progress(0, 1)
-        try:
-            model = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype, attn_implementation=_ATTENTION_NAME, local_files_only=True
-            )
-        except (ValueError, KeyError) as error:
-            raise _unsupported(f"transformers does not load it with our attention: {error}") from (
-                error
-            )
+        model = _load(folder, dtype)
         progress(1, 1)
         self._model: PreTrainedModel = model.eval().to(device)
         self._tables = _Tables()
@@ -219,6 +214,42 @@ class TransformersDecoder:
             raise _unsupported(
                 f"layer {call.layer_index} hides all but {window} positions by a mask alone"
             )
+
+
+def _load(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """The model with all of its weights.
+
+    transformers makes up what a checkpoint lacks and drops what its config has no place for, with
+    no more than a warning.
+    """
+    try:
+        model, found = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            attn_implementation=_ATTENTION_NAME,
+            local_files_only=True,
+            output_loading_info=True,
+            # So that these are told like the others, and not as an error without a type.
+            ignore_mismatched_sizes=True,
+        )
+    except (ValueError, KeyError) as error:
+        raise _unsupported(f"transformers does not load it with our attention: {error}") from error
+    faults = {
+        "are missing": found["missing_keys"],
+        "have another shape than config.json says": [key for key, *_ in found["mismatched_keys"]],
+        "are unknown to config.json": [
+            key for key in found["unexpected_keys"] if not key.endswith(NEVER_MISSED)
+        ],
+    }
+    for fault, names in faults.items():
+        if names:
+            raise InvalidRequestError(
+                "MODEL_WEIGHTS_INVALID",
+                f"{len(names)} tensors {fault}, {min(names)} among them",
+                num_tensors=len(names),
+            )
+    loaded: PreTrainedModel = model
+    return loaded
 
 
 def _num_positions(config: PreTrainedConfig) -> int:

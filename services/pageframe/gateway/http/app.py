@@ -24,7 +24,7 @@ from pageframe.gateway.http.exchange import (
     request_id_of,
 )
 from pageframe.gateway.http.generation_fields import Origin
-from pageframe.gateway.validation import check_model
+from pageframe.gateway.http.pool_page import PoolPage
 from pageframe.rpc.auth import Authenticator, Caller
 from pageframe.telemetry.metrics_door import CONTENT_TYPE
 
@@ -37,6 +37,8 @@ class Door:
         authenticator: Tells tenants.
         clock: Source of time.
         metrics: All metrics of the process as Prometheus text.
+        pool: The page that shows the block pool; None for none.
+        count_replicas: How many replicas take requests, and how many there are.
     """
 
     def __init__(
@@ -45,11 +47,15 @@ class Door:
         authenticator: Authenticator,
         clock: Clock,
         metrics: Callable[[], bytes],
+        pool: PoolPage | None = None,
+        count_replicas: Callable[[], tuple[int, int]] = lambda: (1, 1),
     ) -> None:
         self._service = service
         self._authenticator = authenticator
         self._clock = clock
         self._metrics = metrics
+        self._pool = pool
+        self._count_replicas = count_replicas
         self._start_s = int(time.time())
 
     def app(self) -> Starlette:
@@ -63,6 +69,7 @@ class Door:
             Route("/v1/models/{model:path}", Endpoint(self._model), methods=["GET"]),
             Route("/health", Endpoint(self._health), methods=["GET"]),
             Route("/metrics", Endpoint(self._read_metrics), methods=["GET"]),
+            *(() if self._pool is None else self._pool.routes()),
         ]
         app = Starlette(routes=routes, exception_handlers={404: _no_route, 405: _no_route})
         app.router.redirect_slashes = False
@@ -82,13 +89,12 @@ class Door:
 
     async def _models(self, exchange: Exchange) -> None:
         self._caller(exchange)
-        models = [self._describe(self._service.facts)]
+        models = [self._describe(facts) for facts in self._service.served]
         await exchange.answer(200, encode_json({"object": "list", "data": models}))
 
     async def _model(self, exchange: Exchange) -> None:
         self._caller(exchange)
-        facts = self._service.facts
-        check_model(exchange.path_params["model"], facts)
+        facts = self._service.facts_of(exchange.path_params["model"])
         await exchange.answer(200, encode_json(self._describe(facts)))
 
     async def _health(self, exchange: Exchange) -> None:
@@ -96,8 +102,13 @@ class Door:
         if self._service.is_draining:
             await exchange.answer(503, encode_json({"status": "draining"}))
             return
-        model = self._service.facts.model
-        await exchange.answer(200, encode_json({"status": "serving", "model": model}))
+        num_open, num_known = self._count_replicas()
+        answer = {
+            "status": "serving",
+            "model": self._service.facts.model,
+            "replicas": {"healthy": num_open, "known": num_known},
+        }
+        await exchange.answer(200, encode_json(answer))
 
     async def _read_metrics(self, exchange: Exchange) -> None:
         """They name tenants, so where there are keys they are for operators."""

@@ -17,7 +17,14 @@ from pageframe.gateway.http.pieces import Choices, Piece
 from pageframe.gateway.http.reply import Reply
 from pageframe.gateway.request import GenerateInput
 
-ERROR_FORM = ErrorForm("prompt", {"num_logprobs": "logprobs", "num_prompt_logprobs": "logprobs"})
+ERROR_FORM = ErrorForm(
+    "prompt",
+    {
+        "num_logprobs": "logprobs",
+        "num_prompt_logprobs": "logprobs",
+        "json_schema": "response_format",
+    },
+)
 # OpenAI's own default; chats have none.
 _MAX_TOKENS_DEFAULT = 16
 _REQUEST_ID_LENGTH_MAX = 120
@@ -54,7 +61,6 @@ def read_completion(body: dict[str, object], origin: Origin) -> CompletionAsk:
     stream = read_stream(fields)
     request = read_generation(fields, origin, is_stream=stream.is_on)
     fields.refuse("suffix", "text cannot be filled in", allowed=("",))
-    fields.refuse("response_format", "the output cannot be forced into a form")
     echoes = fields.flag("echo")
     num_logprobs = fields.whole("logprobs")
     num_logprobs = -1 if num_logprobs is None else num_logprobs
@@ -94,9 +100,11 @@ async def send_completion(
     Raises:
         PageframeError: refused, failed, cancelled or too late.
     """
-    facts, inputs = service.facts, ask.inputs
+    inputs = ask.inputs
     first = inputs[0]
-    texts = TokenTexts(await service.codec(), skip_special_tokens=first.skip_special_tokens)
+    facts = service.facts_of(first.model)
+    codec = await service.codec(first.model)
+    texts = TokenTexts(codec, skip_special_tokens=first.skip_special_tokens)
     echoes: list[Echo] = []
     if ask.echoes:
         echoes = [await _echo(request, service) for request in inputs]

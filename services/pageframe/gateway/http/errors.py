@@ -6,6 +6,7 @@
 word where there is one, else the reason in small letters.
 """
 
+import math
 from collections.abc import Mapping
 
 from pageframe.core.errors import PageframeError
@@ -41,6 +42,7 @@ _WORD_OF_REASON = {
     "CREDENTIALS_MISSING": "invalid_api_key",
     "CREDENTIALS_UNKNOWN": "invalid_api_key",
     "CONTEXT_TOO_LONG": "context_length_exceeded",
+    "RATE_LIMITED": "rate_limit_exceeded",
     "UNKNOWN_URL": "unknown_url",
 }
 # A wait for a place is seconds, not minutes; whoever comes too early is refused again, cheaply.
@@ -112,7 +114,20 @@ def retry_headers(error: PageframeError) -> dict[str, str]:
     """Headers that tell when to come again, where that is worth it."""
     if http_code(error) not in _CODES_WORTH_ANOTHER_TRY:
         return {}
-    return {"retry-after": str(RETRY_AFTER_S)}
+    retry_after_s = error.limits.get("retry_after_s")
+    if retry_after_s is None:
+        return {"retry-after": str(RETRY_AFTER_S)}
+    # The first is HTTP's own, in whole seconds; OpenAI's clients prefer the second.
+    headers = {
+        "retry-after": str(max(1, math.ceil(float(retry_after_s)))),
+        "retry-after-ms": str(math.ceil(float(retry_after_s) * 1000)),
+    }
+    for what in ("requests", "tokens"):
+        if f"num_{what}_per_minute" in error.limits:
+            headers[f"x-ratelimit-limit-{what}"] = error.limits[f"num_{what}_per_minute"]
+            headers[f"x-ratelimit-remaining-{what}"] = error.limits[f"num_{what}_left"]
+            headers[f"x-ratelimit-reset-{what}"] = f"{error.limits[f'{what}_full_after_s']}s"
+    return headers
 
 
 def _type(code: int) -> str:

@@ -131,6 +131,10 @@ class Exchange:
         """Send one event."""
         await self._send_data(encode_json(value))
 
+    async def send_encoded(self, data: bytes) -> None:
+        """Send one event that is JSON on one line already; several callers may get the same."""
+        await self._send_data(data)
+
     async def end_stream(self) -> None:
         """Say that the stream is complete, and end it."""
         await self._send_data(b"[DONE]")

@@ -16,6 +16,7 @@ from pageframe.gateway.http.fields import (
     checked_whole,
     malformed,
 )
+from pageframe.gateway.http.response_format import read_grammar
 from pageframe.gateway.request import GenerateInput
 
 IGNORED = (
@@ -87,7 +88,8 @@ def read_generation(fields: Fields, origin: Origin, *, is_stream: bool) -> Gener
     """Everything but the prompt, the length and what is told beside text.
 
     Raises:
-        InvalidRequestError: reason FIELD_MALFORMED. Ranges are checked later, by ``validation``.
+        InvalidRequestError: reason FIELD_MALFORMED or GRAMMAR_GIVEN_TWICE. Ranges are checked
+            later, by ``validation``.
         UnimplementedError: reason UNIMPLEMENTED_FEATURE.
     """
     fields.ignore(IGNORED)
@@ -124,6 +126,7 @@ def _read_sampling(fields: Fields) -> SamplingParams:
         stop_token_ids=tuple(fields.items("stop_token_ids", checked_whole)),
         ignore_eos=fields.flag("ignore_eos"),
         min_tokens=_or(fields.whole("min_tokens"), 0),
+        grammar=read_grammar(fields),
     )
 
 

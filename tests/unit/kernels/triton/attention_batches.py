@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from pageframe.kernels.jit.attention_tiles import AttentionTiles, Tile
+from pageframe.kernels.ops.alibi import Alibi
 from pageframe.kernels.ops.kv_write import kv_write
 from pageframe.kernels.ops.triton_attention import TritonAttention
 from pageframe.kernels.reference.paged_attention import paged_attention
@@ -66,7 +67,7 @@ class Batch:
             pool.layer,
             self.scale,
             kv_scales=pool.scales,
-            slopes=None if self.slopes is None else self.slopes.to(device),
+            alibi=None if self.slopes is None else Alibi(self.slopes.to(device)),
         ).cpu()
 
     def assert_equals_reference(self, device, **options):

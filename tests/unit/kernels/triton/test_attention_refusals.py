@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from pageframe.kernels.ops import attention, triton_attention
+from pageframe.kernels.ops.alibi import Alibi
 from pageframe.kernels.ops.paged_attention import PagedAttention
 from pageframe.kernels.ops.triton_attention_checks import check_device
 from unit.kernels.pools import garbage_pool
@@ -30,7 +31,7 @@ def test_shapes_that_do_not_belong_together():
     with pytest.raises(ValueError, match="positive"):
         ours.run(plan, query, layer, 0.0)
     with pytest.raises(ValueError, match="slopes"):
-        ours.run(plan, query, layer, 1.0, slopes=torch.ones(2))
+        ours.run(plan, query, layer, 1.0, alibi=Alibi(torch.ones(2)))
     with pytest.raises(ValueError, match="scales for numbers"):
         ours.run(plan, query, layer, 1.0, kv_scales=torch.zeros(layer.shape[:-1]))
     with pytest.raises(ValueError, match="window is 0"):
