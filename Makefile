@@ -160,7 +160,7 @@ trace-pictures: setup ## Provoke the stalls of docs/reading-traces.md and draw t
 	python -m bench.reading_traces --model "$$model" $(ARGS)
 
 pool-page: setup ## Test the pool page in Chromium; draws its picture and tells how smooth it is
-	@PAGEFRAME_TEST_BROWSER=required PAGEFRAME_PICTURES=docs/images PAGEFRAME_BENCH_RESULTS=bench/results \
+	@POOL_PAGE_BROWSER=required POOL_PAGE_PICTURES=docs/images POOL_PAGE_RESULTS=bench/results \
 	python -m pytest -m browser tests/browser
 
 streams: setup ## Keep 1,000 streams open through one gateway for 10 minutes (ARGS="--runner native")

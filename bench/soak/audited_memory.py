@@ -120,6 +120,8 @@ class AuditedMemory:
             self._take_failure()
         self.num_steps += 1
         if result.refusal:
+            # Blocks of the step before are published all the same, and nobody has left.
+            self._leaving = set()
             if not self._read_records() <= _BY_PUBLISHING:
                 raise ViolationError(f"{result.refusal}, and yet something has changed")
             self._unregister(plan)

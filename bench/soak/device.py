@@ -111,6 +111,10 @@ class Device:
     def close(self) -> None:
         """There is nothing to give back."""
 
+    def prepare(self, sampling: SamplingParams, wait_s: float = 0.0) -> bool:
+        """There are no grammars, and nothing else has to be made."""
+        return True
+
     def admit(
         self,
         row: int,

@@ -2,7 +2,7 @@
 
 Chromium comes from the machine (Debian: `apt-get install chromium`), Playwright only drives it.
 Where one of the two is missing these tests are skipped and say so; with
-`PAGEFRAME_TEST_BROWSER=required` that is a failure.
+`POOL_PAGE_BROWSER=required` that is a failure.
 """
 
 import os
@@ -27,12 +27,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _missing(what: str) -> None:
-    if os.environ.get("PAGEFRAME_TEST_BROWSER") == "required":
+    if os.environ.get("POOL_PAGE_BROWSER") == "required":
         pytest.fail(what)
     pytest.skip(f"THE POOL PAGE WAS NOT TESTED: {what}")
 
 
-@pytest.fixture(scope="session")
+# Of a module: Playwright keeps an event loop running meanwhile, and other tests start their own.
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[object]:
     """A browser; pages of it share nothing."""
     found = next(filter(None, map(shutil.which, CHROMIUM_NAMES)), None)

@@ -280,7 +280,7 @@ def points_at_a_holder(page):
 
 def test_it_shows_a_lively_pool(new_page, guarded, tmp_path):
     """The picture in the README comes from here; `make pictures` says where it goes."""
-    folder = Path(os.environ.get("PAGEFRAME_PICTURES") or tmp_path)
+    folder = Path(os.environ.get("POOL_PAGE_PICTURES") or tmp_path)
     page = open_page(new_page, guarded, viewport={"width": 1440, "height": 980})
     page.wait_for_selector("#ask[open]")
     page.fill("#key", OPERATOR_KEY)

@@ -1,6 +1,6 @@
 """Ten thousand blocks and a thousand changes a second: nothing is lost, and how smooth it was.
 
-Smoothness is measured and told, in `bench/results/pool_page.json` when `PAGEFRAME_BENCH_RESULTS` is
+Smoothness is measured and told, in `bench/results/pool_page.json` when `POOL_PAGE_RESULTS` is
 set (`make pictures`); it decides nothing. What each block is in the end does.
 """
 
@@ -152,7 +152,7 @@ def test_ten_thousand_blocks_are_followed_change_by_change(new_page, stage, reco
     }
     print(json.dumps(result))
     record_property("smoothness", json.dumps(result))
-    if folder := os.environ.get("PAGEFRAME_BENCH_RESULTS"):
+    if folder := os.environ.get("POOL_PAGE_RESULTS"):
         result["machine"] = f"{os.cpu_count()} cores, Chromium without GPU"
         (Path(folder) / "pool_page.json").write_text(json.dumps(result, indent=2) + "\n")
 

@@ -295,6 +295,11 @@ def test_groups_of_layers_with_windows_of_their_own_break_no_law():
     }
 
 
+def test_a_refused_plan_ends_nobody_though_blocks_are_published_before_it():
+    outcome = soak([Life(166, 902)], seed=7)
+    assert (outcome.violation, outcome.num_operations) == ("", 902)
+
+
 def test_a_life_can_be_lived_again():
     first, again = (soak([Life(16, 300)], seed=5) for _ in range(2))
     assert first.num_records == again.num_records

@@ -116,6 +116,9 @@ class FakeRunner:
     def write_host(self, slot: int, data: bytes) -> None:
         self.host[slot] = np.frombuffer(data, dtype=np.int32)
 
+    def prepare(self, sampling: SamplingParams, wait_s: float = 0.0) -> bool:
+        return True
+
     def warm_up(self) -> None:
         pass
 

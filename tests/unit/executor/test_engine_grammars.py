@@ -10,6 +10,7 @@ from pageframe.core.grammar import Grammar, GrammarForm
 from pageframe.core.sampling import SamplingParams
 from pageframe.core.step import FinishReason, RefusedBecause
 from pageframe.executor.batch import StepOutput
+from pageframe.executor.readiness import unready_by
 from pageframe.executor.reporting import NO_TOKEN
 from unit.executor.fake_runner import EOS_TOKEN_ID, VOCAB_SIZE
 from unit.executor.test_engine import GREEDY, Bench
@@ -36,7 +37,7 @@ class Compiler:
 def bench():
     bench = Bench()
     bench.compiler = Compiler()
-    bench.runner.prepare = bench.compiler.prepare
+    bench.engine.find_unready = unready_by(bench.compiler.prepare)
     bench.runner.facts = replace(bench.runner.facts, takes_grammars=True)
     # The engine has read the facts already.
     bench.engine._bounds = replace(bench.engine._bounds, takes_grammars=True)

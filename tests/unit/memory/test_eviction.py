@@ -341,6 +341,17 @@ def test_blocks_may_go_from_the_middle_of_a_chain():
     assert policy.upcoming(9) == take_all(policy) == [0, 9]
 
 
+def test_a_heap_that_was_taken_from_keeps_no_more_empty_runs_than_others():
+    """The dearest 100 of 200 become empty; taking the others leaves nothing else in the heap."""
+    policy = CostAwareEviction()
+    for block_id in range(200):
+        insert_chain(policy, block_id, depth=block_id)
+    for block_id in range(100, 200):
+        policy.discard(block_id)
+    assert policy.take(99) == list(range(99))
+    assert len(policy._heap) == len(policy) == 1
+
+
 def test_the_heap_that_is_built_anew_is_in_order():
     """Came in dearest first; after 133 of 200 are gone more than half of the runs are empty."""
     policy = CostAwareEviction()

@@ -268,10 +268,7 @@ class CostAwareEviction:
         run.remove(self._places.pop(block_id))
         if run.num_inside == 0:
             self._num_empty += 1
-            if 2 * self._num_empty > len(self._heap) + _NUM_EMPTY_FREE:
-                self._heap = [entry for entry in self._heap if entry[2].num_inside]
-                heapq.heapify(self._heap)
-                self._num_empty = 0
+            self._drop_empty()
 
     def take(self, num_blocks: int) -> list[int]:
         """See ``EvictionPolicy``."""
@@ -290,6 +287,7 @@ class CostAwareEviction:
                 del self._run_of[block_id], self._places[block_id], self._histories[block_id]
             if run.num_inside == 0:
                 heapq.heappop(self._heap)
+        self._drop_empty()
         return victims
 
     def upcoming(self, num_blocks: int) -> list[int]:
@@ -316,6 +314,13 @@ class CostAwareEviction:
             run.block_ids[place] = target
             self._run_of[target] = run
             self._places[target] = place
+
+    def _drop_empty(self) -> None:
+        """Build the heap anew if more than half of it are empty runs."""
+        if 2 * self._num_empty > len(self._heap) + _NUM_EMPTY_FREE:
+            self._heap = [entry for entry in self._heap if entry[2].num_inside]
+            heapq.heapify(self._heap)
+            self._num_empty = 0
 
     def _open_run(self, priority: int) -> _Run:
         run = _Run(priority)
