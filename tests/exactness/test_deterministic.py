@@ -122,7 +122,6 @@ def _embedded(**settings: str) -> _House:
     return _House(folder, prompts, **settings)
 
 
-_SLOW = [pytest.mark.model, pytest.mark.slow, pytest.mark.timeout(1800)]
 _HOUSES = {
     "tiny-bf16": ("llama31", {"dtype": "bfloat16"}),
     "tiny-int8": ("qwen3", {"dtype": "bfloat16", "kv_dtype": "int8"}),
@@ -133,10 +132,18 @@ _HOUSES = {
 }
 
 
+def _marks_of(name: str, family: str | None) -> list[pytest.MarkDecorator]:
+    if family is not None:
+        return []
+    # Two minutes each; one of the three is enough for every day.
+    often = [] if name == "bf16" else [pytest.mark.soak]
+    return [pytest.mark.model, pytest.mark.slow, pytest.mark.timeout(1800), *often]
+
+
 @pytest.fixture(
     scope="module",
     params=[
-        pytest.param(name, marks=() if family else _SLOW) for name, (family, _) in _HOUSES.items()
+        pytest.param(name, marks=_marks_of(name, family)) for name, (family, _) in _HOUSES.items()
     ],
 )
 def house(request, tmp_path_factory) -> _House:
