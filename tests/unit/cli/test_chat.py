@@ -123,6 +123,20 @@ class Terminal:
     def interrupt(self):
         self.process.send_signal(signal.SIGINT)
 
+    def interrupt_until(self, text):
+        """Press Ctrl-C until ``text`` is shown, as a person would.
+
+        Between showing its prompt and waiting for keys, readline sees a signal only with the next.
+        """
+        deadline_s = time.monotonic() + PATIENCE_S
+        while text not in self.shown:
+            assert time.monotonic() < deadline_s, f"{text!r} is not shown: {self.shown!r}"
+            self.interrupt()
+            readable, _, _ = select.select([self._screen], [], [], 1.0)
+            if readable:
+                self.shown += os.read(self._screen, 1 << 16).decode()
+        self.see(text)
+
     def wait(self):
         # What is still shown has to be read, or it could not end.
         with contextlib.suppress(OSError):
@@ -198,8 +212,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(opened):
         terminal.see("(stopped)")
         stopped.set()
         terminal.see("you> ")
-        terminal.interrupt()
-        terminal.see("Ctrl-D or /quit ends")
+        terminal.interrupt_until("Ctrl-D or /quit ends")
         terminal.type("Go on\n")
         terminal.see("Paris €")
         terminal.type("\x04")
