@@ -32,7 +32,10 @@ class GrammarChecks:
             InvalidRequestError: GRAMMAR_INVALID, with the library's words, or GRAMMAR_TOO_COMPLEX.
         """
         if grammar not in self._outcomes:
-            self._outcomes[grammar] = await self._read(grammar)
+            async with self._slots:
+                # Others may have sent the same and been read meanwhile.
+                if grammar not in self._outcomes:
+                    self._outcomes[grammar] = await self._read(grammar)
             if len(self._outcomes) > _NUM_KEPT:
                 self._outcomes.popitem(last=False)
         self._outcomes.move_to_end(grammar)
@@ -41,12 +44,11 @@ class GrammarChecks:
             raise InvalidRequestError(error.reason, error.message, **error.limits)
 
     async def _read(self, grammar: Grammar) -> InvalidRequestError | None:
-        async with self._slots:
-            child = self._idle.pop()
-            try:
-                await asyncio.to_thread(child.check, grammar)
-            except InvalidRequestError as error:
-                return error
-            finally:
-                self._idle.append(child)
+        child = self._idle.pop()
+        try:
+            await asyncio.to_thread(child.check, grammar)
+        except InvalidRequestError as error:
+            return error
+        finally:
+            self._idle.append(child)
         return None
