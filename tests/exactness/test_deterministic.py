@@ -5,17 +5,14 @@ counts, flat draws from the whole vocabulary among them: in bfloat16, over int8 
 in float32.
 """
 
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoTokenizer
 
-from exactness import tiny_models
+from exactness import embedded, tiny_models
 from exactness.serving import Served, Shape, serve
 from pageframe.core.plan import Recovery
 from pageframe.core.sampling import SamplingParams
@@ -23,8 +20,6 @@ from pageframe.executor.model.loader import load_runner
 from pageframe.kernels.cpu import library
 from unit.executor.played_drafter import KnowingDrafter
 
-PAGEFRAME = Path(sys.executable).with_name("pageframe")
-TEXT = Path(__file__).parents[2] / "LICENSE"
 NUM_REQUESTS = 32
 MAX_NEW_TOKENS = 12
 BLOCK_SIZE = 16
@@ -108,14 +103,8 @@ def _tiny(tmp_path_factory, name: str, **settings: str) -> _House:
 
 
 def _embedded(**settings: str) -> _House:
-    done = subprocess.run(
-        [str(PAGEFRAME), "model", "prepare", "smollm2-135m-instruct"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    folder = Path(done.stdout.splitlines()[-1])
-    token_ids = AutoTokenizer.from_pretrained(folder)(TEXT.read_text())["input_ids"]
+    folder = embedded.prepare()
+    token_ids = embedded.prose(folder)
     lengths = np.random.default_rng(12).integers(1, 49, NUM_REQUESTS).tolist()
     starts = range(0, 29 * NUM_REQUESTS, 29)
     prompts = [token_ids[start : start + n] for start, n in zip(starts, lengths, strict=True)]

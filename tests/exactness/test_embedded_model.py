@@ -4,22 +4,19 @@ import asyncio
 import re
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoTokenizer
 
+from exactness import embedded
 from exactness.tiny_models import GreedyAnswer, hf_greedy
 from pageframe.client import AsyncPageframeClient, GenerationRequest, GenerationResult
 
 pytestmark = [pytest.mark.model, pytest.mark.slow, pytest.mark.timeout(900)]
 
-PAGEFRAME = Path(sys.executable).with_name("pageframe")
-TEXT = Path(__file__).parents[2] / "LICENSE"
 PROMPT_LENGTHS = (
     *(1, 2, 3, 5, 8, 13, 16, 17, 24, 33, 48, 64),
     *(70, 96, 120, 128, 150, 200, 256, 300, 400, 512, 900, 1500),
@@ -30,19 +27,13 @@ NUM_UNDECIDED_MAX = 2
 
 @pytest.fixture(scope="module")
 def folder() -> Path:
-    done = subprocess.run(
-        [str(PAGEFRAME), "model", "prepare", "smollm2-135m-instruct"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return Path(done.stdout.splitlines()[-1])
+    return embedded.prepare()
 
 
 @pytest.fixture(scope="module")
 def prompts(folder: Path) -> list[list[int]]:
     """Pieces of English prose, each from another place."""
-    token_ids = AutoTokenizer.from_pretrained(folder)(TEXT.read_text())["input_ids"]
+    token_ids = embedded.prose(folder)
     starts = range(0, 24 * 31, 31)
     return [token_ids[start : start + n] for start, n in zip(starts, PROMPT_LENGTHS, strict=True)]
 
@@ -61,7 +52,7 @@ def answers(folder: Path, prompts: list[list[int]]) -> list[GreedyAnswer]:
 def serving(state_dir: Path, *arguments: str) -> Iterator[str]:
     """The address of a fresh system; afterwards it has to drain and leave nothing behind."""
     command = [
-        str(PAGEFRAME),
+        str(embedded.PAGEFRAME),
         "up",
         "--dtype",
         "fp32",

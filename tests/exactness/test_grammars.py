@@ -6,10 +6,7 @@ compared with the same requests in a roomy pool, one token a step.
 
 import json
 import re
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import jsonschema
 import numpy as np
@@ -17,6 +14,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from exactness import embedded
 from exactness.serving import Shape, serve
 from pageframe.core.grammar import Grammar, GrammarForm
 from pageframe.core.plan import Recovery
@@ -27,7 +25,6 @@ from pageframe.gateway.tokenizer import TextCodec
 from unit.executor.played_drafter import KnowingDrafter
 from unit.gateway.tiny_tokenizers import byte_level
 
-PAGEFRAME = Path(sys.executable).with_name("pageframe")
 SEED = 20
 NUM_SCHEMAS = 20
 NUM_NEIGHBOURS = 4
@@ -170,13 +167,7 @@ def test_samples_of_one_prompt_each_follow_it_for_themselves(house):
 
 @pytest.fixture(scope="module")
 def embedded_folder():
-    done = subprocess.run(
-        [str(PAGEFRAME), "model", "prepare", "smollm2-135m-instruct"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return Path(done.stdout.splitlines()[-1])
+    return embedded.prepare()
 
 
 PERSON = {

@@ -5,23 +5,20 @@ row lie apart (their standard deviation), so that it does not depend on the mode
 is narrow, tolerances are twice what was measured; docs/kv-memory.md has the figures.
 """
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
+from exactness import embedded
 from exactness.driver import Driver
 from pageframe.core.sampling import SamplingParams
 from pageframe.executor.model.loader import load_runner
 
 pytestmark = [pytest.mark.model, pytest.mark.slow, pytest.mark.timeout(900)]
 
-PAGEFRAME = Path(sys.executable).with_name("pageframe")
-TEXT = Path(__file__).parents[2] / "LICENSE"
 NUM_PROMPTS, PROMPT_LEN = 3, 160
 
 
@@ -46,18 +43,12 @@ TOLERANCES = {
 
 @pytest.fixture(scope="module")
 def folder() -> Path:
-    done = subprocess.run(
-        [str(PAGEFRAME), "model", "prepare", "smollm2-135m-instruct"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return Path(done.stdout.splitlines()[-1])
+    return embedded.prepare()
 
 
 @pytest.fixture(scope="module")
 def prompts(folder: Path) -> list[list[int]]:
-    token_ids = AutoTokenizer.from_pretrained(folder)(TEXT.read_text())["input_ids"]
+    token_ids = embedded.prose(folder)
     return [token_ids[start : start + PROMPT_LEN] for start in range(0, 200 * NUM_PROMPTS, 200)]
 
 

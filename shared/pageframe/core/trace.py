@@ -12,7 +12,7 @@ A sink must be cheap (a packed record, no I/O) and must never block under ``all`
 
 import enum
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 from pageframe.core.limits import LIMITS
 
@@ -58,6 +58,19 @@ class KvOperation(enum.IntEnum):
     def span_name(self) -> str:
         """For example ``kv.copy_on_write``."""
         return f"kv.{self.name.lower()}"
+
+
+CONTENT_OPERATIONS: Final = frozenset(
+    {
+        KvOperation.COPY_ON_WRITE,
+        KvOperation.DEMOTE,
+        KvOperation.PROMOTE,
+        KvOperation.SWAP_OUT,
+        KvOperation.SWAP_IN,
+        KvOperation.FENCE_CLEAR,
+    }
+)
+"""Those that change what is in blocks, or say it may change, and nothing of who refers to them."""
 
 
 @enum.unique

@@ -23,21 +23,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from pageframe.core.errors import InvalidRequestError
-from pageframe.core.trace import KvOperation
+from pageframe.core.trace import CONTENT_OPERATIONS, KvOperation
 from pageframe.telemetry import spans as names
 from pageframe.telemetry.reader import Span
 
 _BY_NAME = {operation.span_name: operation for operation in KvOperation}
-_CONTENT_ONLY = frozenset(
-    {
-        KvOperation.COPY_ON_WRITE,
-        KvOperation.DEMOTE,
-        KvOperation.PROMOTE,
-        KvOperation.SWAP_OUT,
-        KvOperation.SWAP_IN,
-        KvOperation.FENCE_CLEAR,
-    }
-)
 
 
 @dataclass(slots=True)
@@ -99,7 +89,7 @@ class RebuiltPool:
             self.faults.append(f"operation {number} follows {self.last_number}")
         self.last_number = number
         operation = _BY_NAME[span.name]
-        if operation in _CONTENT_ONLY:
+        if operation in CONTENT_OPERATIONS:
             return
         sources = attributes.get(names.KV_BLOCK_IDS_SOURCE, ())
         targets = attributes.get(names.KV_BLOCK_IDS_TARGET, ())

@@ -13,7 +13,7 @@ import torch
 
 from pageframe.executor.model.decoder_config import DecoderConfig
 from pageframe.executor.model.linear import Linear
-from pageframe.executor.model.native_parts import FeedForward, Layer, Norm, read_norm
+from pageframe.executor.model.native_parts import FeedForward, Layer, LayerReader, Norm
 from pageframe.executor.model.weights import WeightReader
 from pageframe.kernels.scratch import Scratch
 
@@ -22,20 +22,11 @@ def read_falcon_layer(
     reader: WeightReader, config: DecoderConfig, scratch: Scratch, index: int
 ) -> Layer:
     """Layer ``index``; see ``native_weights.read_weights``."""
-    return _Layer(reader, config, scratch, index).read()
+    return _Layer(reader, config, scratch, index, "transformer.h").read()
 
 
-class _Layer:
+class _Layer(LayerReader):
     """Reads one layer."""
-
-    def __init__(
-        self, reader: WeightReader, config: DecoderConfig, scratch: Scratch, index: int
-    ) -> None:
-        self._reader = reader
-        self._config = config
-        self._scratch = scratch
-        self._index = index
-        self._prefix = f"transformer.h.{index}"
 
     def read(self) -> Layer:
         config = self._config
@@ -89,9 +80,6 @@ class _Layer:
             return None
         bias = self._reader.read(f"{path}.bias", num_outputs)
         return _queries_first(bias, self._config) if is_interleaved else bias
-
-    def _norm(self, name: str) -> Norm:
-        return read_norm(self._reader, self._config, f"{self._prefix}.{name}")
 
 
 def _queries_first(stored: torch.Tensor, config: DecoderConfig) -> torch.Tensor:

@@ -4,7 +4,7 @@ import torch
 
 from pageframe.executor.model.decoder_config import DecoderConfig
 from pageframe.executor.model.linear import Linear
-from pageframe.executor.model.native_parts import FeedForward, Layer, Norm, read_norm
+from pageframe.executor.model.native_parts import FeedForward, Layer, LayerReader
 from pageframe.executor.model.weights import WeightReader
 from pageframe.kernels.scratch import Scratch
 
@@ -13,20 +13,11 @@ def read_llama_layer(
     reader: WeightReader, config: DecoderConfig, scratch: Scratch, index: int
 ) -> Layer:
     """Layer ``index``; see ``native_weights.read_weights``."""
-    return _Layer(reader, config, scratch, index).read()
+    return _Layer(reader, config, scratch, index, "model.layers").read()
 
 
-class _Layer:
+class _Layer(LayerReader):
     """Reads one layer."""
-
-    def __init__(
-        self, reader: WeightReader, config: DecoderConfig, scratch: Scratch, index: int
-    ) -> None:
-        self._reader = reader
-        self._config = config
-        self._scratch = scratch
-        self._index = index
-        self._prefix = f"model.layers.{index}"
 
     def read(self) -> Layer:
         config = self._config
@@ -63,9 +54,6 @@ class _Layer:
                 for part, count in (("q", config.num_heads), ("k", config.num_kv_heads))
             ]
         )
-
-    def _norm(self, name: str) -> Norm:
-        return read_norm(self._reader, self._config, f"{self._prefix}.{name}")
 
     def _linear(
         self, name: str, parts: tuple[str, ...], num_inputs: int, num_outputs: int

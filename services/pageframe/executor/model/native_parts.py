@@ -56,6 +56,30 @@ def read_norm(reader: WeightReader, config: DecoderConfig, name: str) -> Norm:
     return Norm(config.norm, weight, bias, config.norm_epsilon)
 
 
+class LayerReader:
+    """Where one layer is read from; a family's own knows what its tensors are called.
+
+    Args:
+        reader: Open.
+        config: Sizes that the tensors must have.
+        scratch: Memory that linear layers give their results in.
+        index: Which layer.
+        prefix: What the names of all layers begin with.
+    """
+
+    def __init__(
+        self, reader: WeightReader, config: DecoderConfig, scratch: Scratch, index: int, prefix: str
+    ) -> None:
+        self._reader = reader
+        self._config = config
+        self._scratch = scratch
+        self._index = index
+        self._prefix = f"{prefix}.{index}"
+
+    def _norm(self, name: str) -> Norm:
+        return read_norm(self._reader, self._config, f"{self._prefix}.{name}")
+
+
 @dataclass(frozen=True, slots=True)
 class FeedForward:
     """The feed-forward part of a layer; I is the intermediate size.

@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pageframe.core.trace import KvOperation
+from pageframe.core.trace import CONTENT_OPERATIONS, KvOperation
 from pageframe.rpc.auth import Caller
 from pageframe.wire.memory_facts import (
     BLOCK_STATE_NAMES,
@@ -41,16 +41,6 @@ _KIND_OF_STATE: Final = np.array(
 )
 _SHARED, _PINNED = KIND_NAMES.index("shared"), KIND_NAMES.index("pinned")
 
-_CONTENT_ONLY: Final = frozenset(
-    {
-        KvOperation.COPY_ON_WRITE,
-        KvOperation.DEMOTE,
-        KvOperation.PROMOTE,
-        KvOperation.SWAP_OUT,
-        KvOperation.SWAP_IN,
-        KvOperation.FENCE_CLEAR,
-    }
-)
 _RESHAPING: Final = frozenset({KvOperation.MOVE, KvOperation.RESIZE})
 # One more reference, or one less; and whether that is a sequence's or a pin.
 _GAINS: Final = frozenset({KvOperation.ALLOCATE, KvOperation.SHARE, KvOperation.PIN})
@@ -194,7 +184,7 @@ class PoolMirror:
         operation = record.operation
         if operation in _RESHAPING:
             raise MirrorLostError(f"operation {record.number} moves blocks about")
-        if operation in _CONTENT_ONLY:
+        if operation in CONTENT_OPERATIONS:
             # No block changes, and some of these ids are slots of the host tier.
             return
         for block_id in record.block_ids:
