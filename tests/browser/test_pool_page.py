@@ -143,7 +143,10 @@ def test_a_request_fills_blocks_and_gives_them_back(new_page, system):
         for word in ("tenant\ndefault", "cause\n", "last operation\nkv.", "since\n", " s"):
             assert word in told, told
         assert page.evaluate("pageframe.grid.marked.size") >= len(held)
-        assert "seen-<b>by</b>-many" in page.inner_text("#holder-rows")
+        wait_for(
+            page,
+            "document.getElementById('holder-rows').innerText.includes('seen-<b>by</b>-many')",
+        )
     page.mouse.move(1, 1)
     assert page.is_hidden("#tip")
     wait_for(page, "pageframe.pool.tally().sequences.size === 0")
