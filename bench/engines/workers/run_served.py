@@ -58,7 +58,14 @@ async def _connect(address: str) -> AsyncPageframeClient:
 def main() -> None:
     """Serve until standard input ends."""
     with tempfile.TemporaryDirectory(prefix="pageframe-bench-") as folder:
-        command = [sys.executable, "-m", "pageframe.cli", "up", "--grpc=127.0.0.1:0"]
+        command = [
+            sys.executable,
+            "-m",
+            "pageframe.cli",
+            "up",
+            "--grpc=127.0.0.1:0",
+            "--http=127.0.0.1:0",
+        ]
         command += [f"--state-dir={folder}", "--trace=all"]
         command += [
             f"--{name}={os.environ[f'ENGINE_{name.upper()}']}" for name in ("model", "dtype")
