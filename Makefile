@@ -34,9 +34,12 @@ up: ## Set everything up and serve a model (MODEL=name ARGS="--block-size 32")
 	@python -m pageframe.kernels.cpu.build
 	@exec pageframe up $(if $(MODEL),--model $(MODEL)) $(ARGS)
 
-test: setup ## Set everything up and run all tests (ARGS="tests/unit -k pool")
+# All tests at once share the cores: a test file is one process's, and each computes with one thread.
+ALL_TESTS := --numprocesses auto --maxprocesses 4 --dist loadfile
+
+test: setup ## Set everything up and run all tests (ARGS="tests/unit -k pool" for some, in one process)
 	@pageframe model prepare smollm2-135m-instruct >/dev/null
-	@python -m pytest $(ARGS)
+	@OMP_NUM_THREADS=$(or $(OMP_NUM_THREADS),1) python -m pytest $(or $(ARGS),$(ALL_TESTS))
 
 verify: verify-format verify-lint verify-types verify-imports verify-protos protos-check test gate ## What CI runs
 

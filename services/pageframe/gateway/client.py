@@ -28,7 +28,7 @@ from pageframe.core.units import NANOSECONDS_PER_SECOND
 from pageframe.gateway.living import Living, LivingRequests, OnError, is_final
 from pageframe.gateway.mailbox import Mailbox
 from pageframe.rpc.channel import open_inner_channel
-from pageframe.rpc.peer_health import SILENCE_S, SchedulerHealth
+from pageframe.rpc.health import SILENCE_S, SchedulerHealth
 from pageframe.rpc.status import from_rpc_error, stream_error
 from pageframe.v1 import scheduler_service_pb2 as pb
 from pageframe.v1 import scheduler_service_pb2_grpc

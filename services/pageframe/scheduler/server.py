@@ -17,7 +17,7 @@ from pageframe.core.trace import TraceSink
 from pageframe.core.units import NANOSECONDS_PER_MILLISECOND, NANOSECONDS_PER_SECOND
 from pageframe.rpc.access_file import AccessFile
 from pageframe.rpc.lifecycle import Service, TellHealth, serve
-from pageframe.rpc.peer_health import EXECUTOR_HEALTH
+from pageframe.rpc.health import EXECUTOR_HEALTH
 from pageframe.scheduler.client import GrpcExecutorStream
 from pageframe.scheduler.core import Scheduler
 from pageframe.scheduler.journal import JournalFile, RecordingScheduler

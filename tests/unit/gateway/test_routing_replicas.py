@@ -18,7 +18,7 @@ from pageframe.gateway.replica import least_of
 from pageframe.gateway.replica_addresses import ReplicaAddresses, short_name
 from pageframe.gateway.replicas import ReplicaSet
 from pageframe.gateway.routing import RoutingOptions
-from pageframe.rpc.peer_health import EXECUTOR_HEALTH, SCHEDULER_HEALTH, SchedulerHealth
+from pageframe.rpc.health import EXECUTOR_HEALTH, SCHEDULER_HEALTH, SchedulerHealth
 from pageframe.v1 import scheduler_service_pb2_grpc, sequence_pb2
 from unit.gateway.gateway_house import TIMEOUT_S, PlayedScheduler
 from unit.gateway.replicas import make_facts
