@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import sys
 import time
 from collections import deque
 from dataclasses import replace
@@ -34,12 +35,19 @@ async def chaos(
     recent: dict[str, deque[float]] = {kind: deque() for kind in kinds}
     left: list[str] = []
     async with load.running():
-        for _ in range(rounds):
+        for number in range(1, rounds + 1):
             kind = await _choose(rng, left, recent)
             # In the midst of something, but never at the same place.
             await eventually(lambda: load.num_under_way >= NUM_STREAMS // 2)
             await asyncio.sleep(rng.random() * 0.3)
-            verdict.kills.append(await _kill(system, kind, load))
+            kill = await _kill(system, kind, load)
+            verdict.kills.append(kill)
+            print(
+                f"{number}/{rounds} {kind}: served again after {kill.serving_after_s:.2f} s, loading "
+                f"{kill.loading_s:.2f} s; {verdict.num_requests} requests, {len(verdict.wrong)} wrong,"
+                f" {len(verdict.failed)} failed",
+                file=sys.stderr,
+            )
     verdict.is_at_rest = await system.settle()
     return verdict
 
