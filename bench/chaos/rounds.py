@@ -43,9 +43,9 @@ async def chaos(
             kill = await _kill(system, kind, load)
             verdict.kills.append(kill)
             print(
-                f"{number}/{rounds} {kind}: served again after {kill.serving_after_s:.2f} s, loading "
-                f"{kill.loading_s:.2f} s; {verdict.num_requests} requests, {len(verdict.wrong)} wrong,"
-                f" {len(verdict.failed)} failed",
+                f"{number}/{rounds} {kind}: served again after {kill.serving_after_s:.2f} s,"
+                f" loading {kill.loading_s:.2f} s; {verdict.num_requests} requests,"
+                f" {len(verdict.wrong)} wrong, {len(verdict.failed)} failed",
                 file=sys.stderr,
             )
     verdict.is_at_rest = await system.settle()
