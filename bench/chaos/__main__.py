@@ -24,6 +24,8 @@ MODEL_OPTIONS = (
     *("--token-budget", "128"),
     *("--block-size", "16", "--num-blocks", "120", "--max-model-len", "1024"),
 )
+# A model computes everything anew after each death: with less between them nothing would ever end.
+_MODEL_PAUSE_S = 8.0
 
 
 def main() -> int:
@@ -50,6 +52,7 @@ def main() -> int:
                     kinds=tuple(options.kinds.split(",")),
                     vocab_size=400,
                     longest=160 if is_sim else 24,
+                    pause_s=0.3 if is_sim else _MODEL_PAUSE_S,
                 )
             )
     if options.json:

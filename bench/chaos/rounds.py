@@ -26,8 +26,9 @@ async def chaos(
     kinds: tuple[str, ...],
     vocab_size: int,
     longest: int,
+    pause_s: float = 0.3,
 ) -> Verdict:
-    """Do all rounds, and come to rest."""
+    """Do all rounds, up to `pause_s` seconds apart beyond what is waited for, and come to rest."""
     rng = random.Random(seed)
     verdict = Verdict(seed=seed)
     load = Load(system, make_requests(rng, vocab_size, longest), verdict)
@@ -39,13 +40,13 @@ async def chaos(
             kind = await _choose(rng, left, recent)
             # In the midst of something, but never at the same place.
             await eventually(lambda: load.num_under_way >= NUM_STREAMS // 2)
-            await asyncio.sleep(rng.random() * 0.3)
+            await asyncio.sleep(rng.random() * pause_s)
             kill = await _kill(system, kind, load)
             verdict.kills.append(kill)
             print(
                 f"{number}/{rounds} {kind}: served again after {kill.serving_after_s:.2f} s,"
                 f" loading {kill.loading_s:.2f} s; {verdict.num_requests} requests,"
-                f" {len(verdict.wrong)} wrong, {len(verdict.failed)} failed",
+                f" {len(verdict.wrong)} wrong, failed: {verdict.failed}",
                 file=sys.stderr,
             )
     verdict.is_at_rest = await system.settle()
