@@ -18,8 +18,8 @@ export OMP_WAIT_POLICY ?= passive
 
 .PHONY: help setup setup-bench up test verify fix protos protos-check bench clean \
   bench-memory paper kv-dtype long-context soak trace-audit tenant-isolation fairness planning \
-  pictures trace-pictures pool-page preemption stall-free sim chaos gate test-gpu test-compose bench-gpu \
-  streams load-test \
+  pictures trace-pictures pool-page dashboard preemption stall-free sim chaos gate test-gpu test-compose bench-gpu \
+  streams load-test tracing-cost \
   verify-format verify-lint verify-types verify-imports verify-protos fix-format fix-lint
 
 help: ## Show this help
@@ -140,6 +140,10 @@ trace-audit: setup ## Rebuild the pool from its trace alone; then a trace under 
 	python -m bench.trace_audit --model "$$model" $(ARGS)
 	@python -m bench.trace_throughput --collector-away 60
 
+tracing-cost: setup ## Measure what tracing every KV operation costs a system that serves (ARGS="--runner native")
+	@pageframe model prepare smollm2-135m-instruct >/dev/null
+	@python -m bench.tracing_cost $(ARGS)
+
 tenant-isolation: setup ## See whether time tells one tenant of another's prompts
 	@model=$$(pageframe model prepare smollm2-135m-instruct) && \
 	python -m bench.tenant_isolation --model "$$model" $(ARGS)
@@ -156,7 +160,7 @@ stall-free: setup-bench ## Long prompts beside decodes, with and without a targe
 preemption: setup ## Measure preempting: twice as many blocks wanted as there are, by policy
 	@python -m bench.preemption $(ARGS)
 
-pictures: pool-page trace-pictures ## Make the pictures of the documents, each from a run
+pictures: pool-page trace-pictures dashboard ## Make the pictures of the documents, each from a run
 
 trace-pictures: setup ## Provoke the stalls of docs/reading-traces.md and draw their traces (ARGS=preempted)
 	@model=$$(pageframe model prepare smollm2-135m-instruct) && \
@@ -165,6 +169,9 @@ trace-pictures: setup ## Provoke the stalls of docs/reading-traces.md and draw t
 pool-page: setup ## Test the pool page in Chromium; draws its picture and tells how smooth it is
 	@POOL_PAGE_BROWSER=required POOL_PAGE_PICTURES=docs/images POOL_PAGE_RESULTS=bench/results \
 	python -m pytest -m browser tests/browser
+
+dashboard: setup ## Test the Grafana dashboard before a real Prometheus, and draw it
+	@DASHBOARD_PROMETHEUS=required DASHBOARD_PICTURES=docs/images python -m pytest tests/dashboard
 
 streams: setup ## Keep 1,000 streams open through one gateway for 10 minutes (ARGS="--runner native")
 	@python -m bench.streams $(ARGS)
