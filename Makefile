@@ -15,6 +15,8 @@ SERVICE_PROTO_FILES := $(filter %_service.proto,$(PROTO_FILES))
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # Workers that spin while they wait slow everything down as soon as a core is shared.
 export OMP_WAIT_POLICY ?= passive
+# Without bytecode every process that starts compiles PyTorch anew, and tests start hundreds.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help setup setup-bench up test verify fix protos protos-check bench clean \
   bench-memory paper kv-dtype long-context soak trace-audit tenant-isolation fairness planning \

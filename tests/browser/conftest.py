@@ -57,16 +57,19 @@ def chromium() -> Iterator[object]:
 
 @pytest.fixture
 def new_page(chromium) -> Iterator[Callable[..., object]]:
-    """Opens pages; whatever one of them complains of, or asks of others, fails the test."""
+    """Opens pages; whatever one of them complains of, or asks of others, fails the test.
+
+    But for a complaint that has ``allowed`` in it: a refusal that the test asks for.
+    """
     contexts, complaints = [], []
 
-    def make(**options: object) -> object:
+    def make(*, allowed: str = "status of 401", **options: object) -> object:
         options = {"viewport": {"width": 1440, "height": 1000}} | options
         context = chromium.new_context(**options)
         contexts.append(context)
         page = context.new_page()
         page.on("pageerror", lambda error: complaints.append(f"error: {error}"))
-        page.on("console", lambda said: _note(complaints, said))
+        page.on("console", lambda said: _note(complaints, said, allowed))
         page.on("request", lambda asked: _note_request(complaints, asked.url))
         page.set_default_timeout(30_000)
         return page
@@ -77,10 +80,10 @@ def new_page(chromium) -> Iterator[Callable[..., object]]:
     assert complaints == []
 
 
-def _note(complaints: list[str], said: object) -> None:
+def _note(complaints: list[str], said: object, allowed: str) -> None:
     # A refusal that a test asks for stands in the console, too; the page shows it by itself. And
     # it is the tests that read pixels.
-    is_ours = "status of 401" in said.text or "getImageData" in said.text
+    is_ours = allowed in said.text or "getImageData" in said.text
     if said.type in ("error", "warning") and not is_ours:
         complaints.append(f"{said.type}: {said.text}")
 

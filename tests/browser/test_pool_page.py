@@ -2,7 +2,9 @@
 
 import contextlib
 import os
+import re
 import threading
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -127,14 +129,10 @@ def test_a_request_fills_blocks_and_gives_them_back(new_page, system):
     with running_request(system.address, prompt=prompt, request_id="seen-<b>by</b>-many", **LONG):
         wait_for(page, "pageframe.pool.tally().sequences.size === 1")
         wait_for(page, "[...pageframe.pool.names.values()].length === 1")
+        num_held = "pageframe.pool.tally().kinds[pageframe.pool.kinds.indexOf('held')]"
+        wait_for(page, f"(least) => {num_held} >= least", len(prompt) // 16 // 4)
         held = blocks_of(page, "held")
-        assert len(held) >= len(prompt) // 16 // 4
-        wait_for(
-            page,
-            "(before) => pageframe.pool.tally().kinds[pageframe.pool.kinds.indexOf('held')]"
-            " > before",
-            arg=len(held),
-        )
+        wait_for(page, f"(before) => {num_held} > before", len(held))
         point_at(page, held[0])
         wait_for(page, "document.getElementById('tip').innerText.includes('prefix index')")
         told = page.inner_text("#tip")
@@ -148,7 +146,7 @@ def test_a_request_fills_blocks_and_gives_them_back(new_page, system):
             "document.getElementById('holder-rows').innerText.includes('seen-<b>by</b>-many')",
         )
     page.mouse.move(1, 1)
-    assert page.is_hidden("#tip")
+    page.wait_for_selector("#tip", state="hidden")
     wait_for(page, "pageframe.pool.tally().sequences.size === 0")
     left = blocks_of(page, "cached")
     assert set(held[:-1]) <= set(left), "its full blocks can be found again"
@@ -181,14 +179,14 @@ def test_it_can_be_read_with_the_keyboard_alone(new_page, system):
     for key in ("ArrowRight", "ArrowRight", "ArrowDown", "ArrowLeft"):
         page.keyboard.press(key)
     wanted = page.evaluate("pageframe.grid.numColumns")
-    assert page.evaluate("pageframe.grid.cursor") == wanted
+    wait_for(page, "(id) => pageframe.grid.cursor === id", wanted)
     wait_for(
         page,
         "(id) => document.getElementById('told').textContent.startsWith(`block ${id}: `)",
         arg=wanted,
     )
     page.keyboard.press("Escape")
-    assert page.is_hidden("#tip")
+    page.wait_for_selector("#tip", state="hidden")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -196,7 +194,10 @@ def test_it_fits_a_phone(new_page, system, scheme):
     phone = {"width": 360, "height": 740}
     page = open_page(new_page, system, viewport=phone, color_scheme=scheme)
     wait_live(page)
-    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    # Panels come later than the cells, and charts once their room is known.
+    wait_for(page, "document.querySelectorAll('#legend li').length === 7")
+    wait_for(page, "document.querySelectorAll('#charts canvas').length === 3")
+    wait_for(page, "document.documentElement.scrollWidth <= 360")
     box = page.locator("#cells").bounding_box()
     assert box["x"] >= 0
     assert box["x"] + box["width"] <= 360
@@ -264,6 +265,16 @@ def test_a_key_is_asked_for_and_a_tenant_sees_its_own(new_page, guarded):
         assert page.inner_text("#stall-rows") == "shown to operators"
 
 
+def num_resets(system):
+    """How often a browser was so slow that it was told everything again, as metrics say."""
+    url = f"http://{system.http_address}/metrics"
+    headers = {"authorization": f"Bearer {OPERATOR_KEY}"}
+    with urllib.request.urlopen(urllib.request.Request(url, headers=headers)) as answer:
+        text = answer.read().decode()
+    (value,) = re.findall(r"^pageframe_pool_viewer_resets_total (\S+)$", text, re.M)
+    return float(value)
+
+
 def points_at_a_holder(page):
     """Point at a shared block of the youngest sequence, if it is still held when that is told."""
     found = page.evaluate(
@@ -302,5 +313,6 @@ def test_it_shows_a_lively_pool(new_page, guarded, tmp_path):
         wait_for(page, "document.querySelectorAll('#stall-rows .meter').length >= 4")
         eventually(lambda: points_at_a_holder(page), "a block is pointed at that is still held")
         page.screenshot(path=folder / PICTURE)
-        assert page.evaluate("pageframe.pool.numWhole") <= 2, "changes were followed to the end"
+        num_whole = page.evaluate("pageframe.pool.numWhole")
+        assert num_whole <= 2 + num_resets(guarded), "changes were followed to the end"
     assert (folder / PICTURE).read_bytes().startswith(b"\x89PNG")

@@ -48,7 +48,11 @@ def test_limits_hold_at_both_doors_and_other_ones_once_the_file_says_so(
     complete(system, "k1")
     url = f"http://{system.http_address}/v1"
     with openai.OpenAI(base_url=url, api_key="k1", max_retries=0) as client:
-        client.completions.create(model="", prompt="a", max_tokens=1)
+        told = client.completions.with_raw_response.create(model="", prompt="a", max_tokens=1)
+        assert told.headers["x-ratelimit-limit-requests"] == "2"
+        assert told.headers["x-ratelimit-remaining-requests"] == "0"
+        assert float(told.headers["x-ratelimit-reset-requests"].rstrip("s")) > 30
+        assert 0 < int(told.headers["x-ratelimit-remaining-tokens"]) < 1000
         with pytest.raises(openai.RateLimitError) as caught:
             client.completions.create(model="", prompt="a", max_tokens=1)
     headers = caught.value.response.headers

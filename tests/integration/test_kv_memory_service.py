@@ -313,6 +313,7 @@ def test_the_command_prints_operations_until_it_is_told_to_stop(system: System) 
                 line = json.loads(process.stdout.readline())
                 assert line["number"] == number
                 assert line["operation"].startswith("kv.")
+                assert bool(line["request_id"]) == bool(line["sequence_id"])
             process.send_signal(signal.SIGINT)
             process.stdout.read()
             assert process.wait(PATIENCE_S) == 0

@@ -1,66 +1,17 @@
 """Services that are started apart from one another and meet by TCP, as containers do."""
 
-import contextlib
-import json
-import signal
-import socket
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
-from integration.system import PAGEFRAME, PATIENCE_S, environment, eventually, log_failures
+from integration.apart import Alone, free_port, published
+from integration.system import PATIENCE_S, log_failures
 from pageframe.client import GenerationRequest, PageframeClient
 from pageframe.rpc.health import ask_health
 from pageframe.telemetry.reader import read_spans
 
 REQUEST = GenerationRequest(token_ids=[7, 8, 9], max_tokens=20, seed=1)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-class Alone:
-    """One running ``pageframe serve``."""
-
-    def __init__(self, folder: Path, service: str, *arguments: str) -> None:
-        self.state_dir = folder / service
-        self.state_dir.mkdir()
-        self._output = self.state_dir / "output"
-        with self._output.open("w") as output:
-            self.process = subprocess.Popen(
-                [str(PAGEFRAME), "serve", service, *arguments],
-                cwd=folder,
-                env=environment(
-                    PAGEFRAME_STATE_DIR=str(self.state_dir), PAGEFRAME_METRICS_PORT="0"
-                ),
-                stdout=output,
-                stderr=subprocess.STDOUT,
-            )
-
-    def child(self, module: str) -> psutil.Process | None:
-        for child in psutil.Process(self.process.pid).children():
-            with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
-                if module in child.cmdline():
-                    return child
-        return None
-
-    def output(self) -> str:
-        return self._output.read_text()
-
-    def stop(self) -> int:
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(PATIENCE_S)
-
-    def kill(self) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
 
 
 @pytest.fixture
@@ -86,13 +37,6 @@ def apart(tmp_path: Path, sim_model: Path) -> Iterator[dict[str, Alone]]:
     finally:
         for alone in running.values():
             alone.kill()
-
-
-def published(gateway: Alone) -> str:
-    """Where clients find the gateway, once it serves."""
-    path = gateway.state_dir / "address.json"
-    eventually(path.exists, f"the gateway serves: {gateway.output()}")
-    return str(json.loads(path.read_text())["grpc"])
 
 
 def test_services_apart_serve_survive_and_end_well(apart: dict[str, Alone]) -> None:

@@ -477,6 +477,7 @@ class WatchResponse(_message.Message):
     OPERATIONS_FIELD_NUMBER: _builtins.int
     NUM_LOST_FIELD_NUMBER: _builtins.int
     STEPS_FIELD_NUMBER: _builtins.int
+    SEQUENCES_FIELD_NUMBER: _builtins.int
     num_lost: _builtins.int
     """Operations lost just before these, because they are no longer kept."""
     @_builtins.property
@@ -489,20 +490,63 @@ class WatchResponse(_message.Message):
         steps alone no message is sent: they come with the next operations.
         """
 
+    @_builtins.property
+    def sequences(self) -> _containers.RepeatedCompositeFieldContainer[Global___WatchedSequence]:
+        """Whose the sequences of these operations are, each once; not those of other tenants, and none
+        that is forgotten because it ended long ago.
+        """
+
     def __init__(
         self,
         *,
         operations: _abc.Iterable[Global___KvOperationRecord] | None = ...,
         num_lost: _builtins.int = ...,
         steps: _abc.Iterable[Global___WatchedStep] | None = ...,
+        sequences: _abc.Iterable[Global___WatchedSequence] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_lost", b"num_lost", "operations", b"operations", "steps", b"steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_lost", b"num_lost", "operations", b"operations", "sequences", b"sequences", "steps", b"steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WatchResponse: _TypeAlias = WatchResponse  # noqa: Y015
+
+@_typing.final
+class WatchedSequence(_message.Message):
+    """Whose a sequence is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEQUENCE_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    ANNOUNCE_TIME_FIELD_NUMBER: _builtins.int
+    sequence_id: _builtins.int
+    """Its number, as in the operations."""
+    request_id: _builtins.str
+    """The caller's name for the request."""
+    tenant: _builtins.str
+    """Whose it is."""
+    @_builtins.property
+    def announce_time(self) -> _timestamp_pb2.Timestamp:
+        """When the executor came to know the sequence."""
+
+    def __init__(
+        self,
+        *,
+        sequence_id: _builtins.int = ...,
+        request_id: _builtins.str = ...,
+        tenant: _builtins.str = ...,
+        announce_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["announce_time", b"announce_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["announce_time", b"announce_time", "request_id", b"request_id", "sequence_id", b"sequence_id", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchedSequence: _TypeAlias = WatchedSequence  # noqa: Y015
 
 @_typing.final
 class WatchedStep(_message.Message):

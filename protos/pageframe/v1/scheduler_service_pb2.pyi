@@ -424,6 +424,7 @@ class TokenEvents(_message.Message):
     LOGPROBS_FIELD_NUMBER: _builtins.int
     PROMPT_LOGPROBS_FIELD_NUMBER: _builtins.int
     COMPLETIONS_FIELD_NUMBER: _builtins.int
+    RATES_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """The step that made the tokens; 0 outside a step."""
     @_builtins.property
@@ -454,6 +455,10 @@ class TokenEvents(_message.Message):
     def completions(self) -> _containers.RepeatedCompositeFieldContainer[Global___SampleCompletion]:
         """Samples that ended."""
 
+    @_builtins.property
+    def rates(self) -> _containers.RepeatedCompositeFieldContainer[Global___RateAccount]:
+        """What is left of its tenant's rates, for requests that were just let in and whose tenant has any."""
+
     def __init__(
         self,
         *,
@@ -465,14 +470,81 @@ class TokenEvents(_message.Message):
         logprobs: _abc.Iterable[Global___EventLogprobs] | None = ...,
         prompt_logprobs: _abc.Iterable[_executor_service_pb2.PromptLogprobs] | None = ...,
         completions: _abc.Iterable[Global___SampleCompletion] | None = ...,
+        rates: _abc.Iterable[Global___RateAccount] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["completions", b"completions", "handles", b"handles", "logprobs", b"logprobs", "num_tokens", b"num_tokens", "prompt_logprobs", b"prompt_logprobs", "sample_indices", b"sample_indices", "step", b"step", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["completions", b"completions", "handles", b"handles", "logprobs", b"logprobs", "num_tokens", b"num_tokens", "prompt_logprobs", b"prompt_logprobs", "rates", b"rates", "sample_indices", b"sample_indices", "step", b"step", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TokenEvents: _TypeAlias = TokenEvents  # noqa: Y015
+
+@_typing.final
+class RateAccount(_message.Message):
+    """What a tenant may still ask for, right behind one of its requests."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HANDLE_FIELD_NUMBER: _builtins.int
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    handle: _builtins.int
+    """Which request."""
+    @_builtins.property
+    def requests(self) -> Global___RateLevel:
+        """Absent without a rate of requests."""
+
+    @_builtins.property
+    def tokens(self) -> Global___RateLevel:
+        """Absent without a rate of tokens."""
+
+    def __init__(
+        self,
+        *,
+        handle: _builtins.int = ...,
+        requests: Global___RateLevel | None = ...,
+        tokens: Global___RateLevel | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["requests", b"requests", "tokens", b"tokens"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["handle", b"handle", "requests", b"requests", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RateAccount: _TypeAlias = RateAccount  # noqa: Y015
+
+@_typing.final
+class RateLevel(_message.Message):
+    """How full the bucket of one rate is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUM_PER_MINUTE_FIELD_NUMBER: _builtins.int
+    NUM_LEFT_FIELD_NUMBER: _builtins.int
+    FULL_AFTER_FIELD_NUMBER: _builtins.int
+    num_per_minute: _builtins.int
+    """The rate, and what fits in."""
+    num_left: _builtins.int
+    """Whole units that are in it."""
+    @_builtins.property
+    def full_after(self) -> _duration_pb2.Duration:
+        """Until it is full, if nothing more is asked for."""
+
+    def __init__(
+        self,
+        *,
+        num_per_minute: _builtins.int = ...,
+        num_left: _builtins.int = ...,
+        full_after: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["full_after", b"full_after"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["full_after", b"full_after", "num_left", b"num_left", "num_per_minute", b"num_per_minute"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RateLevel: _TypeAlias = RateLevel  # noqa: Y015
 
 @_typing.final
 class SnapshotRequest(_message.Message):

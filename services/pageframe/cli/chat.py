@@ -23,7 +23,8 @@ from pageframe.cli.chat_talk import Answer, Talk
 from pageframe.cli.exit_codes import EXIT_FAILURE, EXIT_OK
 from pageframe.cli.generation_json import error_to_json
 from pageframe.cli.server_address import explained, find_server
-from pageframe.client import GenerationRequest, PageframeClient
+from pageframe.cli.server_tls import TlsOption, find_tls
+from pageframe.client import ClientTls, GenerationRequest, PageframeClient
 from pageframe.core.errors import PageframeError
 
 # How long a server may be away before a turn fails.
@@ -54,6 +55,7 @@ def chat(
     server: Annotated[str | None, typer.Option(help="HOST:PORT [PAGEFRAME_SERVER].")] = None,
     state_dir: Annotated[Path | None, typer.Option(help="Where `pageframe up` runs.")] = None,
     api_key_file: ApiKeyFile = None,
+    tls: TlsOption = None,
 ) -> None:
     """Talk to the model. Its blocks are kept from turn to turn, so only what is new is computed.
 
@@ -64,9 +66,10 @@ def chat(
     )
     api_key = read_api_key(api_key_file)
     address = find_server(server, state_dir, os.environ)
-    with PageframeClient(address, api_key=api_key, retry_for_s=_RETRY_FOR_S) as client:
+    means = find_tls(tls, os.environ)
+    with PageframeClient(address, api_key=api_key, retry_for_s=_RETRY_FOR_S, tls=means) as client:
         talk = Talk(client, defaults, system=system, timeout_s=timeout)
-        turn = Turn(talk, address, print_json if as_json else print_text)
+        turn = Turn(talk, address, print_json if as_json else print_text, means)
         if once is not None:
             is_good = turn.take(sys.stdin.read() if once == "-" else once)
         elif sys.stdin.isatty():
@@ -86,13 +89,19 @@ class Turn:
         talk: The conversation.
         address: Of the server, for messages.
         show: Shows an answer while it comes; returns when it has ended.
+        tls: How the server is talked to, for messages.
     """
 
     def __init__(
-        self, talk: Talk, address: str, show: Callable[[Talk, Iterator[str]], None]
+        self,
+        talk: Talk,
+        address: str,
+        show: Callable[[Talk, Iterator[str]], None],
+        tls: ClientTls | None = None,
     ) -> None:
         self.talk = talk
         self._address = address
+        self._tls = tls
         self._show = show
 
     def take(self, text: str) -> bool:
@@ -104,7 +113,7 @@ class Turn:
             except PageframeError as error:
                 if self._show is print_json:
                     _print_line(json.dumps(error_to_json(error), ensure_ascii=False))
-                print(f"\npageframe: {explained(error, self._address)}", file=sys.stderr)
+                print(f"\npageframe: {explained(error, self._address, self._tls)}", file=sys.stderr)
                 return False
         return True
 

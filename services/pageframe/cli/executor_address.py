@@ -1,9 +1,10 @@
-"""Where the executor of a running ``pageframe up`` listens.
+"""Where the executors of a running system listen.
 
-The address that clients know is the gateway's. The executor's socket lies in the folder of the run,
-and so does the launch file that names it.
+The address that clients know is the gateway's. Executors' sockets lie in the folder of the run, and
+so does the launch file that names them, or says where they are on other machines.
 """
 
+import asyncio
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -12,13 +13,16 @@ from pathlib import Path
 from pageframe.cli.up import LAUNCH_FILE_NAME
 from pageframe.config.launch import Launch
 from pageframe.config.settings import load_settings
-from pageframe.core.errors import PreconditionError
+from pageframe.core.errors import NotFoundError, PreconditionError
+from pageframe.rpc.addresses import ReplicaAddresses, by_name
 
 
-def find_executor(
+def find_executors(
     server: str | None, state_dir: Path | None, environ: Mapping[str, str] = os.environ
-) -> str:
-    """The executor as given, else that of the system that runs from the state folder.
+) -> dict[str, str]:
+    """Addresses by what the pool page calls their replicas, in order.
+
+    The executor as given, else those of the system that runs from the state folder.
 
     Args:
         server: ``unix:/path`` or ``HOST:PORT`` as given with ``--server``.
@@ -30,10 +34,10 @@ def find_executor(
         InvalidRequestError: the settings that would name the state folder are malformed.
     """
     if server:
-        return server
+        return by_name([server])
     folder = state_dir or load_settings({}, environ).state_dir
     found = [
-        (path.stat().st_mtime_ns, launch.executor_address)
+        (path.stat().st_mtime_ns, launch.executor_targets)
         for path in _launch_files(folder, environ)
         if (launch := _read(path)) is not None and _is_of(launch, folder)
     ]
@@ -44,7 +48,40 @@ def find_executor(
             "or give --server",
             state_dir=folder,
         )
-    return max(found)[1]
+    addresses = asyncio.run(ReplicaAddresses(max(found)[1]).find())
+    if not addresses:
+        raise PreconditionError(
+            "EXECUTOR_NOT_FOUND",
+            f"the name of the executors of {folder} stands for no address now",
+            state_dir=folder,
+        )
+    return by_name(addresses)
+
+
+def choose_executor(executors: Mapping[str, str], replica: str) -> str:
+    """The address of one of several; of the only one for an empty name.
+
+    Args:
+        executors: Addresses by name.
+        replica: Name or address.
+
+    Raises:
+        PreconditionError: reason REPLICA_MISSING, when several are there and none is named.
+        NotFoundError: reason REPLICA_UNKNOWN.
+    """
+    fitting = [address for name, address in executors.items() if replica in ("", name, address)]
+    names = ", ".join(executors)
+    if not fitting:
+        raise NotFoundError(
+            "REPLICA_UNKNOWN", f"there is no replica {replica}; there are {names}", replicas=names
+        )
+    if len(fitting) > 1:
+        raise PreconditionError(
+            "REPLICA_MISSING",
+            f"there are several replicas: say which with --replica, one of {names}",
+            replicas=names,
+        )
+    return fitting[0]
 
 
 def _launch_files(state_dir: Path, environ: Mapping[str, str]) -> Iterator[Path]:

@@ -15,9 +15,11 @@ from pageframe.cli.api_key import ApiKeyFile, read_api_key
 from pageframe.cli.exit_codes import EXIT_FAILURE, EXIT_OK
 from pageframe.cli.generation_json import error_to_json, request_from_line, result_to_json
 from pageframe.cli.server_address import explained, find_server
+from pageframe.cli.server_tls import TlsOption, find_tls
 from pageframe.client import (
     AsyncPageframeClient,
     BeamParams,
+    ClientTls,
     Delta,
     EarlyStopping,
     Event,
@@ -90,6 +92,7 @@ def generate(
     server: Annotated[str | None, typer.Option(help="HOST:PORT [PAGEFRAME_SERVER].")] = None,
     state_dir: Annotated[Path | None, typer.Option(help="Where `pageframe up` runs.")] = None,
     api_key_file: ApiKeyFile = None,
+    tls: TlsOption = None,
 ) -> None:
     """Continue a prompt. Streams text, or prints one JSON object with --json.
 
@@ -120,12 +123,12 @@ def generate(
     )
     api_key = read_api_key(api_key_file)
     address = find_server(server, state_dir, os.environ)
+    means = find_tls(tls, os.environ)
     if prompt is None:
         lines = [line for line in sys.stdin.buffer.read().split(b"\n") if line.strip()]
-        raise typer.Exit(asyncio.run(_run_lines(lines, request, address, api_key, timeout)))
-    text = sys.stdin.read() if prompt == "-" else prompt
-    request = _with_prompt(request, text, chat=chat, system=system)
-    raise typer.Exit(_run_one(request, address, api_key, timeout, as_json=as_json))
+        raise typer.Exit(asyncio.run(_run_lines(lines, request, address, api_key, means, timeout)))
+    request = _with_prompt(request, prompt, chat=chat, system=system)
+    raise typer.Exit(_run_one(request, address, api_key, means, timeout, as_json=as_json))
 
 
 def _beam_search(
@@ -160,8 +163,9 @@ def _grammar(json_schema: Path | None, regex: str | None) -> Grammar | None:
 
 
 def _with_prompt(
-    request: GenerationRequest, text: str, *, chat: bool, system: str | None
+    request: GenerationRequest, prompt: str, *, chat: bool, system: str | None
 ) -> GenerationRequest:
+    text = sys.stdin.read() if prompt == "-" else prompt
     if not chat:
         return replace(request, prompt=text)
     messages = [] if system is None else [Message("system", system)]
@@ -172,13 +176,14 @@ def _run_one(
     request: GenerationRequest,
     address: str,
     api_key: str | None,
+    tls: ClientTls | None,
     timeout_s: float | None,
     *,
     as_json: bool,
 ) -> int:
     """Run one request; returns the exit code."""
     try:
-        with PageframeClient(address, api_key=api_key, retry_for_s=_RETRY_FOR_S) as client:
+        with PageframeClient(address, api_key=api_key, retry_for_s=_RETRY_FOR_S, tls=tls) as client:
             events = client.generate(request, timeout_s=timeout_s)
             if as_json:
                 print(_to_line(result_to_json(collect(list(events)))))
@@ -191,7 +196,7 @@ def _run_one(
         if as_json:
             print(_to_line(error_to_json(error)))
         else:
-            print(f"pageframe: {explained(error, address)}", file=sys.stderr)
+            print(f"pageframe: {explained(error, address, tls)}", file=sys.stderr)
         return EXIT_FAILURE
     return EXIT_OK
 
@@ -209,12 +214,15 @@ async def _run_lines(
     defaults: GenerationRequest,
     address: str,
     api_key: str | None,
+    tls: ClientTls | None,
     timeout_s: float | None,
 ) -> int:
     """Run all lines at once; print their results in the order of the input."""
     num_failed = 0
     slots = asyncio.Semaphore(_NUM_CONCURRENT_MAX)
-    async with AsyncPageframeClient(address, api_key=api_key, retry_for_s=_RETRY_FOR_S) as client:
+    async with AsyncPageframeClient(
+        address, api_key=api_key, retry_for_s=_RETRY_FOR_S, tls=tls
+    ) as client:
 
         async def run(index: int, line: bytes) -> dict[str, object]:
             async with slots:

@@ -210,7 +210,7 @@ def _beam_search(value: Any) -> BeamParams:
 
 
 def _grammar(value: Any) -> Grammar:
-    """``{"regex": "[0-9]+"}`` or ``{"json_schema": {"type": "object"}}``."""
+    """``{"regex": "[0-9]+"}``, ``{"json_schema": {"type": "object"}}`` or ``{"lark": "…"}``."""
     ((form, text),) = _checked(value, Mapping).items()
     if form == GrammarForm.JSON_SCHEMA.value and isinstance(text, dict):
         text = json.dumps(text)

@@ -30,6 +30,14 @@ _DEFAULT_WORDS = {
     "session-ttl": "10m",
     "session-idle": "60s",
     "api-keys": "off",
+    "tls-cert": "off",
+    "tls-key": "off",
+    "tls-client-ca": "off",
+    "tls-peer-ca": "off",
+    "tls-peer-cert": "off",
+    "tls-peer-key": "off",
+    "tls-peer-name": "empty",
+    "peer-timeout": "15s",
     "record": "off",
     "state-dir": "~/.pageframe or $XDG_STATE_HOME/pageframe",
     "drain-timeout": "30s",
@@ -68,7 +76,7 @@ def up(config: Path | None, **flags: Any) -> None:
 def serve(
     service: str,
     listen: str,
-    executor: str,
+    executor: list[str] | None,
     scheduler: list[str] | None,
     config: Path | None,
     **flags: Any,
@@ -81,7 +89,9 @@ def serve(
 
     given = {option: flags[name] for option, name in OPTION_FIELDS.items()}
     settings = load_settings(given, os.environ, config_path=config)
-    addresses = Addresses(listen=listen, executor=executor, scheduler=",".join(scheduler or ()))
+    addresses = Addresses(
+        listen=listen, executor=",".join(executor or ()), scheduler=",".join(scheduler or ())
+    )
     chosen = ServiceName(service)
     raise typer.Exit(run_serve(chosen, addresses, settings, os.environ, open_console()))
 
@@ -125,6 +135,17 @@ def _address_parameter(name: str, help_text: str) -> inspect.Parameter:
     )
 
 
+def _addresses_parameter(name: str, help_text: str) -> inspect.Parameter:
+    """The same for an option that may be given several times."""
+    option_info = typer.Option(f"--{name}", help=help_text, metavar="HOST:PORT", show_default=False)
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[list[str] | None, option_info],
+    )
+
+
 _SERVE_PARAMETERS = (
     inspect.Parameter(
         "service",
@@ -135,23 +156,14 @@ _SERVE_PARAMETERS = (
         ],
     ),
     _address_parameter("listen", "Where this service listens; scheduler and executor."),
-    _address_parameter(
-        "executor", "Where the executor is reached; scheduler, and gateway for /pool."
+    _addresses_parameter(
+        "executor",
+        "Where the executor is reached; scheduler. For a gateway's /pool as --scheduler.",
     ),
-    inspect.Parameter(
+    _addresses_parameter(
         "scheduler",
-        inspect.Parameter.KEYWORD_ONLY,
-        default=None,
-        annotation=Annotated[
-            list[str] | None,
-            typer.Option(
-                "--scheduler",
-                help="Where a scheduler is reached, or dns:///NAME:PORT for all addresses of a "
-                "name; once for each replica; gateway.",
-                metavar="HOST:PORT",
-                show_default=False,
-            ),
-        ],
+        "Where a scheduler is reached, or dns:///NAME:PORT for all addresses of a name; once for "
+        "each replica; gateway.",
     ),
 )
 

@@ -1,10 +1,12 @@
 """``pageframe pool``: the block pool of a running system, live; and what may be done to it."""
 
+import contextlib
 import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,27 +14,30 @@ import typer
 from rich.console import Console
 
 from pageframe.cli.api_key import ApiKeyFile, read_api_key
-from pageframe.cli.executor_address import find_executor
+from pageframe.cli.executor_address import choose_executor, find_executors
 from pageframe.cli.exit_codes import EXIT_FAILURE, EXIT_OK
 from pageframe.cli.generation_json import error_to_json
 from pageframe.cli.pool_json import (
-    explanation_to_json,
     operation_to_json,
     resize_outcome_to_json,
     retention_facts_to_json,
     snapshot_to_json,
 )
 from pageframe.cli.pool_live import run_live
+from pageframe.cli.pool_replicas import check_any, read_pools, render_pools, run_pools_live
 from pageframe.cli.pool_view import explanation_lines, operation_line, render_pool
 from pageframe.cli.server_address import find_server
-from pageframe.client import PageframeClient
+from pageframe.cli.server_tls import TlsOption, find_tls
+from pageframe.client import ClientTls, PageframeClient
 from pageframe.client.kv_memory import KvMemoryClient
 from pageframe.config.values import parse_duration_seconds
 from pageframe.core.errors import PageframeError
 from pageframe.core.replica import TenantQuota
+from pageframe.wire.memory_json import explanation_to_json, pools_to_json
 
 _NO_CEILING = ("-", "none")
-_Action = Callable[[KvMemoryClient], None]
+_Action = Callable[..., None]
+"""What is done with the client of one executor, or with those of all."""
 # A person sees at once that nothing comes, and a script does not hang.
 _TIMEOUT_S = 10.0
 
@@ -64,11 +69,15 @@ def pool(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON document; with --watch one a line.")
     ] = False,
+    replica: Annotated[
+        str, typer.Option(help="Which of several, by name or address; without, a list of all.")
+    ] = "",
     server: Annotated[
         str | None, typer.Option(help="The executor: unix:/path or HOST:PORT.")
     ] = None,
     state_dir: Annotated[Path | None, typer.Option(help="Where `pageframe up` runs.")] = None,
     api_key_file: ApiKeyFile = None,
+    tls: TlsOption = None,
 ) -> None:
     """Show the block pool, live: who holds what, and why. Or act on it with one of the options.
 
@@ -77,11 +86,11 @@ def pool(
     """
     if interval <= 0:
         raise typer.BadParameter("--interval must be above 0")
-    api_key = read_api_key(api_key_file)
+    means = _Means(read_api_key(api_key_file), find_tls(tls, os.environ))
 
     def tokenize(text: str) -> list[int]:
         """Token ids of a text, from the gateway of the same system."""
-        with PageframeClient(find_server(None, state_dir, os.environ), api_key=api_key) as client:
+        with means.gateway(find_server(None, state_dir, os.environ)) as client:
             return client.tokenize(text)
 
     actions = [
@@ -91,9 +100,18 @@ def pool(
     ]
     if len(actions) > 1:
         raise typer.BadParameter("it does one thing at a time: give one option that acts")
-    action = actions[0] if actions else lambda it: _show(it, interval, once=once, as_json=as_json)
-    address = find_executor(server, state_dir, os.environ)
-    raise typer.Exit(_run(action, address, api_key, as_json=as_json))
+    executors = find_executors(server, state_dir, os.environ)
+    is_all = not actions and not replica
+    addresses = [*executors.values()] if is_all else [choose_executor(executors, replica)]
+
+    def look(*memories: KvMemoryClient) -> None:
+        """One whole, or a list of several."""
+        if len(memories) == 1:
+            _show(memories[0], interval, once=once, as_json=as_json)
+        else:
+            _list([*executors], memories, interval, once=once, as_json=as_json)
+
+    raise typer.Exit(_run(actions[0] if actions else look, addresses, means, as_json=as_json))
 
 
 def _looks(
@@ -141,11 +159,11 @@ def _keeps(
         yield lambda memory: _retain(memory, ids, ids_ttl_s, request_id, as_json=as_json)
 
 
-def _run(action: _Action, address: str, api_key: str | None, *, as_json: bool) -> int:
-    """Do it; returns the exit code."""
+def _run(action: _Action, addresses: Sequence[str], means: "_Means", *, as_json: bool) -> int:
+    """Do it with a client of each executor; returns the exit code."""
     try:
-        with KvMemoryClient(address, api_key=api_key, timeout_s=_TIMEOUT_S) as memory:
-            action(memory)
+        with contextlib.ExitStack() as stack:
+            action(*(stack.enter_context(means.executor(it)) for it in addresses))
     except PageframeError as error:
         if as_json:
             _print_json(error_to_json(error))
@@ -153,6 +171,41 @@ def _run(action: _Action, address: str, api_key: str | None, *, as_json: bool) -
             print(f"pageframe: {error.reason}: {error.message}", file=sys.stderr)
         return EXIT_FAILURE
     return EXIT_OK
+
+
+@dataclass(frozen=True, slots=True)
+class _Means:
+    """What servers are called with."""
+
+    api_key: str | None
+    tls: ClientTls | None
+
+    def executor(self, address: str) -> KvMemoryClient:
+        return KvMemoryClient(address, api_key=self.api_key, timeout_s=_TIMEOUT_S, tls=self.tls)
+
+    def gateway(self, address: str) -> PageframeClient:
+        return PageframeClient(address, api_key=self.api_key, tls=self.tls)
+
+
+def _list(
+    names: Sequence[str],
+    memories: Sequence[KvMemoryClient],
+    interval_s: float,
+    *,
+    once: bool,
+    as_json: bool,
+) -> None:
+    """Show how full the pools of all replicas are."""
+    clients = dict(zip(names, memories, strict=True))
+    console = Console(highlight=False, markup=False)
+    pools = read_pools(clients)
+    check_any(pools)
+    if as_json:
+        _print_json(pools_to_json(pools))
+    elif console.is_terminal and not once:
+        run_pools_live(lambda: read_pools(clients), console, interval_s)
+    else:
+        console.print(render_pools(pools))
 
 
 def _show(memory: KvMemoryClient, interval_s: float, *, once: bool, as_json: bool) -> None:
@@ -174,9 +227,11 @@ def _watch(memory: KvMemoryClient, first_operation: int, *, as_json: bool) -> No
                 if batch.num_lost:
                     lost = {"num_lost": batch.num_lost}
                     print(json.dumps(lost) if as_json else f"{batch.num_lost} operations lost")
+                named = {it.sequence_id: it for it in batch.sequences}
                 for record in batch.operations:
-                    line = json.dumps(operation_to_json(record)) if as_json else None
-                    print(line or operation_line(record))
+                    whose = named.get(record.sequence_id)
+                    line = json.dumps(operation_to_json(record, whose)) if as_json else None
+                    print(line or operation_line(record, whose))
                 sys.stdout.flush()
         except KeyboardInterrupt:
             # The way to leave.

@@ -6,13 +6,13 @@ from pageframe.wire.kv_memory import CAUSE_NAMES
 from pageframe.wire.memory_facts import (
     BLOCK_STATE_NAMES,
     SEQUENCE_STATE_NAMES,
-    BlockExplanation,
     MemorySnapshot,
     OperationRecord,
     ResizeOutcome,
-    Retention,
     RetentionFacts,
+    SequenceFacts,
 )
+from pageframe.wire.memory_json import account_to_json, retention_to_json
 
 
 def snapshot_to_json(snapshot: MemorySnapshot) -> dict[str, Any]:
@@ -22,7 +22,7 @@ def snapshot_to_json(snapshot: MemorySnapshot) -> dict[str, Any]:
         "operation": snapshot.operation,
         "pool_incarnation": snapshot.pool_incarnation,
         "block_size": snapshot.block_size,
-        "pool": _account_to_json(snapshot.account),
+        "pool": account_to_json(snapshot.account),
         "blocks": {
             "state": [BLOCK_STATE_NAMES[state] for state in snapshot.states],
             "references": snapshot.ref_counts.tolist(),
@@ -43,7 +43,7 @@ def snapshot_to_json(snapshot: MemorySnapshot) -> dict[str, Any]:
             }
             for table in snapshot.tables
         ],
-        "retentions": [_retention_to_json(it) for it in snapshot.retentions],
+        "retentions": [retention_to_json(it) for it in snapshot.retentions],
         "tenants": [
             {
                 "tenant": usage.quota.tenant,
@@ -61,33 +61,15 @@ def snapshot_to_json(snapshot: MemorySnapshot) -> dict[str, Any]:
     }
 
 
-def explanation_to_json(block: BlockExplanation) -> dict[str, Any]:
-    """One block."""
-    return {
-        "block_id": block.block_id,
-        "state": BLOCK_STATE_NAMES[block.state],
-        "references": block.num_references,
-        "pins": block.num_pins,
-        "indexed": block.is_indexed,
-        "group": block.kv_group,
-        "tenant": block.tenant,
-        "sequence_ids": block.sequence_ids,
-        "retentions": [_retention_to_json(it) for it in block.retentions],
-        "operation": None if block.operation is None else block.operation.span_name,
-        "operation_number": block.operation_number,
-        "cause": None if block.cause is None else CAUSE_NAMES[block.cause],
-        "step": block.step,
-        "time_ns": block.time_ns,
-    }
-
-
-def operation_to_json(record: OperationRecord) -> dict[str, Any]:
-    """One operation."""
+def operation_to_json(record: OperationRecord, whose: SequenceFacts | None) -> dict[str, Any]:
+    """One operation; ``whose`` its sequence is, where that is known."""
     return {
         "number": record.number,
         "operation": record.operation.span_name,
         "cause": CAUSE_NAMES[record.cause],
         "sequence_id": record.sequence_id,
+        "request_id": "" if whose is None else whose.request_id,
+        "tenant": "" if whose is None else whose.tenant,
         "step": record.step,
         "block_ids": list(record.block_ids),
         "target_ids": list(record.target_ids),
@@ -102,21 +84,6 @@ def retention_facts_to_json(facts: RetentionFacts) -> dict[str, Any]:
 def resize_outcome_to_json(outcome: ResizeOutcome) -> dict[str, Any]:
     """The pool after a resize."""
     return {
-        "pool": _account_to_json(outcome.account),
+        "pool": account_to_json(outcome.account),
         "num_blocks_moved": outcome.num_blocks_moved,
-    }
-
-
-def _account_to_json(account: Any) -> dict[str, int]:
-    names = ("total", "free", "held", "cached", "fenced", "quarantined", "pinned")
-    return {name: getattr(account, name) for name in names}
-
-
-def _retention_to_json(retention: Retention) -> dict[str, Any]:
-    return {
-        "name": retention.name,
-        "kind": retention.kind.name.lower(),
-        "tenant": retention.tenant,
-        "num_blocks_pinned": retention.num_blocks_pinned,
-        "expire_ns": retention.expire_ns,
     }

@@ -25,6 +25,7 @@ from pageframe.wire.memory_facts import (
     MemorySnapshot,
     OperationRecord,
     Retention,
+    SequenceFacts,
 )
 
 NUM_MAP_ROWS_MAX: Final = 8
@@ -128,12 +129,14 @@ def explanation_lines(block: BlockExplanation, now_ns: int) -> Iterable[str]:
         )
 
 
-def operation_line(record: OperationRecord) -> str:
-    """One operation."""
+def operation_line(record: OperationRecord, whose: SequenceFacts | None = None) -> str:
+    """One operation; ``whose`` its sequence is, where that is known."""
     blocks = " ".join(map(str, record.block_ids))
     targets = " ".join(map(str, record.target_ids))
     arrow = f" -> {targets}" if targets else ""
     who = f" sequence {record.sequence_id}" if record.sequence_id else ""
+    if whose is not None:
+        who += f" ({whose.request_id} of {whose.tenant})"
     return (
         f"{record.number} {record.operation.span_name} ({CAUSE_NAMES[record.cause]}) "
         f"step {record.step}{who}: {blocks}{arrow}"

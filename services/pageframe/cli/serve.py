@@ -61,7 +61,8 @@ class Addresses:
 
     Attributes:
         listen: Where this service listens.
-        executor: Where the executor is reached.
+        executor: Where the executor is reached; for a gateway, which shows their pools, all of
+            them, as ``scheduler``.
         scheduler: Where the schedulers are reached, with commas in between; ``dns:///NAME:PORT``
             for all addresses of a name.
     """
@@ -87,13 +88,13 @@ class Addresses:
                     "ADDRESS_UNWANTED", f"serve {service} knows no --{field.name}"
                 )
             if address:
-                _check_address(field.name, address)
+                _check_address(service, field.name, address)
 
 
-def _check_address(option: str, address: str) -> None:
+def _check_address(service: ServiceName, option: str, address: str) -> None:
     try:
-        # A gateway may have several schedulers, and find them by a name.
-        parse_targets(address) if option == "scheduler" else parse_host_port(address)
+        # A gateway may have several replicas, and find them by a name.
+        parse_targets(address) if service is ServiceName.GATEWAY else parse_host_port(address)
     except ValueError as error:
         raise InvalidRequestError(
             "SETTING_MALFORMED", f"malformed setting --{option}: {address!r} {error}"
@@ -114,6 +115,7 @@ def run_serve(
             started then.
     """
     addresses.check(service)
+    settings.check_tls()
     check_writable(settings.state_dir)
     model_path = Path()
     if service is ServiceName.EXECUTOR:

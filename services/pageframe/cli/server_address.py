@@ -8,6 +8,8 @@ from pathlib import Path
 from pageframe.client.channel import DEFAULT_SERVER
 from pageframe.config.settings import load_settings
 from pageframe.core.errors import PageframeError, UnavailableError
+from pageframe.rpc.tls import ClientTls
+from pageframe.rpc.tls_probe import find_tls_fault
 
 SERVER_VARIABLE = "PAGEFRAME_SERVER"
 ADDRESS_FILE_NAME = "address.json"
@@ -37,9 +39,11 @@ def _running_server(state_dir: Path | None, environ: Mapping[str, str]) -> str:
     return address if isinstance(address, str) else DEFAULT_SERVER
 
 
-def explained(error: PageframeError, address: str) -> str:
+def explained(error: PageframeError, address: str, tls: ClientTls | None = None) -> str:
     """An error for people; where nobody answers, what to do about it."""
     if isinstance(error, UnavailableError) and error.reason == "TRANSPORT":
+        if fault := find_tls_fault(address, tls):
+            return fault
         return (
             f"no server answers at {address}; start one with `pageframe up`, or say where it is "
             "with --server HOST:PORT"

@@ -101,6 +101,7 @@ def supervise(
 
 
 def _check_machine(settings: Settings, console: Console) -> None:
+    settings.check_tls()
     facts = gather_facts(settings)
     for problem in find_problems(facts, settings):
         raise problem

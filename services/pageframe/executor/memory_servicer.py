@@ -31,6 +31,7 @@ from pageframe.executor.memory_snapshot import (
     MemorySnapshot,
     ResizeOutcome,
     RetentionFacts,
+    batch_told_to,
     explanation_seen_by,
     snapshot_seen_by,
 )
@@ -49,7 +50,6 @@ from pageframe.wire.kv_memory import (
     retention_facts_to_proto,
     snapshot_to_proto,
 )
-from pageframe.wire.memory_facts import OperationBatch
 from pageframe.wire.replica import quota_from_proto
 
 _Context = grpc.aio.ServicerContext[Any, Any]
@@ -213,8 +213,7 @@ class KvMemoryServicer(kv_memory_service_pb2_grpc.KvMemoryServiceServicer):
                 while True:
                     batch = await self._watchers.read(first_number)
                     first_number = batch.operations[-1].number + 1
-                    if not caller.is_operator:
-                        batch = self._batch_seen_by(caller.tenant, batch)
+                    batch = batch_told_to(caller, batch, self._log.owners.at)
                     steps, num_steps_told = history.read(num_steps_told)
                     batch = batch._replace(steps=steps)
                     await context.write(batch_to_proto(batch))
@@ -334,7 +333,7 @@ class KvMemoryServicer(kv_memory_service_pb2_grpc.KvMemoryServiceServicer):
 
     def _complete(self, snapshot: MemorySnapshot) -> MemorySnapshot:
         """What the log knows of the moment and of the sequences, added to what memory knows."""
-        owners = [self._log.owner_of(table.sequence_id) for table in snapshot.tables]
+        owners = [self._log.owners.of(table.sequence_id) for table in snapshot.tables]
         return replace(
             snapshot,
             operation=self._log.num_operations,
@@ -359,12 +358,5 @@ class KvMemoryServicer(kv_memory_service_pb2_grpc.KvMemoryServiceServicer):
         )
 
     def _tenant_of(self, sequence_id: int) -> str | None:
-        owner = self._log.owner_of(sequence_id)
+        owner = self._log.owners.of(sequence_id)
         return None if owner is None else owner.tenant
-
-    def _batch_seen_by(self, tenant: str, batch: OperationBatch) -> OperationBatch:
-        operations = [
-            it if self._tenant_of(it.sequence_id) == tenant else it._replace(sequence_id=0)
-            for it in batch.operations
-        ]
-        return batch._replace(operations=operations)

@@ -7,15 +7,19 @@ itself and for operators.
 from collections.abc import Callable
 from dataclasses import replace
 
+from pageframe.executor.sequence_owners import SequenceOwner
+from pageframe.rpc.auth import Caller
 from pageframe.wire.memory_facts import (
     BLOCK_STATE_NAMES,
     BlockExplanation,
     HostFacts,
     MemorySnapshot,
+    OperationBatch,
     ResizeOutcome,
     Retention,
     RetentionFacts,
     RetentionKind,
+    SequenceFacts,
     TableFacts,
     TenantUsage,
 )
@@ -31,6 +35,7 @@ __all__ = [
     "RetentionKind",
     "TableFacts",
     "TenantUsage",
+    "batch_told_to",
     "explanation_seen_by",
     "snapshot_seen_by",
 ]
@@ -68,6 +73,32 @@ def explanation_seen_by(
         sequence_ids=[it for it in explanation.sequence_ids if tenant_of(it) == tenant],
         retentions=[it for it in explanation.retentions if it.tenant == tenant],
     )
+
+
+def batch_told_to(
+    caller: Caller,
+    batch: OperationBatch,
+    owner_at: Callable[[int, int], SequenceOwner | None],
+) -> OperationBatch:
+    """The operations with the names of their sequences, as the caller sees them.
+
+    To a tenant that is no operator, sequences of others have number 0 and no name. ``owner_at``
+    says whose a sequence was in an operation.
+    """
+    owners: dict[int, SequenceOwner] = {}
+    operations = []
+    for it in batch.operations:
+        owner = owner_at(it.sequence_id, it.number)
+        is_own = owner is not None and owner.tenant == caller.tenant
+        is_shown = is_own or caller.is_operator
+        if owner is not None and is_shown:
+            owners[it.sequence_id] = owner
+        operations.append(it if is_shown else it._replace(sequence_id=0))
+    sequences = [
+        SequenceFacts(sequence_id, owner.request_id, owner.tenant, owner.since_ns)
+        for sequence_id, owner in owners.items()
+    ]
+    return batch._replace(operations=operations, sequences=sequences)
 
 
 def _anonymous_table(table: TableFacts) -> TableFacts:

@@ -10,9 +10,8 @@ only numbers in two flat lists, and 1,024 of them together become a chunk of arr
 """
 
 import bisect
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +25,7 @@ from pageframe.executor.operation_chunk import (
     last_operation,
     pack_chunk,
 )
+from pageframe.executor.sequence_owners import SequenceOwner, SequenceOwners
 from pageframe.wire.memory_facts import OperationBatch, OperationRecord
 
 NUM_OPERATIONS_DEFAULT: Final = 65_536
@@ -46,20 +46,12 @@ _NUM_PENDING_IDS_MAX: Final = 65_536
 _NUM_IDS_FEW: Final = _NUM_PENDING_IDS_MAX // NUM_OPERATIONS_PER_CHUNK
 
 
-class SequenceOwner(NamedTuple):
-    """Whose a sequence is, and since when it is known; nanoseconds since the Unix epoch."""
-
-    tenant: str
-    request_id: str
-    since_ns: int
-
-
 class OperationLog:
     """A ``core.trace.TraceSink`` that passes everything on and keeps the last operations.
 
     They are counted from 1, as the trace's sink counts them when it keeps all (``all``, ``audit``),
-    so a number here is the ``kv.operation`` of a span there. All methods but ``read`` and
-    ``owner_of`` are called on the thread that records.
+    so a number here is the ``kv.operation`` of a span there. All methods but ``read`` are
+    called on the thread that records.
 
     Args:
         inner: Where everything goes on to.
@@ -70,6 +62,7 @@ class OperationLog:
     Attributes:
         on_operations: Called by ``flush`` when there are new operations; None while nobody wants
             to know. May be set on any thread.
+        owners: Whose sequences are.
     """
 
     def __init__(
@@ -81,6 +74,7 @@ class OperationLog:
         num_block_ids_max: int = NUM_BLOCK_IDS_DEFAULT,
     ) -> None:
         self.on_operations: Callable[[], None] | None = None
+        self.owners = SequenceOwners(num_operations_max)
         self._inner = inner
         self._pass_on = inner.kv
         self._clock = clock
@@ -108,8 +102,6 @@ class OperationLog:
         self._last_numbers: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
         self._last_times_ns: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
         self._last_words: NDArray[np.uint64] = np.zeros((0, NUM_WORDS), dtype=np.uint64)
-        self._owners: dict[int, SequenceOwner] = {}
-        self._ended: deque[tuple[int, int, SequenceOwner]] = deque()
 
     @property
     def num_operations(self) -> int:
@@ -120,18 +112,15 @@ class OperationLog:
         self, sequence_id: int, *, trace_id: bytes, span_id: bytes, request_id: str, tenant: str
     ) -> None:
         """Know whose the sequence is, and pass it on."""
-        self._owners[sequence_id] = SequenceOwner(tenant, request_id, self._clock.now_ns())
+        owner = SequenceOwner(tenant, request_id, self._clock.now_ns(), self.num_operations + 1)
+        self.owners.begin(sequence_id, owner)
         self._inner.sequence_begin(
             sequence_id, trace_id=trace_id, span_id=span_id, request_id=request_id, tenant=tenant
         )
 
     def sequence_end(self, sequence_id: int) -> None:
         """Pass it on; whose it was stays known while operations of it are kept."""
-        owner = self._owners.get(sequence_id)
-        if owner is not None:
-            self._ended.append((self.num_operations, sequence_id, owner))
-            if len(self._ended) > self._num_operations_max:
-                self._forget_owner()
+        self.owners.end(sequence_id, self.num_operations)
         self._inner.sequence_end(sequence_id)
 
     def kv(
@@ -275,10 +264,6 @@ class OperationLog:
         words = self._last_words[block_id].tolist()
         return last_operation(number, int(self._last_times_ns[block_id]), words)
 
-    def owner_of(self, sequence_id: int) -> SequenceOwner | None:
-        """Whose a sequence is or was; None when that is forgotten. May be called on any thread."""
-        return self._owners.get(sequence_id)
-
     def _kv_in_parts(
         self,
         operation: KvOperation,
@@ -343,8 +328,7 @@ class OperationLog:
             self._num_ids_kept -= len(oldest.ids)
             self._save_last(oldest)
         self._chunks = self._published = chunks[num_dropped:]
-        while self._ended and self._ended[0][0] < self._chunks[0].first_number:
-            self._forget_owner()
+        self.owners.forget_before(self._chunks[0].first_number)
 
     def _pack_from(self, num_before: int) -> OperationChunk:
         """What is pending behind the first ``num_before`` operations of all."""
@@ -385,12 +369,6 @@ class OperationLog:
     def _chunk_index(self, number: int, chunks: tuple[OperationChunk, ...]) -> int:
         """Where the operation is, or would be."""
         return bisect.bisect_right(chunks, number, key=_first_number_of) - 1
-
-    def _forget_owner(self) -> None:
-        _, sequence_id, owner = self._ended.popleft()
-        # Its number may have come up again since, after another scheduler took over.
-        if self._owners.get(sequence_id) is owner:
-            del self._owners[sequence_id]
 
 
 def _first_number_of(chunk: OperationChunk) -> int:

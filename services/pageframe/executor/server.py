@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import grpc
 
 from pageframe.config.launch import Launch
+from pageframe.config.service_main import collecting_no_garbage
 from pageframe.core.clock import SystemClock
 from pageframe.core.errors import OutOfRangeError
 from pageframe.core.trace import TraceSink
@@ -19,6 +20,7 @@ from pageframe.executor.memory.retaining import SessionTimes
 from pageframe.executor.memory_servicer import KvMemoryServicer
 from pageframe.executor.metering import ExecutorMeter
 from pageframe.executor.operation_log import OperationLog
+from pageframe.executor.reading_ahead import read_ahead
 from pageframe.executor.servicer import ExecutorServicer
 from pageframe.executor.step_thread import StepThread
 from pageframe.rpc.access_file import AccessFile
@@ -134,7 +136,8 @@ async def serve_executor(launch: Launch) -> None:
         kv_memory_service_pb2_grpc.add_KvMemoryServiceServicer_to_server(memory_servicer, server)
 
     def build() -> StepEngine:
-        engine = build_engine(launch, log)
+        with collecting_no_garbage():
+            engine = build_engine(launch, log)
         built.append(engine)
         return engine
 
@@ -163,6 +166,8 @@ async def serve_executor(launch: Launch) -> None:
             close=close,
             background=[steps.wait_ended, access_file.watch],
             details=lambda: _details(built[0]),
+            tls=launch.settings.server_tls(),
+            keepalive=launch.settings.keepalive(),
         )
     )
 
@@ -219,6 +224,7 @@ _LONG_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
 
 def _load_runner(launch: Launch) -> ModelRunner:
+    read_ahead(launch.model_path)
     # Imported here: torch takes seconds, and health has to answer before that.
     import torch
 

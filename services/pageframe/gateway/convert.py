@@ -7,7 +7,7 @@ from pageframe.core.limits import LIMITS
 from pageframe.core.replica import ReplicaFacts
 from pageframe.core.request import Delivery
 from pageframe.gateway.chat import ChatMessage
-from pageframe.gateway.output import Header, Output, OutputDelta, SampleEnd
+from pageframe.gateway.output import Header, Output, OutputDelta, RatesLeft, SampleEnd
 from pageframe.gateway.request import GenerateInput
 from pageframe.v1 import gateway_service_pb2 as pb
 from pageframe.v1 import sequence_pb2
@@ -73,8 +73,8 @@ def chat_from_proto(message: pb.Chat) -> list[ChatMessage]:
     return [ChatMessage(entry.role, entry.content) for entry in message.messages]
 
 
-def output_to_proto(output: Output) -> pb.GenerateResponse:
-    """Encode one output."""
+def output_to_proto(output: Output) -> pb.GenerateResponse | None:
+    """Encode one output; None for what is not told over gRPC."""
     match output:
         case OutputDelta():
             return pb.GenerateResponse(delta=_delta_to_proto(output))
@@ -82,6 +82,8 @@ def output_to_proto(output: Output) -> pb.GenerateResponse:
             return pb.GenerateResponse(header=_header_to_proto(output))
         case SampleEnd():
             return pb.GenerateResponse(completion=_end_to_proto(output))
+        case RatesLeft():
+            return None
 
 
 def model_to_proto(facts: ReplicaFacts) -> pb.Model:

@@ -23,6 +23,7 @@ from pageframe.core.errors import (
     ResourceExhaustedError,
     UnavailableError,
 )
+from pageframe.core.grammar import Grammar
 from pageframe.core.limits import LIMITS
 from pageframe.core.replica import ReplicaFacts
 from pageframe.core.request import Delivery, Submission
@@ -33,7 +34,7 @@ from pageframe.gateway.codec_store import CodecStore
 from pageframe.gateway.grammar_checks import GrammarChecks
 from pageframe.gateway.mailbox import Mailbox
 from pageframe.gateway.metering import GatewayMeter, RequestTimes
-from pageframe.gateway.output import Output
+from pageframe.gateway.output import Output, RatesLeft
 from pageframe.gateway.prompt import encode_prompt
 from pageframe.gateway.request import GenerateInput
 from pageframe.gateway.running import RunningRequest
@@ -134,7 +135,7 @@ class GenerationService:
     async def generate(
         self, request: GenerateInput, parent: TraceContext | None = None
     ) -> AsyncGenerator[Output, None]:
-        """Run one request; yields a header, deltas, and an end for each sample.
+        """Run one request; yields a header, rates if any, deltas, and an end for each sample.
 
         Close the iterator (``contextlib.aclosing``) to take the request back. Tokens that arrive
         while the consumer is busy are merged into the next delta.
@@ -170,6 +171,14 @@ class GenerationService:
                 f"no request {request_id[:200]!r} of tenant {tenant!r} lives at this gateway",
             )
         mailbox.fail(CancelledError("CANCELLED", "the request was cancelled by its tenant"))
+
+    async def check_grammar(self, grammar: Grammar) -> None:
+        """Refuse a grammar that no output can be held to; one that was checked costs nothing.
+
+        Raises:
+            InvalidRequestError: GRAMMAR_INVALID, with the library's words, or GRAMMAR_TOO_COMPLEX.
+        """
+        await self._grammars.check(grammar)
 
     async def tokenize(
         self, model: str, text: str | None, messages: Sequence[ChatMessage] | None
@@ -270,7 +279,7 @@ class GenerationService:
         codec = await self._codecs.find(facts)
         with running.trace.tokenizing():
             if request.sampling.grammar is not None:
-                await self._grammars.check(request.sampling.grammar)
+                await self.check_grammar(request.sampling.grammar)
             prompt_token_ids = await self._prompt(request, codec, facts)
         sampling = resolve_sampling(request, len(prompt_token_ids), facts)
         running.begin(prompt_token_ids, sampling, codec, facts.model)
@@ -303,6 +312,8 @@ class GenerationService:
                     )
                     for sample_index in stopped:
                         self._link.cancel(handle, sample_index)
+                    if levels := running.mailbox.take_rates():
+                        yield RatesLeft(levels)
                     for output in outputs:
                         watch.offer()
                         yield output

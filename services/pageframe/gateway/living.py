@@ -139,6 +139,10 @@ class LivingRequests:
         Returns:
             Handles of requests that have failed while some of their samples still run.
         """
+        for handle, levels in events.rates.items():
+            living = self._living.get(handle)
+            if living is not None:
+                living.mailbox.put_rates(levels)
         start = 0
         for handle, sample_index, num_tokens in zip(
             events.handles, events.sample_indices, events.num_tokens, strict=True

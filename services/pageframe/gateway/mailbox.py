@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from pageframe.core.errors import PageframeError
-from pageframe.core.request import Completion
+from pageframe.core.request import Completion, RateLevels
 from pageframe.core.step import TokenLogprobs
 
 
@@ -41,6 +41,7 @@ class Mailbox:
         self.replica = ""
         self.num_moves = 0
         self.prompt_logprobs: list[TokenLogprobs] = []
+        self._rates: RateLevels = {}
         self._pending: dict[int, Pending] = {}
         self._error: PageframeError | None = None
         self._wake = asyncio.Event()
@@ -62,6 +63,15 @@ class Mailbox:
     def put_prompt_logprobs(self, logprobs: list[TokenLogprobs]) -> None:
         """Add figures of the prompt; they go out with the next tokens of sample 0."""
         self.prompt_logprobs = logprobs
+
+    def put_rates(self, levels: RateLevels) -> None:
+        """Tell what is left of the tenant's rates; it goes out ahead of the next output."""
+        self._rates = levels
+
+    def take_rates(self) -> RateLevels:
+        """What was told of rates since it was last taken; mostly nothing."""
+        levels, self._rates = self._rates, {}
+        return levels
 
     def put_completion(self, completion: Completion) -> None:
         """End one sample, behind its tokens."""

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from pageframe.core.request import Completion
+from pageframe.core.request import Completion, RateLevels
 from pageframe.core.step import FinishReason, TokenLogprobs
 
 
@@ -23,6 +23,17 @@ class Header:
     trace_id: str
     num_prompt_tokens: int
     model: str
+
+
+@dataclass(frozen=True, slots=True)
+class RatesLeft:
+    """Comes ahead of the first output where the tenant has rates.
+
+    Attributes:
+        levels: How full they are, right behind this request.
+    """
+
+    levels: RateLevels
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,4 +72,4 @@ class SampleEnd:
     completion: Completion
 
 
-Output = Header | OutputDelta | SampleEnd
+Output = Header | RatesLeft | OutputDelta | SampleEnd

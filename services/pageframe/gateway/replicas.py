@@ -29,7 +29,6 @@ from pageframe.core.units import NANOSECONDS_PER_SECOND
 from pageframe.gateway.living import Living
 from pageframe.gateway.mailbox import Mailbox
 from pageframe.gateway.replica import OpenLink, Replica, least_of
-from pageframe.gateway.replica_addresses import ReplicaAddresses, short_name
 from pageframe.gateway.routing import (
     Place,
     RoutingOptions,
@@ -38,6 +37,7 @@ from pageframe.gateway.routing import (
     rendezvous_order,
     session_key,
 )
+from pageframe.rpc.addresses import ReplicaAddresses, short_name
 from pageframe.telemetry import metrics
 from pageframe.telemetry.metrics import Reading
 

@@ -11,7 +11,9 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
+from pageframe.client.kv_memory_aio import KvMemoryClients
 from pageframe.config.launch import Launch
+from pageframe.config.settings import Settings
 from pageframe.core.clock import Clock, SystemClock
 from pageframe.gateway.client import SchedulerLink
 from pageframe.gateway.codec_store import CodecStore
@@ -19,11 +21,12 @@ from pageframe.gateway.generation import GenerationService
 from pageframe.gateway.http.app import Door
 from pageframe.gateway.http.pool_page import PoolPage
 from pageframe.gateway.http.server import HttpServer
-from pageframe.gateway.replica_addresses import ReplicaAddresses
 from pageframe.gateway.replicas import ReplicaSet
 from pageframe.gateway.routing import RoutingOptions
 from pageframe.gateway.servicer import GatewayServicer, Malformed
 from pageframe.rpc.access_file import AccessFile
+from pageframe.rpc.addresses import ReplicaAddresses
+from pageframe.rpc.auth import Authenticator
 from pageframe.rpc.lifecycle import Service, serve
 from pageframe.telemetry import metrics
 from pageframe.telemetry.metrics import Reading
@@ -42,15 +45,14 @@ async def serve_gateway(launch: Launch) -> None:
     Raises:
         PageframeError: whatever stands in the way of serving.
     """
-    settings = launch.settings
-    clock = SystemClock()
+    settings, clock = launch.settings, SystemClock()
     sink = RingTraceSink.create(launch.ring_path("gateway"), SERVICE_GATEWAY, settings.trace)
     replicas = make_replicas(launch, clock)
     access_file = AccessFile(settings.api_keys)
     authenticator = access_file.authenticator()
     service = GenerationService(replicas, CodecStore(), authenticator, clock, sink)
     servicer = GatewayServicer(service, authenticator, clock)
-    pool = PoolPage(launch.executor_address, authenticator, clock, service.readings)
+    pool = make_pool_page(launch, authenticator, clock, service)
     text = MetricsText(
         lambda: (
             *service.readings(),
@@ -62,7 +64,7 @@ async def serve_gateway(launch: Launch) -> None:
     port = settings.metrics_port_of("gateway")
     metrics_door = MetricsDoor(port, text.render, host=settings.metrics_host)
     door = Door(service, authenticator, clock, text.render, pool, replicas.count)
-    http = None if settings.http is None else HttpServer(door.app(), settings.http)
+    http = make_http_server(settings, door)
     linked: list[asyncio.Task[None]] = []
 
     async def start() -> None:
@@ -104,6 +106,7 @@ async def serve_gateway(launch: Launch) -> None:
             drain_timeout_s=settings.drain_timeout_seconds,
             background=[wait_ended, access_file.watch],
             details=lambda: {} if http is None else {"http": http.address},
+            tls=settings.server_tls(),
         )
     )
 
@@ -113,11 +116,38 @@ def make_replicas(launch: Launch, clock: Clock) -> ReplicaSet:
     settings = launch.settings
     return ReplicaSet(
         ReplicaAddresses(launch.scheduler_targets),
-        functools.partial(SchedulerLink, gateway_id=_gateway_id(), clock=clock),
+        functools.partial(
+            SchedulerLink,
+            gateway_id=_gateway_id(),
+            clock=clock,
+            open_channel=settings.inner_channels(),
+        ),
         RoutingOptions(
             num_prefix_tokens=settings.route_prefix_tokens, headroom=settings.route_headroom
         ),
         clock,
+    )
+
+
+def make_http_server(settings: Settings, door: Door) -> HttpServer | None:
+    """The server of the HTTP door; None where there is to be none."""
+    if settings.http is None:
+        return None
+    return HttpServer(door.app(), settings.http, settings.server_tls())
+
+
+def make_pool_page(
+    launch: Launch, authenticator: Authenticator, clock: Clock, service: GenerationService
+) -> PoolPage:
+    """The page that shows the pools of all executors of a launch."""
+    return PoolPage(
+        ReplicaAddresses(launch.executor_targets),
+        authenticator,
+        clock,
+        service.readings,
+        open_clients=functools.partial(
+            KvMemoryClients, open_channel=launch.settings.inner_channels()
+        ),
     )
 
 

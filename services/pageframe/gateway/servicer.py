@@ -71,7 +71,9 @@ class GatewayServicer(gateway_service_pb2_grpc.GatewayServiceServicer):
             )
             async with contextlib.aclosing(generation) as outputs:
                 async for output in outputs:
-                    await context.write(output_to_proto(output))
+                    said = output_to_proto(output)
+                    if said is not None:
+                        await context.write(said)
 
     async def Cancel(  # noqa: N802 - the name is the contract's
         self, request: pb.CancelRequest | Malformed, context: _Context

@@ -94,6 +94,10 @@ class Capacity:
         """Blocks that ``num_tokens`` tokens fill for good, whatever is computed behind them."""
         return num_tokens // self.block_size * self.facts.kv_group_windows.count(0)
 
+    def floor(self, num_tokens: int) -> int:
+        """Tokens of the blocks that ``num_tokens`` tokens fill."""
+        return num_tokens // self.block_size * self.block_size
+
     def num_full_blocks(self, num_tokens: int) -> int:
         """Blocks that ``num_tokens`` tokens fill."""
         return num_tokens // self.block_size * self.num_kv_groups

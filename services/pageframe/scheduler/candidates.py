@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from pageframe.core.plan import Recovery
 from pageframe.core.replica import ReplicaFacts
+from pageframe.scheduler.getting_back import GettingBack
 from pageframe.scheduler.policies.chosen import Policies
 from pageframe.scheduler.policies.protocols import Costs, VictimView
 from pageframe.scheduler.rates import Rates
@@ -58,8 +59,8 @@ class Candidates:
 
     def __init__(self, roster: Roster, rates: Rates, policies: Policies) -> None:
         self._roster = roster
-        self._rates = rates
         self._policies = policies
+        self._getting_back = GettingBack(roster, rates)
         self._has_host_tier = False
 
     def restart(self, facts: ReplicaFacts) -> None:
@@ -82,15 +83,17 @@ class Candidates:
                 yield from by_id.values()
 
     def recovery_of(self, victim: Sequence, shortage: Shortage) -> tuple[Recovery, int, Costs]:
-        """How ``victim`` comes back, the blocks of its tail, and what each way would cost.
+        """How ``victim`` comes back, the blocks of its tail, and what each way would cost in all.
 
-        The tail is 0 blocks unless it comes back that way.
+        The tail is 0 blocks unless it comes back that way. What it lacks already, because it has
+        not caught up since it last gave way, is in the costs; policies are told without.
         """
         view = self._view(victim, shortage)
         recovery = self._policies.recovery.choose(view, shortage.now_ns)
         is_tail = recovery is Recovery.TAIL
         num_tail_blocks = shortage.num_tail_blocks(view.num_blocks) if is_tail else 0
-        return recovery, num_tail_blocks, view.costs
+        costs = self._costs(victim, view.num_blocks, shortage.num_tail_blocks(view.num_blocks))
+        return recovery, num_tail_blocks, costs
 
     def num_own_blocks(self, sequence: Sequence) -> int:
         """Blocks that come free with it, as far as it shares none of the others."""
@@ -118,31 +121,29 @@ class Candidates:
             num_preemptions=sequence.num_preemptions,
             num_steps_since_preempted=-1 if last_tick is None else shortage.tick - last_tick,
             has_lost_tail=sequence.has_lost_tail,
-            costs=self._costs(sequence, num_blocks, shortage.num_tail_blocks(num_blocks)),
+            costs=self._more(sequence, num_blocks, shortage.num_tail_blocks(num_blocks)),
         )
+
+    def _more(self, sequence: Sequence, num_blocks: int, num_tail_blocks: int) -> Costs:
+        """What giving way adds to what ``sequence`` has to get back anyway."""
+        costs = self._costs(sequence, num_blocks, num_tail_blocks)
+        if sequence.loss is None:
+            return costs
+        lacking_ns = self._getting_back.by_computing_ns(sequence, sequence.num_computed)
+        return costs.less(lacking_ns)
 
     def _costs(self, sequence: Sequence, num_blocks: int, num_tail_blocks: int) -> Costs:
-        """What is shared stays in memory; of the rest, as much as victims usually find again does.
+        """What each way back costs in all; a tail is at least a block and less than the whole.
 
-        A swap moves each block twice. A tail is at least a
-        block and less than the whole; its last block may be begun only.
-
-            0          shared                  kept                   num_computed
-            [── others' ──)[── own, kept ──)[── its tail ──)
+        0                       kept                   num_computed
+        [────── own, kept ──────)[── its tail ──)
+                                       ╰ its last block may be begun only
         """
-        rates, capacity = self._rates, self._roster.capacity
-        num_computed = sequence.num_computed
-        num_lost = max(0, num_computed - sequence.num_shared_tokens)
-        swap_ns = tail_ns = None
-        if self._has_host_tier:
-            swap_ns = round(2 * capacity.num_blocks_held(num_computed) * rates.block_ns)
+        capacity, back = self._roster.capacity, self._getting_back
+        swap_ns = back.by_swap_ns(sequence) if self._has_host_tier else None
+        tail_ns = None
         if 0 < num_tail_blocks < num_blocks:
-            num_kept_blocks = capacity.num_blocks(num_computed) - num_tail_blocks
+            num_kept_blocks = capacity.num_blocks(sequence.num_computed) - num_tail_blocks
             num_kept = num_kept_blocks // capacity.num_kv_groups * capacity.block_size
-            num_tail = max(0, num_computed - num_kept)
-            tail_ns = round(num_tail * rates.token_ns)
-        return Costs(
-            recompute_ns=round(num_lost * rates.token_ns * rates.paid_share),
-            swap_ns=swap_ns,
-            tail_ns=tail_ns,
-        )
+            tail_ns = back.by_computing_ns(sequence, num_kept)
+        return Costs(back.by_finding_ns(sequence), swap_ns, tail_ns)

@@ -112,14 +112,14 @@ class Scheduler:
             shares,
         )
         self._tenants = Tenants(self._roster, options.quotas)
-        rates = Rates(facts)
+        rates = Rates(facts, shares_prefixes=options.shares_prefixes)
         self._prospects = Prospects(
             self._roster,
             num_step_tokens_max=1 + options.num_draft_tokens,
             shares_prefixes=options.shares_prefixes,
         )
         self._deadlines = Deadlines(self._prospects)
-        self._losses = Losses(rates, tracer)
+        self._losses = Losses(self._roster, rates, tracer)
         self._candidates = candidates = Candidates(self._roster, rates, self._policies)
         self._preemption = Preemption(self._roster, self._flights, self._tenants, candidates)
         self._rate_limits = RateLimits(options.rates, clock.now_ns())

@@ -81,6 +81,9 @@ class Intake:
         self._roster.names[submission.request_id] = request
         self._deadlines.add(request, now_ns)
         self._rate_limits.charge(request, now_ns)
+        levels = self._rate_limits.levels(submission.tenant, now_ns)
+        if levels:
+            outbox.events.rates[submission.handle] = levels
         for sample_index in range(submission.num_sequences):
             self._add_sequence(request, sample_index, cause, now_ns)
         return request

@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from pageframe.core.errors import OutOfRangeError, ResourceExhaustedError
-from pageframe.core.request import Submission
+from pageframe.core.request import RateLevel, RateLevels, Submission
 from pageframe.core.terms import TenantRate
 from pageframe.core.units import NANOSECONDS_PER_SECOND, ceil_div
 
@@ -57,6 +57,11 @@ class Bucket:
         self._fill(now_ns)
         lacking = num_units * _MINUTE_NS - self._level
         return ceil_div(max(0, lacking), self.num_per_minute)
+
+    def level(self, now_ns: int) -> RateLevel:
+        """How full it is."""
+        full_after_ns = self.wait_ns(self.num_per_minute, now_ns)
+        return RateLevel(self.num_per_minute, self.num_left(now_ns), full_after_ns)
 
     def take(self, num_units: int, now_ns: int) -> None:
         """Take units, whether or not they are there."""
@@ -147,6 +152,13 @@ class RateLimits:
             tokens.take(_num_tokens_taken(submission), now_ns)
             request.is_rated = True
 
+    def levels(self, tenant: str, now_ns: int) -> RateLevels:
+        """How full a tenant's buckets are; nothing for one without rates."""
+        buckets = {"requests": self._requests.get(tenant), "tokens": self._tokens.get(tenant)}
+        return {
+            what: bucket.level(now_ns) for what, bucket in buckets.items() if bucket is not None
+        }
+
     def settle(self, request: "Request") -> None:
         """``request`` is over: give back the output tokens that it did not use.
 
@@ -195,9 +207,9 @@ def _num_tokens_taken(submission: Submission) -> int:
 def _figures(what: str, bucket: Bucket | None, now_ns: int) -> dict[str, object]:
     if bucket is None:
         return {}
-    full_ns = bucket.wait_ns(bucket.num_per_minute, now_ns)
+    level = bucket.level(now_ns)
     return {
-        f"num_{what}_per_minute": bucket.num_per_minute,
-        f"num_{what}_left": bucket.num_left(now_ns),
-        f"{what}_full_after_s": f"{full_ns / NANOSECONDS_PER_SECOND:.3f}",
+        f"num_{what}_per_minute": level.num_per_minute,
+        f"num_{what}_left": level.num_left,
+        f"{what}_full_after_s": f"{level.full_after_ns / NANOSECONDS_PER_SECOND:.3f}",
     }

@@ -7,6 +7,11 @@ steps without prefill, less the time of their drafts, whatever decodes in them; 
 prefill takes beyond it is the time of its tokens. Copies are timed by the executor: only what the
 step waited for them counts, so what overlaps with the model costs nothing.
 
+What becomes of the blocks that a victim filled and gave up is measured too, when it is back: they
+lie untouched on the device, and cost nothing; or they come from the host tier; or they are gone and
+computed again. Where there is a host tier, and prefixes are found again at all, all are expected to
+come from there until something else was seen; where there is none, to be gone.
+
 Every figure is a mean that forgets: a quantity as old as one window counts 1/e. Before anything was
 measured there is a prior with the weight of a few observations; it is on the dear side.
 """
@@ -27,6 +32,8 @@ _PRIOR_NUM_STEPS = 0.01
 # Two fifths of what PCIe 4 x16 carries; pageable memory is slower than pinned.
 _PRIOR_COPY_BYTES_PER_NS = 10.0
 _PRIOR_NUM_BLOCKS = 8
+# Blocks of victims that are back: few, for a host tier that was roomy is full a moment later.
+_WINDOW_RETURNED_BLOCKS = 256
 
 
 class Average:
@@ -60,6 +67,7 @@ class Rates:
 
     Args:
         facts: Of the executor; the size of a block is where the prior of a copy comes from.
+        shares_prefixes: Whether what was given up can be found again.
 
     Attributes:
         num_steps: Steps observed. What follows is a guess while there are none.
@@ -67,7 +75,8 @@ class Rates:
         last_block_ns: What one block moved to or from the host cost in it, likewise.
     """
 
-    def __init__(self, facts: ReplicaFacts) -> None:
+    def __init__(self, facts: ReplicaFacts, *, shares_prefixes: bool = True) -> None:
+        self._shares_prefixes = shares_prefixes
         self.restart(facts)
 
     def restart(self, facts: ReplicaFacts) -> None:
@@ -83,7 +92,9 @@ class Rates:
             prior_weight=_PRIOR_NUM_BLOCKS,
             window=_WINDOW_BLOCKS,
         )
-        self._paid_share = Average(1.0, prior_weight=_PRIOR_NUM_TOKENS, window=_WINDOW_TOKENS)
+        self._is_kept = self._shares_prefixes and facts.num_host_blocks > 0
+        self._moved_share = _share_of_blocks(float(self._is_kept))
+        self._gone_share = _share_of_blocks(float(not self._is_kept))
         self.num_steps = 0
         self.last_token_ns = 0.0
         self.last_block_ns = 0.0
@@ -104,12 +115,14 @@ class Rates:
         return self._block.value
 
     @property
-    def paid_share(self) -> float:
-        """What victims that lost all had to pay, in parts of the price of all their tokens.
+    def moved_share(self) -> float:
+        """Of the full blocks that victims gave up, the part that came from the host tier again."""
+        return self._moved_share.value
 
-        Less than 1 as far as they find again what they lost, on the device or in the host tier.
-        """
-        return self._paid_share.value
+    @property
+    def gone_share(self) -> float:
+        """Of the full blocks that victims gave up, the part that had to be computed again."""
+        return self._gone_share.value
 
     def step_ns(self, num_prefill_tokens: int) -> float:
         """A step that prefills so many tokens beside what decodes these days."""
@@ -139,7 +152,31 @@ class Rates:
             self._base.add(max(0.0, step_ns - num_drafted * self.token_ns), 1)
         self.num_steps += 1
 
-    def observe_return(self, spent_ns: float, num_lost: int) -> None:
-        """A victim that was to recompute ``num_lost`` tokens is back, and that is what it cost."""
-        if num_lost > 0 and self.token_ns > 0:
-            self._paid_share.add(spent_ns / self.token_ns, num_lost)
+    def observe_return(self, num_blocks: int, *, moved_share: float, gone_share: float) -> None:
+        """A victim that gave up ``num_blocks`` full blocks is back.
+
+        Args:
+            num_blocks: Those that were its own.
+            moved_share: The part of them that came from the host tier.
+            gone_share: The part that was computed again; what is left lay on the device.
+        """
+        # A mean forgets what was before an observation, not the observation: one huge victim must
+        # not outweigh all that come behind it.
+        weight = min(num_blocks, _WINDOW_RETURNED_BLOCKS)
+        if weight > 0:
+            self._moved_share.add(moved_share * weight, weight)
+            self._gone_share.add(gone_share * weight, weight)
+
+    def observe_nothing(self, num_blocks: int) -> None:
+        """A victim is back of whose ``num_blocks`` full blocks none had to be looked for.
+
+        What was seen of others fades for what is expected at first. Else a recovery that looks dear
+        once would not be chosen again, and so never be seen to have become cheap.
+        """
+        self.observe_return(
+            num_blocks, moved_share=float(self._is_kept), gone_share=float(not self._is_kept)
+        )
+
+
+def _share_of_blocks(prior: float) -> Average:
+    return Average(prior, prior_weight=_PRIOR_NUM_BLOCKS, window=_WINDOW_RETURNED_BLOCKS)

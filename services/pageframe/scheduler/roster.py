@@ -136,7 +136,8 @@ class Roster:
         self._leave_queue(child)
         self._join(child, tick)
         num_tokens = parent.num_prompt_tokens
-        parent.num_shared_tokens = child.num_shared_tokens = num_tokens
+        for sequence in (parent, child):
+            sequence.num_shared_tokens = sequence.num_given_tokens = num_tokens
         copies_block = num_tokens % self.capacity.block_size != 0
         self.decodes.join(child, position=num_tokens, tick=tick + 1, copies_block=copies_block)
 

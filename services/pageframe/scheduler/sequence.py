@@ -113,6 +113,10 @@ class Sequence:
         num_cached_tokens: Expected to be found in the prefix index or the host tier when it is
             admitted next, less than ``num_tokens``; a hint and no more.
         num_shared_tokens: Tokens at its start whose blocks it may share with others.
+        num_given_tokens: Those of them that others had computed: found as it first came in, or
+            forked. What it finds when it comes again was mostly its own.
+        num_host_blocks: Its blocks of which the host tier had a copy when it last came back; a
+            hint: what is full there makes room.
         may_share: Whether what is cached is expected in blocks that others hold, so that an
             admission takes fewer; false once that has proved wrong.
         leader_id: Who computes the same prefix, as the executor said; 0 for nobody.
@@ -170,6 +174,8 @@ class Sequence:
     has_run: bool = False
     num_cached_tokens: int = 0
     num_shared_tokens: int = 0
+    num_given_tokens: int = 0
+    num_host_blocks: int = 0
     may_share: bool = True
     leader_id: int = 0
     num_leader_tokens: int = 0
@@ -238,6 +244,13 @@ class Sequence:
         return self.num_tokens - self.num_planned
 
     @property
+    def num_reached(self) -> int:
+        """Tokens that were computed before it lost any, or are by now: what it needs to go on."""
+        if self.loss is None:
+            return self.num_computed
+        return max(self.loss.num_reached, self.num_computed)
+
+    @property
     def num_positions_max(self) -> int:
         """Positions that it can ever compute; the last output token is never computed."""
         return self.num_prompt_tokens + self.submission.sampling.max_tokens - 1
@@ -304,12 +317,15 @@ class Loss:
         num_blocks: Blocks it gave up.
         num_kept: Tokens that stayed computed.
         num_computed: Tokens that were computed before.
+        num_reached: Tokens that were computed before it lacked any: it is back once these are.
+        num_full_blocks: Blocks that these filled, and that others had not given it.
         generation: Of the victim, before.
         beneficiary: For whose sake; ``None`` when nobody knows.
         estimate_ns: What getting it back was expected to cost.
         spent_ns: What it has cost so far.
+        num_again_tokens: Tokens up to ``num_reached`` that were computed again.
+        num_moved_blocks: Blocks that came from the host tier for it, at most.
         is_back: Whether the victim has caught up.
-        is_first: Whether it lacked nothing before.
     """
 
     start_ns: int
@@ -317,9 +333,12 @@ class Loss:
     num_blocks: int
     num_kept: int
     num_computed: int
+    num_reached: int
+    num_full_blocks: int
     generation: int
     beneficiary: Sequence | None
     estimate_ns: int
     spent_ns: float = 0.0
+    num_again_tokens: int = 0
+    num_moved_blocks: int = 0
     is_back: bool = False
-    is_first: bool = True

@@ -1,6 +1,7 @@
 """The scheduler process: connect to the executor, serve gateways."""
 
 import functools
+from collections.abc import Callable, Sequence
 
 import grpc
 import structlog
@@ -11,17 +12,17 @@ from pageframe.config.settings import Settings
 from pageframe.core.clock import Clock, SystemClock
 from pageframe.core.errors import InvalidRequestError
 from pageframe.core.journal import MemorySetup
-from pageframe.core.replica import ReplicaFacts
+from pageframe.core.replica import ReplicaFacts, TenantQuota
 from pageframe.core.terms import TenantTerms
 from pageframe.core.trace import TraceSink
 from pageframe.core.units import NANOSECONDS_PER_MILLISECOND, NANOSECONDS_PER_SECOND
 from pageframe.rpc.access_file import AccessFile
-from pageframe.rpc.lifecycle import Service, TellHealth, serve
 from pageframe.rpc.health import EXECUTOR_HEALTH
+from pageframe.rpc.lifecycle import Service, TellHealth, serve
 from pageframe.scheduler.client import GrpcExecutorStream
 from pageframe.scheduler.core import Scheduler
 from pageframe.scheduler.journal import JournalFile, RecordingScheduler
-from pageframe.scheduler.loop import ExecutorStream, SchedulerLoop
+from pageframe.scheduler.loop import ExecutorStream, OpenStream, SchedulerLoop
 from pageframe.scheduler.options import SchedulerOptions
 from pageframe.scheduler.policies.chosen import check_names
 from pageframe.scheduler.policies.guard import PolicyFault
@@ -56,11 +57,7 @@ async def serve_scheduler(launch: Launch) -> None:
     def build(facts: ReplicaFacts) -> Scheduler:
         return make_scheduler(facts, settings, trace, clock, journal, terms())
 
-    async def open_stream(epoch: int) -> ExecutorStream:
-        return await GrpcExecutorStream.open(
-            launch.executor_address, settings.model, epoch, quotas=terms().quotas
-        )
-
+    open_stream = stream_opener(launch, lambda: terms().quotas)
     loop = SchedulerLoop(open_stream, make_scheduler=build, clock=clock)
     access_file.on_change(lambda _: loop.set_terms(terms()))
     servicer = SchedulerServicer(loop, clock)
@@ -105,8 +102,26 @@ async def serve_scheduler(launch: Launch) -> None:
             close=close,
             drain_timeout_s=settings.drain_timeout_seconds,
             background=[loop.wait_ended, access_file.watch],
+            tls=settings.server_tls(),
+            keepalive=settings.keepalive(),
         )
     )
+
+
+def stream_opener(launch: Launch, quotas: Callable[[], Sequence[TenantQuota]]) -> OpenStream:
+    """Connects to the executor of a launch under an epoch, with the quotas as they are then."""
+    open_channel = launch.settings.inner_channels()
+
+    async def open_stream(epoch: int) -> ExecutorStream:
+        return await GrpcExecutorStream.open(
+            launch.executor_address,
+            launch.settings.model,
+            epoch,
+            quotas=quotas(),
+            open_channel=open_channel,
+        )
+
+    return open_stream
 
 
 def make_scheduler(

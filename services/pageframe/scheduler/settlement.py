@@ -163,6 +163,8 @@ class Settlement:
 
     def _confirm(self, flight: Flight, sequence: Sequence, first_position: int) -> None:
         """It was admitted, and what is before ``first_position`` was found."""
+        if not sequence.has_run:
+            sequence.num_given_tokens = first_position
         self._roster.confirm(sequence, first_position)
         sequence.num_shared_tokens = first_position
         self._roster.prefixes.confirm(sequence, first_position)

@@ -23,11 +23,13 @@ from pageframe.client.types import (
 )
 from pageframe.core.beams import BeamParams, EarlyStopping
 from pageframe.core.grammar import Grammar, GrammarForm
+from pageframe.rpc.tls import ClientTls
 
 __all__ = [
     "DEFAULT_SERVER",
     "AsyncPageframeClient",
     "BeamParams",
+    "ClientTls",
     "Delta",
     "EarlyStopping",
     "Event",

@@ -1,9 +1,17 @@
 """Channels to a gateway."""
 
-import ipaddress
 from typing import Final
 
-from pageframe.rpc.channel import MESSAGE_OPTIONS
+import grpc
+
+from pageframe.rpc.channel import (
+    CONNECT_TIMEOUT_OPTION,
+    MESSAGE_OPTIONS,
+    is_local,
+    open_aio_channel,
+    open_channel,
+)
+from pageframe.rpc.tls import ClientTls
 
 DEFAULT_SERVER: Final = "127.0.0.1:50051"
 
@@ -11,8 +19,8 @@ DEFAULT_SERVER: Final = "127.0.0.1:50051"
 # again, longer than a caller tries.
 _RECONNECT_OPTIONS: Final[list[tuple[str, int]]] = [
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 500),
+    CONNECT_TIMEOUT_OPTION,
 ]
 
 
@@ -23,16 +31,24 @@ def channel_options(server: str) -> list[tuple[str, int]]:
     which it could not reach.
     """
     options = [*MESSAGE_OPTIONS, *_RECONNECT_OPTIONS]
-    if _is_local(server):
+    if is_local(server):
         options.append(("grpc.enable_http_proxy", 0))
     return options
 
 
-def _is_local(server: str) -> bool:
-    if server.startswith("unix:"):
-        return True
-    host = server.rpartition(":")[0].strip("[]")
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+def open_gateway_channel(server: str, tls: ClientTls | None) -> grpc.Channel:
+    """A channel to a server, for programs without an event loop.
+
+    Raises:
+        InvalidRequestError: as ``ClientTls.credentials``.
+    """
+    return open_channel(server, channel_options(server), tls)
+
+
+def open_aio_gateway_channel(server: str, tls: ClientTls | None) -> grpc.aio.Channel:
+    """The same for an event loop.
+
+    Raises:
+        InvalidRequestError: as ``ClientTls.credentials``.
+    """
+    return open_aio_channel(server, channel_options(server), tls)

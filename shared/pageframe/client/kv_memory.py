@@ -11,12 +11,14 @@ from typing import Any, Final, Self, TypeVar
 
 import grpc
 
-from pageframe.client.channel import channel_options
-from pageframe.core.replica import TenantQuota
+from pageframe.client.channel import open_gateway_channel
+from pageframe.core.replica import PoolAccount, TenantQuota
 from pageframe.core.units import NANOSECONDS_PER_SECOND
 from pageframe.rpc.status import from_rpc_error
+from pageframe.rpc.tls import ClientTls
+from pageframe.v1 import executor_service_pb2_grpc, kv_memory_service_pb2_grpc
 from pageframe.v1 import kv_memory_service_pb2 as pb
-from pageframe.v1 import kv_memory_service_pb2_grpc
+from pageframe.v1.executor_service_pb2 import DescribeRequest
 from pageframe.wire.kv_memory import (
     batch_from_proto,
     duration_from_ns,
@@ -32,13 +34,16 @@ from pageframe.wire.memory_facts import (
     ResizeOutcome,
     RetentionFacts,
 )
-from pageframe.wire.replica import quota_to_proto
+from pageframe.wire.replica import pool_from_proto, quota_to_proto
 
 _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
 
 TIMEOUT_S_DEFAULT: Final = 30.0
 """How long a call may take; it waits for the step that runs."""
+
+ACCOUNT_TIMEOUT_S: Final = 5.0
+"""How long counting may take; whoever takes longer is said to be away, and asked again."""
 
 
 class OperationWatch:
@@ -88,15 +93,25 @@ class KvMemoryClient:
         server: ``unix:/path`` or ``HOST:PORT`` of the executor.
         api_key: Sent as ``authorization: Bearer``, where the server asks for one.
         timeout_s: How long a call may take.
+        tls: Whom to believe over TCP, and what to show; None for plain text.
+
+    Raises:
+        InvalidRequestError: as ``ClientTls.credentials``.
     """
 
     def __init__(
-        self, server: str, *, api_key: str | None = None, timeout_s: float = TIMEOUT_S_DEFAULT
+        self,
+        server: str,
+        *,
+        api_key: str | None = None,
+        timeout_s: float = TIMEOUT_S_DEFAULT,
+        tls: ClientTls | None = None,
     ) -> None:
         self._timeout_s = timeout_s
         self._metadata = () if api_key is None else (("authorization", f"Bearer {api_key}"),)
-        self._channel = grpc.insecure_channel(server, options=channel_options(server))
+        self._channel = open_gateway_channel(server, tls)
         self._stub = kv_memory_service_pb2_grpc.KvMemoryServiceStub(self._channel)
+        self._inner = executor_service_pb2_grpc.ExecutorServiceStub(self._channel)
 
     def snapshot(self) -> MemorySnapshot:
         """The pool at one step boundary.
@@ -106,6 +121,12 @@ class KvMemoryClient:
         """
         request = pb.KvMemoryServiceSnapshotRequest()
         return snapshot_from_proto(self._unary(self._stub.Snapshot, request))
+
+    def account(self) -> PoolAccount:
+        """Blocks by state between two steps; nothing of them is copied."""
+        timeout_s = min(self._timeout_s, ACCOUNT_TIMEOUT_S)
+        answer = self._unary(self._inner.Describe, DescribeRequest(), timeout_s)
+        return pool_from_proto(answer.pool)
 
     def explain(self, block_id: int) -> BlockExplanation:
         """Who holds a block, why, and since when.
@@ -186,9 +207,13 @@ class KvMemoryClient:
         self.close()
 
     def _unary(
-        self, method: "grpc.UnaryUnaryMultiCallable[_Request, _Response]", request: _Request
+        self,
+        method: "grpc.UnaryUnaryMultiCallable[_Request, _Response]",
+        request: _Request,
+        timeout_s: float | None = None,
     ) -> _Response:
+        timeout_s = timeout_s or self._timeout_s
         try:
-            return method(request, timeout=self._timeout_s, metadata=self._metadata)
+            return method(request, timeout=timeout_s, metadata=self._metadata)
         except grpc.RpcError as error:
             raise from_rpc_error(error) from error

@@ -1,21 +1,24 @@
 """The typed client of KV memory's own service, for programs with an event loop. It only looks."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 import grpc
 
-from pageframe.client.kv_memory import TIMEOUT_S_DEFAULT
+from pageframe.client.kv_memory import ACCOUNT_TIMEOUT_S, TIMEOUT_S_DEFAULT
+from pageframe.core.replica import PoolAccount
 from pageframe.rpc.channel import open_inner_channel
 from pageframe.rpc.status import from_rpc_error
+from pageframe.v1 import executor_service_pb2_grpc, kv_memory_service_pb2_grpc
 from pageframe.v1 import kv_memory_service_pb2 as pb
-from pageframe.v1 import kv_memory_service_pb2_grpc
+from pageframe.v1.executor_service_pb2 import DescribeRequest
 from pageframe.wire.kv_memory import (
     batch_from_proto,
     explanation_from_proto,
     snapshot_from_proto,
 )
 from pageframe.wire.memory_facts import BlockExplanation, MemorySnapshot, OperationBatch
+from pageframe.wire.replica import pool_from_proto
 
 
 class KvMemoryClients:
@@ -23,16 +26,20 @@ class KvMemoryClients:
 
     Args:
         address: Where the executor listens, ``HOST:PORT`` or ``unix:/path``.
+        open_channel: Makes the channel to an address.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(
+        self, address: str, open_channel: Callable[[str], grpc.aio.Channel] = open_inner_channel
+    ) -> None:
         self._address = address
+        self._open_channel = open_channel
         self._channel: grpc.aio.Channel | None = None
 
     def client(self, authorization: str | None) -> "AsyncKvMemoryClient":
         """A client that sends this ``authorization``."""
         if self._channel is None:
-            self._channel = open_inner_channel(self._address)
+            self._channel = self._open_channel(self._address)
         return AsyncKvMemoryClient(self._channel, authorization=authorization)
 
     async def close(self) -> None:
@@ -62,6 +69,7 @@ class AsyncKvMemoryClient:
         self._metadata = () if authorization is None else (("authorization", authorization),)
         # The generated stub is typed for channels of both kinds at once.
         self._stub: Any = kv_memory_service_pb2_grpc.KvMemoryServiceStub(channel)
+        self._inner: Any = executor_service_pb2_grpc.ExecutorServiceStub(channel)
 
     async def snapshot(self) -> MemorySnapshot:
         """The pool at one step boundary.
@@ -71,6 +79,12 @@ class AsyncKvMemoryClient:
         """
         request = pb.KvMemoryServiceSnapshotRequest()
         return snapshot_from_proto(await self._unary(self._stub.Snapshot, request))
+
+    async def account(self) -> PoolAccount:
+        """Blocks by state between two steps; nothing of them is copied."""
+        timeout_s = min(self._timeout_s, ACCOUNT_TIMEOUT_S)
+        answer = await self._unary(self._inner.Describe, DescribeRequest(), timeout_s)
+        return pool_from_proto(answer.pool)
 
     async def explain(self, block_id: int) -> BlockExplanation:
         """Who holds a block, why, and since when.
@@ -102,8 +116,9 @@ class AsyncKvMemoryClient:
         finally:
             call.cancel()
 
-    async def _unary(self, method: Any, request: Any) -> Any:
+    async def _unary(self, method: Any, request: Any, timeout_s: float | None = None) -> Any:
+        timeout_s = timeout_s or self._timeout_s
         try:
-            return await method(request, timeout=self._timeout_s, metadata=self._metadata)
+            return await method(request, timeout=timeout_s, metadata=self._metadata)
         except grpc.RpcError as error:
             raise from_rpc_error(error) from error

@@ -8,7 +8,7 @@ from typing import Self, TypeVar
 import grpc
 
 from pageframe.client.attempts import Attempts
-from pageframe.client.channel import DEFAULT_SERVER, channel_options
+from pageframe.client.channel import DEFAULT_SERVER, open_gateway_channel
 from pageframe.client.convert import (
     chat_to_proto,
     event_from_proto,
@@ -25,6 +25,7 @@ from pageframe.client.types import (
 )
 from pageframe.core.errors import DeadlineError, PageframeError, UnavailableError
 from pageframe.rpc.status import from_rpc_error
+from pageframe.rpc.tls import ClientTls
 from pageframe.v1 import gateway_service_pb2 as pb
 from pageframe.v1 import gateway_service_pb2_grpc
 
@@ -39,6 +40,10 @@ class PageframeClient:
         server: ``HOST:PORT`` or ``unix:/path``.
         api_key: Sent as ``authorization: Bearer``, where the server asks for one.
         retry_for_s: How long to try again without progress while the server is unavailable.
+        tls: Whom to believe over TCP, and what to show; None for plain text.
+
+    Raises:
+        InvalidRequestError: as ``ClientTls.credentials``.
     """
 
     def __init__(
@@ -47,10 +52,11 @@ class PageframeClient:
         *,
         api_key: str | None = None,
         retry_for_s: float = 10.0,
+        tls: ClientTls | None = None,
     ) -> None:
         self._retry_for_s = retry_for_s
         self._metadata = () if api_key is None else (("authorization", f"Bearer {api_key}"),)
-        self._channel = grpc.insecure_channel(server, options=channel_options(server))
+        self._channel = open_gateway_channel(server, tls)
         self._stub = gateway_service_pb2_grpc.GatewayServiceStub(self._channel)
 
     def generate(

@@ -72,6 +72,17 @@ _PROBE_TIMEOUT_SECONDS = 3.0
 _STAMP_NAME = "pageframe-installed.json"
 # What an extra brings along.
 _COVERS = {"all": {"all"}, "dev": {"all", "dev"}, "bench": {"all", "dev", "bench"}}
+# Where commands and services begin. Whoever imports a module first compiles it, and for all of
+# these that takes ten times as long as importing them: not what the first start should wait for.
+_STARTED = (
+    "pageframe.cli.main",
+    "pageframe.cli.up",
+    "pageframe.gateway.server",
+    "pageframe.scheduler.server",
+    "pageframe.executor.server",
+    "pageframe.executor.model.loader",
+    "pageframe.telemetry.__main__",
+)
 _FETCHED = re.compile(r"^\s*(?:Downloading|Using cached) (\S+\.whl)(.*)$")
 _UNPACKED = re.compile(r"^Installing collected packages: (.*)$")
 
@@ -177,7 +188,7 @@ class Pip:
             InstallError: with pip's last words.
         """
         command = [*self._command, "install", "--disable-pip-version-check", "--no-input"]
-        # Compiling every module takes longer than everything else; Python does it when it imports.
+        # Compiling every module takes longer than everything else, and most are never imported.
         command += [
             "--no-compile",
             "--progress-bar",
@@ -264,6 +275,21 @@ def make_environment(folder: Path) -> Path:
     return python
 
 
+def compile_started(python: Path, modules: Iterable[str] = _STARTED) -> None:
+    """Import what a start imports, so that it is compiled by then.
+
+    Raises:
+        InstallError: with the last words of a module that cannot be imported.
+    """
+    say("  compiling what a start imports")
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    command = [str(python), "-c", "import " + ", ".join(modules)]
+    done = subprocess.run(command, env=kept, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        words = done.stderr.strip().splitlines() or ["Python said nothing"]
+        raise InstallError(f"what was installed cannot be imported: {words[-1]}")
+
+
 def install(repository: Path, folder: Path, extra: str) -> None:
     """Bring the environment up to date for one extra.
 
@@ -296,6 +322,7 @@ def install(repository: Path, folder: Path, extra: str) -> None:
     extras = f"{extra},gpu" if has_gpu else extra
     say(f"installing pageframe[{extras}]; the first time this takes a few minutes")
     pip.install(*arguments, "-e", f".[{extras}]")
+    compile_started(folder / "bin" / "python")
     content = {"digest": digest, "extras": sorted(_COVERS[extra])}
     stamp.write_text(json.dumps(content) + "\n", encoding="utf-8")
     say(f"installed in {time.monotonic() - start:.0f} s")

@@ -38,7 +38,8 @@ class Launch(BaseModel):
         num_threads: CPU threads for computing, at least 1, within the cgroup's quota.
         supervisor_pid: Process that started the services.
         executor_at: Where the executor listens or is reached, ``HOST:PORT``, when the services run
-            apart from one another; empty for a socket in the run folder.
+            apart from one another; empty for a socket in the run folder. For a gateway all of its
+            executors, with commas in between, among which may be ``dns:///NAME:PORT``.
         scheduler_at: The same for the scheduler; for a gateway all of its schedulers, with commas
             in between, among which may be ``dns:///NAME:PORT``.
         replica: Which of the replicas that start together this is for, from 0.
@@ -64,6 +65,14 @@ class Launch(BaseModel):
     def scheduler_address(self) -> str:
         """Target of the scheduler's gRPC channel; a Unix socket in the run folder, unless given."""
         return self.scheduler_at or self._socket_target(process_name("scheduler", self.replica))
+
+    @property
+    def executor_targets(self) -> tuple[str, ...]:
+        """Where a gateway, and who looks at pools, find the executors of all replicas."""
+        if self.executor_at:
+            return parse_targets(self.executor_at)
+        replicas = range(self.settings.replicas)
+        return tuple(self._socket_target(process_name("executor", it)) for it in replicas)
 
     @property
     def scheduler_targets(self) -> tuple[str, ...]:

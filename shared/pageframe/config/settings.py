@@ -31,6 +31,7 @@ from pageframe.config.option_types import (
 )
 from pageframe.config.routing_settings import RoutingSettings
 from pageframe.config.scheduling_settings import SchedulingSettings
+from pageframe.config.tls_settings import TlsSettings
 from pageframe.core.errors import InvalidRequestError
 from pageframe.core.trace import TraceMode
 
@@ -45,6 +46,7 @@ OTHER_VARIABLES = frozenset(
         "PAGEFRAME_MODELS_DIR",  # where prepared models are kept
         "PAGEFRAME_READY_FD",  # from the supervisor to its children
         "PAGEFRAME_SERVER",  # the server that client commands talk to
+        "PAGEFRAME_SERVER_TLS",  # and whether, and how, over TLS
     }
 )
 
@@ -58,7 +60,7 @@ METERED_SERVICES = ("gateway", "scheduler", "executor")
 """Who has a port for metrics, in the order of the ports."""
 
 
-class Settings(RoutingSettings, SchedulingSettings, MemorySettings, ModelSettings):
+class Settings(TlsSettings, RoutingSettings, SchedulingSettings, MemorySettings, ModelSettings):
     """Everything a person may choose, checked.
 
     0 means "choose for me" wherever a count may be 0.

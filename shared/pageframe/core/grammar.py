@@ -1,10 +1,14 @@
-"""What an output has to be, as a caller writes it: a JSON Schema or a regular expression."""
+"""What an output has to be: a JSON Schema, a regular expression, or a grammar of such parts."""
 
 import enum
 from dataclasses import dataclass
 
 from pageframe.core.errors import InvalidRequestError
 from pageframe.core.limits import LIMITS
+
+JSON_WHITESPACE = r"[\x20\x0A\x0D\x09]{1,32}"
+"""Between two parts of JSON, as an expression: an output must not go on for ever there, and this is
+an indentation of 31."""
 
 
 @enum.unique
@@ -13,6 +17,7 @@ class GrammarForm(enum.Enum):
 
     JSON_SCHEMA = "json_schema"
     REGEX = "regex"
+    LARK = "lark"
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +26,8 @@ class Grammar:
 
     Attributes:
         form: In what ``text`` is written.
-        text: The schema as JSON, or the expression.
+        text: The schema as JSON, the expression, or rules in llguidance's variant of Lark, which
+            may hold both.
     """
 
     form: GrammarForm

@@ -133,6 +133,25 @@ class Completion:
     error_limits: dict[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class RateLevel:
+    """How full the bucket of one rate is.
+
+    Attributes:
+        num_per_minute: The rate, and what fits in.
+        num_left: Whole units that are in it.
+        full_after_ns: Until it is full, if nothing more is asked for.
+    """
+
+    num_per_minute: int
+    num_left: int
+    full_after_ns: int
+
+
+RateLevels = dict[str, RateLevel]
+"""Of one tenant, by what is counted: ``requests``, ``tokens``; what has no rate is missing."""
+
+
 @dataclass(slots=True, kw_only=True)
 class TokenEvents:
     """All that one gateway must hear after one step; parallel arrays over (request, sample).
@@ -147,6 +166,7 @@ class TokenEvents:
         prompt_logprobs: By handle, sent once.
         completions: Samples that ended; an entry's last tokens come in the same or an earlier
             message.
+        rates: Levels behind a request that was just let in, by handle; for tenants with rates.
     """
 
     step: int
@@ -157,6 +177,7 @@ class TokenEvents:
     logprobs: dict[int, TokenLogprobs] = field(default_factory=dict)
     prompt_logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)
     completions: list[Completion] = field(default_factory=list)
+    rates: dict[int, RateLevels] = field(default_factory=dict)
 
     @classmethod
     def merge(cls, parts: "list[TokenEvents]") -> "TokenEvents":
@@ -172,10 +193,11 @@ class TokenEvents:
                 merged.logprobs[shift + index] = logprobs
             merged.prompt_logprobs.update(part.prompt_logprobs)
             merged.completions += part.completions
+            merged.rates.update(part.rates)
             merged.step = part.step or merged.step
         return merged
 
     @property
     def is_empty(self) -> bool:
         """Whether there is nothing to send."""
-        return not (self.handles or self.completions or self.prompt_logprobs)
+        return not (self.handles or self.completions or self.prompt_logprobs or self.rates)

@@ -16,10 +16,8 @@ from pathlib import Path
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from pageframe.core.errors import InvalidRequestError, PreconditionError
-from pageframe.core.grammar import Grammar, GrammarForm
+from pageframe.core.grammar import JSON_WHITESPACE, Grammar, GrammarForm
 
-# An output must not go on for ever between two parts; this is an indentation of 31.
-_WHITESPACE = r"[\x20\x0A\x0D\x09]{1,32}"
 _MESSAGE_LENGTH_MAX = 500
 
 _BOUNDS = LLParserLimits(
@@ -102,6 +100,8 @@ def load_vocabulary(
 def _as_library_text(grammar: Grammar) -> str:
     if grammar.form is GrammarForm.REGEX:
         return LLMatcher.grammar_from_regex(grammar.text)
+    if grammar.form is GrammarForm.LARK:
+        return LLMatcher.grammar_from_lark(grammar.text)
     try:
         schema = json.loads(grammar.text)
     except (ValueError, RecursionError) as error:
@@ -110,7 +110,7 @@ def _as_library_text(grammar: Grammar) -> str:
         raise _invalid(grammar, "a schema is a JSON object")
     try:
         return LLMatcher.grammar_from_json_schema(
-            grammar.text, defaults={"whitespace_pattern": _WHITESPACE}
+            grammar.text, defaults={"whitespace_pattern": JSON_WHITESPACE}
         )
     except ValueError as error:
         raise _invalid(grammar, str(error)) from None

@@ -17,6 +17,9 @@ from typing import Final
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from pageframe.rpc.channel import open_channel
+from pageframe.rpc.tls import ClientTls
+
 TIMEOUT_S: Final = 4.0
 """Less than the images give a check, which has to start Python, too."""
 
@@ -33,15 +36,18 @@ _NOT_SERVING: Final = health_pb2.HealthCheckResponse.NOT_SERVING
 _PROBE_S: Final = 5.0
 
 
-def ask_health(address: str, *, timeout_s: float = TIMEOUT_S) -> str:
+def ask_health(address: str, *, timeout_s: float = TIMEOUT_S, tls: ClientTls | None = None) -> str:
     """What a service says of itself: ``SERVING``, ``NOT_SERVING``, or why it could not be asked.
 
     Args:
         address: ``HOST:PORT`` or ``unix:/path``.
         timeout_s: How long to wait for the answer.
+        tls: Whom to believe over TCP, and what to show; None for plain text.
+
+    Raises:
+        InvalidRequestError: as ``ClientTls.credentials``.
     """
-    options = [("grpc.enable_http_proxy", 0)]
-    with grpc.insecure_channel(address, options=options) as channel:
+    with open_channel(address, [("grpc.enable_http_proxy", 0)], tls) as channel:
         try:
             answer = health_pb2_grpc.HealthStub(channel).Check(
                 health_pb2.HealthCheckRequest(), timeout=timeout_s

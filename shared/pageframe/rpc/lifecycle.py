@@ -19,9 +19,12 @@ import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from pageframe.core.errors import PageframeError, PreconditionError, UnavailableError
+from pageframe.core.errors import PageframeError, UnavailableError
 from pageframe.rpc.channel import MESSAGE_OPTIONS
+from pageframe.rpc.keepalive import Keepalive
+from pageframe.rpc.listening import listen
 from pageframe.rpc.ready import announce_failure, announce_ready
+from pageframe.rpc.tls import ServerTls
 
 _log = structlog.get_logger(__name__)
 
@@ -59,6 +62,9 @@ class Service:
             for what comes and goes while the service runs, such as whom it depends on.
         details: What its ready line says besides, by name, once it has started: ``http`` for where
             it serves HTTP, ``kernels`` for what computes.
+        tls: What it shows to callers over TCP; None for plain text.
+        keepalive: How soon a caller that has vanished is noticed; None where callers are from
+            outside.
     """
 
     name: str
@@ -72,6 +78,8 @@ class Service:
     background: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
     begin_health: Callable[[TellHealth], None] = _tell_nothing
     details: Callable[[], Mapping[str, str]] = dict
+    tls: ServerTls | None = None
+    keepalive: Keepalive | None = None
 
 
 async def serve(service: Service) -> None:
@@ -79,6 +87,7 @@ async def serve(service: Service) -> None:
 
     Raises:
         PreconditionError: ADDRESS_IN_USE, or whatever ``start`` or a background task raises.
+        InvalidRequestError: files of TLS are amiss.
     """
     stop = asyncio.Event()
     main = asyncio.current_task()
@@ -117,14 +126,15 @@ async def running(
     service: Service,
 ) -> AsyncIterator[tuple[str, "asyncio.Future[None]"]]:
     """Serve while the block runs; yields the bound address and a future that fails with a task."""
-    server = grpc.aio.server(options=[*MESSAGE_OPTIONS, ("grpc.so_reuseport", 0)])
+    pings = [] if service.keepalive is None else service.keepalive.options()
+    server = grpc.aio.server(options=[*MESSAGE_OPTIONS, ("grpc.so_reuseport", 0), *pings])
     health_servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     reflection.enable_server_reflection(
         (*service.service_names, health.SERVICE_NAME, reflection.SERVICE_NAME), server
     )
     service.register(server)
-    address = _bind(server, service.address)
+    address = listen(server, service.address, service.tls)
     await _set_health(health_servicer, service, serving=False)
     await server.start()
     failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -174,21 +184,6 @@ def run_service(name: str, main: Callable[[], Awaitable[None]]) -> None:
 
 async def _as_coroutine(main: Callable[[], Awaitable[None]]) -> None:
     await main()
-
-
-def _bind(server: grpc.aio.Server, address: str) -> str:
-    try:
-        port = server.add_insecure_port(address)
-    except RuntimeError as error:
-        raise PreconditionError(
-            "ADDRESS_IN_USE",
-            f"cannot listen on {address}: it is taken, or not an address of this machine",
-            address=address,
-        ) from error
-    if address.startswith("unix:"):
-        return address
-    host = address.rpartition(":")[0]
-    return f"{host}:{port}"
 
 
 def _teller(servicer: "health.aio.HealthServicer") -> TellHealth:

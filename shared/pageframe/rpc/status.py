@@ -10,6 +10,7 @@ from grpc_status import rpc_status
 
 from pageframe.core import errors
 from pageframe.core.errors import ERROR_DOMAIN, PageframeError
+from pageframe.rpc.tls import is_trust_refused
 
 ERROR_CLASSES: Final[dict[str, type[PageframeError]]] = {
     error.status: error
@@ -56,10 +57,17 @@ def to_rich_status(error: PageframeError) -> grpc.Status:
 def from_rpc_error(error: grpc.RpcError) -> PageframeError:
     """The typed error behind a failed call; reason TRANSPORT when the peer sent no details.
 
-    Codes outside the table (UNKNOWN, DATA_LOSS) become ``InternalError``.
+    Codes outside the table (UNKNOWN, DATA_LOSS) become ``InternalError``. A server whose
+    certificate is not that of whom it should be is an ``UnauthenticatedError``, reason
+    TLS_PEER_NOT_TRUSTED.
     """
     code = error.code()
     details = error.details() or code.name
+    if is_trust_refused(details):
+        # It would be refused again: nothing to try later, unlike what else keeps a channel closed.
+        return errors.UnauthenticatedError(
+            "TLS_PEER_NOT_TRUSTED", f"the server is not known by the CA that was given: {details}"
+        )
     reason, limits = _error_info(error)
     return make_error(code.name, reason, details, limits)
 

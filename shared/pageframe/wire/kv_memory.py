@@ -27,6 +27,7 @@ from pageframe.wire.memory_facts import (
     Retention,
     RetentionFacts,
     RetentionKind,
+    SequenceFacts,
     StepFacts,
     TableFacts,
     TenantUsage,
@@ -186,6 +187,11 @@ def batch_to_proto(batch: OperationBatch) -> pb.WatchResponse:
             num_tokens=facts.num_tokens,
             num_free_blocks=facts.num_free,
         )
+    for sequence_id, request_id, tenant, since_ns in batch.sequences:
+        named = message.sequences.add(sequence_id=sequence_id, request_id=request_id, tenant=tenant)
+        # In place: a timestamp of its own, to be copied, takes half as long again.
+        since = named.announce_time
+        since.seconds, since.nanos = divmod(since_ns, NANOSECONDS_PER_SECOND)
     return message
 
 
@@ -218,7 +224,11 @@ def batch_from_proto(message: pb.WatchResponse) -> OperationBatch:
         )
         for it in message.steps
     )
-    return OperationBatch(operations, message.num_lost, steps)
+    sequences = tuple(
+        SequenceFacts(it.sequence_id, it.request_id, it.tenant, timestamp_to_ns(it.announce_time))
+        for it in message.sequences
+    )
+    return OperationBatch(operations, message.num_lost, steps, sequences)
 
 
 def retention_facts_to_proto(facts: RetentionFacts) -> pb.RetainResponse:

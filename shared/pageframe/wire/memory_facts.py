@@ -178,6 +178,20 @@ class BlockExplanation:
     time_ns: int = 0
 
 
+class ReplicaPool(NamedTuple):
+    """The pool of one of several replicas, in numbers.
+
+    Attributes:
+        replica: What the replica is called.
+        account: Its blocks by state; None while its executor is away.
+        away: Why it is away.
+    """
+
+    replica: str
+    account: PoolAccount | None
+    away: str = ""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetentionFacts:
     """What ``Retain`` did.
@@ -243,9 +257,34 @@ class StepFacts(NamedTuple):
     num_free: int
 
 
+class SequenceFacts(NamedTuple):
+    """Whose a sequence is, as a watcher sees it.
+
+    Attributes:
+        sequence_id: Its number, as in operations.
+        request_id: The caller's name for the request.
+        tenant: Whose it is.
+        since_ns: When the executor came to know it, nanoseconds since the Unix epoch.
+    """
+
+    sequence_id: int
+    request_id: str
+    tenant: str
+    since_ns: int
+
+
 class OperationBatch(NamedTuple):
-    """Operations in order, how many were lost just before them, and steps that ended meanwhile."""
+    """Some operations as a watcher sees them.
+
+    Attributes:
+        operations: In order.
+        num_lost: How many were lost just before them.
+        steps: Those that ended meanwhile.
+        sequences: Whose the sequences of ``operations`` are, each once, as far as that is known
+            and for the reader.
+    """
 
     operations: list[OperationRecord]
     num_lost: int = 0
     steps: Sequence[StepFacts] = ()
+    sequences: Sequence[SequenceFacts] = ()

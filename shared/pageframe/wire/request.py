@@ -3,7 +3,15 @@
 from google.protobuf.duration_pb2 import Duration
 
 from pageframe.core.errors import InvalidRequestError, PreconditionError
-from pageframe.core.request import Completion, Delivery, StallCause, Submission, TokenEvents
+from pageframe.core.request import (
+    Completion,
+    Delivery,
+    RateLevel,
+    RateLevels,
+    StallCause,
+    Submission,
+    TokenEvents,
+)
 from pageframe.core.step import FinishReason, SequenceAccount
 from pageframe.core.units import NANOSECONDS_PER_SECOND
 from pageframe.v1 import scheduler_service_pb2 as pb
@@ -105,7 +113,30 @@ def events_to_proto(events: TokenEvents) -> pb.TokenEvents:
         message.prompt_logprobs.add(id=handle, logprobs=logprobs_list_to_proto(entries))
     if events.completions:
         message.completions.extend(map(_completion_to_proto, events.completions))
+    for handle, levels in events.rates.items():
+        account = message.rates.add(handle=handle)
+        for what, level in levels.items():
+            getattr(account, what).CopyFrom(_level_to_proto(level))
     return message
+
+
+def _level_to_proto(level: RateLevel) -> pb.RateLevel:
+    message = pb.RateLevel(num_per_minute=level.num_per_minute, num_left=level.num_left)
+    message.full_after.FromNanoseconds(level.full_after_ns)
+    return message
+
+
+def _levels_from_proto(account: pb.RateAccount) -> RateLevels:
+    levels = {}
+    if account.HasField("requests"):
+        levels["requests"] = _level_from_proto(account.requests)
+    if account.HasField("tokens"):
+        levels["tokens"] = _level_from_proto(account.tokens)
+    return levels
+
+
+def _level_from_proto(level: pb.RateLevel) -> RateLevel:
+    return RateLevel(level.num_per_minute, level.num_left, level.full_after.ToNanoseconds())
 
 
 def events_from_proto(message: pb.TokenEvents) -> TokenEvents:
@@ -125,6 +156,7 @@ def events_from_proto(message: pb.TokenEvents) -> TokenEvents:
             entry.id: logprobs_list_from_proto(entry.logprobs) for entry in message.prompt_logprobs
         },
         completions=[_completion_from_proto(entry) for entry in message.completions],
+        rates={account.handle: _levels_from_proto(account) for account in message.rates},
     )
     num_entries = len(events.handles)
     arrays_fit = num_entries == len(events.sample_indices) == len(events.num_tokens)

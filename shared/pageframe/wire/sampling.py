@@ -43,7 +43,7 @@ def sampling_from_proto(
     Ranges are not checked here: see ``SamplingParams.validate``.
 
     Raises:
-        InvalidRequestError: reason GRAMMAR_FORM_MISSING, for a grammar that is neither.
+        InvalidRequestError: reason GRAMMAR_FORM_MISSING, for a grammar in no form.
     """
     return SamplingParams(
         temperature=message.temperature if message.HasField("temperature") else 1.0,
@@ -75,16 +75,20 @@ def grammar_to_proto(grammar: Grammar) -> sequence_pb2.Grammar:
     Raises:
         ValueError: its text is no Unicode.
     """
-    if grammar.form is GrammarForm.REGEX:
-        return sequence_pb2.Grammar(regex=grammar.text)
-    return sequence_pb2.Grammar(json_schema=grammar.text)
+    match grammar.form:
+        case GrammarForm.JSON_SCHEMA:
+            return sequence_pb2.Grammar(json_schema=grammar.text)
+        case GrammarForm.REGEX:
+            return sequence_pb2.Grammar(regex=grammar.text)
+        case GrammarForm.LARK:
+            return sequence_pb2.Grammar(lark=grammar.text)
 
 
 def _grammar_from_proto(message: sequence_pb2.Grammar) -> Grammar:
     form = message.WhichOneof("form")
     if form is None:
         raise InvalidRequestError(
-            "GRAMMAR_FORM_MISSING", "grammar is neither a json_schema nor a regex; give one"
+            "GRAMMAR_FORM_MISSING", "grammar is no json_schema, no regex and no lark; give one"
         )
     return Grammar(GrammarForm(form), getattr(message, form))
 

@@ -7,7 +7,7 @@ import os
 import pytest
 from typer.testing import CliRunner
 
-from pageframe.cli.executor_address import find_executor
+from pageframe.cli.executor_address import find_executors
 from pageframe.cli.main import build_app, main
 from pageframe.config.launch import Launch
 from pageframe.config.settings import Settings
@@ -231,7 +231,8 @@ def test_the_executor_is_found_by_its_state_folder(tmp_path, monkeypatch):
     environ = {"XDG_RUNTIME_DIR": str(runtime), "PAGEFRAME_STATE_DIR": str(state_dir)}
 
     def found(folder=None):
-        return find_executor(None, folder, environ)
+        (address,) = find_executors(None, folder, environ).values()
+        return address
 
     with pytest.raises(PreconditionError) as caught:
         found()
@@ -250,4 +251,4 @@ def test_the_executor_is_found_by_its_state_folder(tmp_path, monkeypatch):
     newer = launch_file(state_dir / "run" / "2", state_dir, os.getpid())
     os.utime(runtime / "pageframe-c" / "launch.json", ns=(1, 1))
     assert found() == newer
-    assert find_executor("127.0.0.1:7", state_dir, environ) == "127.0.0.1:7"
+    assert find_executors("127.0.0.1:7", state_dir, environ) == {"127.0.0.1:7": "127.0.0.1:7"}

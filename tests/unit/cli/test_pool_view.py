@@ -26,6 +26,7 @@ from pageframe.wire.memory_facts import (
     OperationRecord,
     Retention,
     RetentionKind,
+    SequenceFacts,
     TableFacts,
     TenantUsage,
 )
@@ -211,6 +212,10 @@ def test_an_operation_is_a_line():
     assert operation_line(record) == "8 kv.move (resize) step 0: 1 2 -> 3 4"
     record = OperationRecord(9, KvOperation.FREE, KvCause.FINISHED, 7, 2, [1])
     assert operation_line(record) == "9 kv.free (finished) step 2 sequence 7: 1"
+    whose = SequenceFacts(7, "chat-3", "red", 1)
+    assert operation_line(record, whose) == (
+        "9 kv.free (finished) step 2 sequence 7 (chat-3 of red): 1"
+    )
 
 
 @pytest.mark.parametrize(

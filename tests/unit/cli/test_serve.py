@@ -44,6 +44,18 @@ def test_the_addresses_that_a_service_needs_are_enough(service):
         ),
         (ServiceName.EXECUTOR, Addresses(listen="50053"), "SETTING_MALFORMED", "--listen"),
         (ServiceName.GATEWAY, Addresses(scheduler="a:1,b"), "SETTING_MALFORMED", "--scheduler"),
+        (
+            ServiceName.GATEWAY,
+            Addresses(scheduler="a:1", executor="a:1,b"),
+            "SETTING_MALFORMED",
+            "--executor",
+        ),
+        (
+            ServiceName.SCHEDULER,
+            Addresses(listen=LISTEN, executor="a:1,b:1"),
+            "SETTING_MALFORMED",
+            "--executor",
+        ),
     ],
 )
 def test_other_addresses_are_refused_by_the_option(service, addresses, reason, option):
@@ -70,12 +82,13 @@ def test_a_scheduler_listens_at_its_own_address_and_calls_the_other(tmp_path):
     assert (launch.scheduler_address, launch.executor_address) == (LISTEN, EXECUTOR)
 
 
-def test_a_gateway_may_have_several_schedulers_and_an_executor_to_ask(tmp_path):
-    addresses = Addresses(scheduler="one:50052,two:50052", executor=EXECUTOR)
+def test_a_gateway_may_have_several_schedulers_and_executors_to_ask(tmp_path):
+    executors = "one:50053,dns:///executors:50053"
+    addresses = Addresses(scheduler="one:50052,two:50052", executor=executors)
     addresses.check(ServiceName.GATEWAY)
     launch = make_launch(ServiceName.GATEWAY, addresses, Settings(), {}, Path(), tmp_path)
     assert launch.scheduler_targets == ("one:50052", "two:50052")
-    assert launch.executor_address == EXECUTOR
+    assert launch.executor_targets == ("one:50053", "dns:///executors:50053")
 
 
 def test_an_executor_listens_and_a_gateway_calls(tmp_path):

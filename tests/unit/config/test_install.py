@@ -1,6 +1,7 @@
 """The installer: what it looks at first, which PyTorch it takes, and when it does nothing."""
 
 import ast
+import importlib.util
 import json
 import os
 import re
@@ -170,3 +171,23 @@ def test_ci_runs_make_verify_and_the_images() -> None:
     assert "set -euo pipefail" in lines
     assert lines[-2:] == ["make verify", "exec make test-compose"]
     assert os.access(script, os.X_OK)
+
+
+def test_what_a_start_imports_is_compiled_whatever_the_shell_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "started_first.py").write_text("import started_second\n")
+    (tmp_path / "started_second.py").write_text("")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    monkeypatch.delenv("PYTHONPYCACHEPREFIX", raising=False)
+    install.compile_started(Path(sys.executable), ["started_first"])
+    compiled = {file.name.partition(".")[0] for file in tmp_path.rglob("*.pyc")}
+    assert compiled == {"started_first", "started_second"}
+    with pytest.raises(install.InstallError, match="No module named 'started_third'"):
+        install.compile_started(Path(sys.executable), ["started_first", "started_third"])
+
+
+def test_all_that_a_start_imports_is_there() -> None:
+    for module in install._STARTED:
+        assert importlib.util.find_spec(module) is not None, module

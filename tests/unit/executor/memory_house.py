@@ -21,11 +21,12 @@ from pageframe.executor.engine import StepEngine
 from pageframe.executor.memory_servicer import KvMemoryServicer
 from pageframe.executor.model.sim import SimConfig, SimRunner
 from pageframe.executor.operation_log import OperationLog
+from pageframe.executor.servicer import ExecutorServicer
 from pageframe.executor.step_thread import StepThread
 from pageframe.rpc.auth import Authenticator, Caller
 from pageframe.rpc.status import from_rpc_error
+from pageframe.v1 import executor_service_pb2_grpc, kv_memory_service_pb2_grpc
 from pageframe.v1 import kv_memory_service_pb2 as pb
-from pageframe.v1 import kv_memory_service_pb2_grpc
 from pageframe.wire.kv_memory import snapshot_from_proto
 from pageframe.wire.memory_facts import MemorySnapshot
 
@@ -71,6 +72,8 @@ class MemoryHouse:
         self.servicer = KvMemoryServicer(
             self.steps, self.log, self.authenticator, self.clock, pool_incarnation=INCARNATION
         )
+        # It counts blocks; plans never come this way here.
+        self.inner = ExecutorServicer(self.steps, pool_incarnation=INCARNATION)
         self.stub = kv_memory_service_pb2_grpc.KvMemoryServiceStub(channel)
         self.engine: StepEngine
 
@@ -94,6 +97,7 @@ class MemoryHouse:
         await self.steps.start(build)
         if is_open:
             self.servicer.open(self.engine.desk, self.engine.describe("sim"))
+            self.inner.open(self.engine.describe("sim"))
 
     async def step(self, **changes: object) -> StepResult:
         """Run the next plan."""
@@ -218,6 +222,7 @@ async def memory_house(
     async with grpc.aio.insecure_channel(address) as channel:
         house = MemoryHouse(channel, keys or {}, **bounds)
         kv_memory_service_pb2_grpc.add_KvMemoryServiceServicer_to_server(house.servicer, server)
+        executor_service_pb2_grpc.add_ExecutorServiceServicer_to_server(house.inner, server)
         server.add_insecure_port(address)
         await server.start()
         await house.start(is_open=is_open)

@@ -105,7 +105,7 @@ def test_a_snapshot_shows_every_block_and_every_table(run):
         assert (table.sequence_id, table.request_id, table.tenant) == (2, "r2", "default")
         # Its last step has computed the token that the first one sampled.
         assert (table.block_ids, table.first_block, table.num_computed) == ([3, 4], 0, 6)
-        assert table.since_ns == house.log.owner_of(2).since_ns > 0
+        assert table.since_ns == house.log.owners.of(2).since_ns > 0
 
     run(scenario)
 

@@ -196,6 +196,43 @@ def test_sequences_of_other_tenants_have_no_number(run):
     run(scenario, keys=KEYS)
 
 
+async def named_up_to(call, number):
+    """Whose the sequences of all operations until this one are, as each message says."""
+    named, last = [], 0
+    while last < number:
+        batch = batch_from_proto(await heard(call))
+        named.append({it.sequence_id: it for it in batch.sequences})
+        assert len(named[-1]) == len(batch.sequences), "each once"
+        assert set(named[-1]) <= {it.sequence_id for it in batch.operations}
+        last = batch.operations[-1].number
+    return named
+
+
+def test_operations_come_with_the_names_of_their_sequences(run):
+    async def scenario(house):
+        calls = {key: await house.watching(key) for key in ("k-red", "k-op")}
+        await house.run(1, 4, "red")
+        await house.run(2, 4, "blue")
+        now_ns = house.clock.now_ns()
+        seen = {
+            key: {
+                number: facts
+                for it in await named_up_to(call, house.log.num_operations)
+                for number, facts in it.items()
+            }
+            for key, call in calls.items()
+        }
+        red, blue = (1, "r1", "red", now_ns), (2, "r2", "blue", now_ns)
+        assert seen == {"k-red": {1: red}, "k-op": {1: red, 2: blue}}
+        # Who begins late hears names of what has ended, as long as its operations are kept.
+        await house.finish(1, 2)
+        late = await house.watching("k-op", first_operation=1)
+        (told,) = await named_up_to(late, house.log.num_operations)
+        assert told == {1: red, 2: blue}
+
+    run(scenario, keys=KEYS)
+
+
 def test_only_so_many_may_watch(run, monkeypatch):
     monkeypatch.setattr(watchers, "NUM_WATCHERS_MAX", 2)
 

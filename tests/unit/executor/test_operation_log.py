@@ -277,21 +277,25 @@ def test_an_owner_is_known_as_long_as_its_operations_are():
     log.sequence_begin(5, trace_id=b"", span_id=b"", request_id="r", tenant="red")
     record(log, sequence_id=5)
     log.sequence_end(5)
-    assert log.owner_of(5) == ("red", "r", 9)
+    assert log.owners.of(5) == ("red", "r", 9, 1)
     for _ in range(4096):
         record(log)
-    assert log.owner_of(5) is None
+    assert log.owners.of(5) is None
 
 
 def test_a_sequence_number_that_comes_again_has_its_new_owner():
     log = make_log(num_operations_max=1024)
     for tenant in ("red", "blue"):
         log.sequence_begin(5, trace_id=b"", span_id=b"", request_id="", tenant=tenant)
+        record(log, sequence_id=5)
         if tenant == "red":
             log.sequence_end(5)
+    assert log.owners.at(5, 1) is None, "that was somebody else's"
+    assert log.owners.at(5, 2).tenant == "blue"
+    assert log.owners.at(0, 2) is None
     for _ in range(4096):
         record(log)
-    assert log.owner_of(5).tenant == "blue"
+    assert log.owners.of(5).tenant == "blue"
 
 
 def test_owners_without_operations_are_forgotten_too():
@@ -299,7 +303,7 @@ def test_owners_without_operations_are_forgotten_too():
     for sequence_id in range(1, 31):
         log.sequence_begin(sequence_id, trace_id=b"", span_id=b"", request_id="", tenant="red")
         log.sequence_end(sequence_id)
-    assert [it for it in range(1, 31) if log.owner_of(it)] == list(range(21, 31))
+    assert [it for it in range(1, 31) if log.owners.of(it)] == list(range(21, 31))
 
 
 def test_a_reader_on_another_thread_misses_nothing():

@@ -7,6 +7,7 @@ import pytest
 
 from pageframe.gateway.tokenizer import TextCodec
 from unit.gateway import tiny_tokenizers
+from unit.gateway.chat_house import TEMPLATE
 from unit.gateway.fake_link import FakeLink
 from unit.gateway.replicas import make_facts
 
@@ -20,6 +21,14 @@ def tokenizer_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.Te
 @pytest.fixture(scope="session")
 def byte_level_codec(tmp_path_factory: pytest.TempPathFactory) -> TextCodec:
     return TextCodec.load(tiny_tokenizers.byte_level(tmp_path_factory.mktemp("codec")))
+
+
+@pytest.fixture(scope="session")
+def tool_folder(tmp_path_factory):
+    """A tokeniser whose chat template knows tools."""
+    folder = tiny_tokenizers.byte_level(tmp_path_factory.mktemp("tools"))
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ from typing import Any
 import openai
 
 from pageframe.core.clock import SystemClock
+from pageframe.core.request import RateLevels
 from pageframe.core.step import FinishReason, TokenLogprobs
 from pageframe.core.trace import NullTraceSink
 from pageframe.gateway.codec_store import CodecStore
@@ -29,6 +30,7 @@ class Says:
     step: int = 1
     reason: FinishReason = FinishReason.STOP
     account: dict[str, int] = field(default_factory=dict)
+    rates: RateLevels = field(default_factory=dict)
 
 
 @dataclass
@@ -60,6 +62,7 @@ class ScriptedLink(FakeLink):
 
     async def _say(self, handle, sample_index, ids, said):
         submission, mailbox = self.submissions[handle - 1], self.mailboxes[handle - 1]
+        mailbox.put_rates(said.rates)
         if sample_index == 0 and submission.sampling.num_prompt_logprobs >= 0:
             mailbox.put_prompt_logprobs([logprob(it) for it in submission.prompt_token_ids[1:]])
         for start in range(0, len(ids), said.step):

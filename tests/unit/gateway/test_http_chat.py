@@ -7,51 +7,11 @@ import openai
 import pytest
 
 from pageframe.core.errors import ResourceExhaustedError, UnavailableError
-from pageframe.core.request import Delivery
+from pageframe.core.request import Delivery, RateLevel
 from pageframe.core.step import FinishReason
 from pageframe.rpc.auth import Caller
-from unit.gateway.http_house import Says, eventually, http_house
-from unit.gateway.replicas import make_facts
-from unit.gateway.tiny_tokenizers import byte_level
-
-TEMPLATE = """{% if tools %}{% for tool in tools %}{{ tool | tojson }}
-{% endfor %}<tool_call>{% endif %}{% for message in messages %}[{{ message.role }}]\
-{{ message.content }}{% for call in message.tool_calls %}<tool_call>{{ call.function | tojson }}\
-{% endfor %}{% if message.tool_call_id %}({{ message.tool_call_id }}){% endif %}
-{% endfor %}"""
-HI = [{"role": "user", "content": "hi"}]
-WEATHER = {
-    "type": "function",
-    "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}},
-}
-CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Rom"}}\n</tool_call>'
-
-
-@pytest.fixture(scope="session")
-def tool_folder(tmp_path_factory):
-    """A tokeniser whose chat template knows tools."""
-    folder = byte_level(tmp_path_factory.mktemp("tools"))
-    (folder / "chat_template.jinja").write_text(TEMPLATE)
-    return folder
-
-
-def with_house(folder, scenario, *script, **options):
-    async def run():
-        facts = make_facts(model_folder=str(folder), max_model_len=1024, num_blocks=128)
-        async with asyncio.timeout(60), http_house(folder, facts, *script, **options) as house:
-            return await scenario(house)
-
-    return asyncio.run(run())
-
-
-def ask(house, **fields):
-    return house.client.chat.completions.create(**{"model": "tiny", "messages": HI} | fields)
-
-
-async def refusal(house, **fields):
-    with pytest.raises(openai.APIStatusError) as caught:
-        await ask(house, **fields)
-    return caught.value
+from unit.gateway.chat_house import HI, WEATHER, ask, refusal, with_house
+from unit.gateway.http_house import Says, eventually
 
 
 def test_a_reply_as_a_whole(tool_folder):
@@ -117,74 +77,6 @@ def test_log_probabilities_are_told_with_the_bytes_of_their_tokens(tool_folder):
     assert [entry for part in told for entry in part] == content
 
 
-def test_tools_are_rendered_and_calls_read_out_of_the_reply(tool_folder):
-    async def scenario(house):
-        return await ask(house, tools=[WEATHER]), house.prompt()
-
-    reply, prompt = with_house(tool_folder, scenario, Says(f"I look.\n{CALL}\n{CALL}"))
-    assert '"name": "weather"' in prompt
-    (choice,) = reply.choices
-    assert choice.finish_reason == "tool_calls"
-    assert choice.message.content == "I look."
-    calls = choice.message.tool_calls
-    assert [call.function.name for call in calls] == ["weather"] * 2
-    assert json.loads(calls[0].function.arguments) == {"city": "Rom"}
-    assert calls[0].id != calls[1].id
-
-
-def test_calls_are_streamed_too(tool_folder):
-    async def scenario(house):
-        stream = await ask(house, tools=[WEATHER], stream=True)
-        return [chunk.choices[0] async for chunk in stream]
-
-    choices = with_house(tool_folder, scenario, Says(f"Yes.\n{CALL}\n{CALL}"))
-    assert "".join(choice.delta.content or "" for choice in choices) == "Yes."
-    calls = [call for choice in choices for call in choice.delta.tool_calls or []]
-    assert [call.index for call in calls] == [0, 1]
-    assert all(json.loads(call.function.arguments) == {"city": "Rom"} for call in calls)
-    assert choices[-1].finish_reason == "tool_calls"
-
-
-def test_earlier_calls_and_their_results_go_into_the_prompt(tool_folder):
-    function = {"name": "weather", "arguments": '{"city": "Rom"}'}
-    messages = [
-        {"role": "developer", "content": [{"type": "text", "text": "Be brief."}]},
-        {"role": "assistant", "content": None, "tool_calls": [
-            {"id": "call_1", "type": "function", "function": function}]},
-        {"role": "tool", "tool_call_id": "call_1", "content": "sunny"},
-    ]  # fmt: skip
-
-    async def scenario(house):
-        await ask(house, messages=messages)
-        return house.prompt()
-
-    prompt = with_house(tool_folder, scenario, Says("x"))
-    # Jinja's trim_blocks takes the line breaks, as in transformers.
-    assert prompt == (
-        "[system]Be brief."
-        '[assistant]<tool_call>{"name": "weather", "arguments": {"city": "Rom"}}'
-        "[tool]sunny(call_1)"
-    )
-
-
-def test_without_parallel_calls_the_first_call_ends_the_output(tool_folder):
-    async def scenario(house):
-        return await ask(house, tools=[WEATHER], parallel_tool_calls=False)
-
-    (choice,) = with_house(tool_folder, scenario, Says(CALL + CALL, step=400)).choices
-    assert choice.finish_reason == "tool_calls"
-    assert len(choice.message.tool_calls) == 1
-
-
-def test_no_tool_is_shown_and_no_call_is_read_when_none_is_wanted(tool_folder):
-    async def scenario(house):
-        return await ask(house, tools=[WEATHER], tool_choice="none"), house.prompt()
-
-    reply, prompt = with_house(tool_folder, scenario, Says(CALL))
-    assert "weather" not in prompt
-    assert reply.choices[0].message.content == CALL
-
-
 REFUSED = [
     ({"model": "other"}, 404, "model_not_found", "model"),
     ({"messages": []}, 400, "empty_prompt", "messages"),
@@ -215,8 +107,6 @@ REFUSED = [
      400, "grammar_invalid", "response_format"),
     ({"extra_body": {"guided_regex": "(a"}}, 400, "grammar_invalid", "regex"),
     ({"extra_body": {"guided_regex": "a" * 65537}}, 400, "grammar_size_out_of_range", "regex"),
-    ({"tools": [WEATHER], "tool_choice": "required"},
-     400, "unimplemented_feature", "tool_choice"),
     ({"tool_choice": "required"}, 400, "tool_choice_without_tools", "tool_choice"),
     ({"tools": [WEATHER] * 129}, 400, "too_many_tools", "tools"),
     ({"tools": [{"type": "function", "function": {"name": "a b"}}]},
@@ -258,22 +148,6 @@ def test_what_openai_takes_without_effect_is_taken(tool_folder):
     assert submission.sampling.seed == 2**64 - 1
     assert (submission.sampling.top_k, submission.sampling.min_p) == (0, 0.1)
     assert submission.session_id == "s"
-
-
-def test_tools_are_refused_for_a_template_that_does_not_know_them(tmp_path):
-    byte_level(tmp_path)
-    (tmp_path / "chat_template.jinja").write_text("{{ messages[0].content }}")
-
-    async def scenario(house):
-        with_tools = await refusal(house, tools=[WEATHER])
-        call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
-        calling = {"role": "assistant", "tool_calls": [call]}
-        with_calls = await refusal(house, messages=[calling])
-        return with_tools.body, with_calls.body
-
-    first, second = with_house(tmp_path, scenario)
-    assert (first["reason"], first["param"]) == ("TOOLS_UNSUPPORTED", "tools")
-    assert second["reason"] == "TOOLS_UNSUPPORTED"
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -370,3 +244,22 @@ def test_a_time_limit_becomes_the_deadline(tool_folder):
         "soon": (400, "MALFORMED_HEADER"),
     }
     assert has_deadline == [True]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_is_left_of_a_rate_is_told_with_the_reply(tool_folder, stream):
+    async def scenario(house):
+        make = house.client.chat.completions.with_raw_response.create
+        return [(await make(model="tiny", messages=HI, stream=stream)).headers for _ in range(2)]
+
+    levels = {"requests": RateLevel(60, 59, 1_000_000_000), "tokens": RateLevel(900, 12, 59_200)}
+    told, untold = with_house(tool_folder, scenario, Says("a fox", rates=levels), Says("a dog"))
+    assert {name: told[name] for name in told if name.startswith("x-ratelimit")} == {
+        "x-ratelimit-limit-requests": "60",
+        "x-ratelimit-remaining-requests": "59",
+        "x-ratelimit-reset-requests": "1.000s",
+        "x-ratelimit-limit-tokens": "900",
+        "x-ratelimit-remaining-tokens": "12",
+        "x-ratelimit-reset-tokens": "0.000s",
+    }
+    assert not [name for name in untold if name.startswith("x-ratelimit")]

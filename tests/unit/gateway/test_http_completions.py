@@ -74,6 +74,22 @@ def test_an_echo_comes_first_and_its_log_probabilities_too(model_folder):
         assert [item for part in streamed for item in part] == getattr(told, name)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_echo_of_no_output_is_the_prompt_and_what_it_was_worth(model_folder, stream):
+    async def scenario(house):
+        fields = {"prompt": "the fox", "echo": True, "logprobs": 1, "max_tokens": 0}
+        reply = await ask(house, **fields, stream=stream)
+        choices = [chunk.choices[0] async for chunk in reply] if stream else [reply.choices[0]]
+        return choices, house.link.submissions[0]
+
+    choices, submission = with_house(model_folder, scenario, Says(" runs"))
+    assert submission.sampling.max_tokens == 1
+    assert "".join(choice.text for choice in choices) == "the fox"
+    assert [token for choice in choices for token in choice.logprobs.tokens] == ["the", " fox"]
+    assert choices[0].logprobs.token_logprobs[0] is None
+    assert choices[-1].finish_reason == "length"
+
+
 def test_a_part_of_a_character_is_named_by_its_bytes(model_folder):
     async def scenario(house):
         return (await ask(house, logprobs=0)).choices[0]

@@ -117,6 +117,7 @@ def test_only_json_is_taken(model_folder):
         (f"GET {CHAT} HTTP/1.1", 405, "METHOD_NOT_ALLOWED"),
         ("DELETE /v1/models HTTP/1.1", 405, "METHOD_NOT_ALLOWED"),
         ("GET /v1/models/other HTTP/1.1", 404, "UNKNOWN_MODEL"),
+        ("GET /v1/models/ HTTP/1.1", 404, "UNKNOWN_MODEL"),
         ("NONSENSE", 400, "MALFORMED_HTTP"),
     ],
 )

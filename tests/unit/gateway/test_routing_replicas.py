@@ -15,9 +15,9 @@ from pageframe.core.sampling import SamplingParams
 from pageframe.gateway.client import SchedulerLink
 from pageframe.gateway.mailbox import Mailbox
 from pageframe.gateway.replica import least_of
-from pageframe.gateway.replica_addresses import ReplicaAddresses, short_name
 from pageframe.gateway.replicas import ReplicaSet
 from pageframe.gateway.routing import RoutingOptions
+from pageframe.rpc.addresses import ReplicaAddresses, short_name
 from pageframe.rpc.health import EXECUTOR_HEALTH, SCHEDULER_HEALTH, SchedulerHealth
 from pageframe.v1 import scheduler_service_pb2_grpc, sequence_pb2
 from unit.gateway.gateway_house import TIMEOUT_S, PlayedScheduler
@@ -99,6 +99,20 @@ class Quarter:
         """The one of two that does not."""
         return next(it for name, it in self.played.items() if name != mailbox.replica)
 
+    def placed(self):
+        """A request of two replicas: its handle, its mailbox, who has it and who has not."""
+        handle, mailbox = self.submit()
+        return handle, mailbox, self.of(mailbox), self.other(mailbox)
+
+    async def lose_all(self):
+        for entry in self.played.values():
+            await entry.stop()
+
+    async def are_named(self, entry, *, num_open, num_known):
+        """Name this one alone, and wait until so many are open and known."""
+        self.directory.change([entry.address])
+        await self.until(lambda: self.replicas.count() == (num_open, num_known))
+
     async def until(self, condition):
         async with asyncio.timeout(TIMEOUT_S):
             while not condition():  # noqa: ASYNC110 - any part of the system may change it
@@ -158,222 +172,190 @@ async def quarter(folder, *facts, options=None, lost_after_s=30.0):
             await entry.stop()
 
 
-def test_one_prefix_goes_to_one_replica_and_many_go_to_all(tmp_path):
-    async def scenario():
-        async with quarter(tmp_path) as house:
-            prefix = [1] * 256
-            for number in range(6):
-                handle, first = house.submit([*prefix, number])
-                again, second = house.submit([*prefix, number, number])
-                assert first.replica == second.replica
-                house.replicas.cancel(handle)
-                house.replicas.cancel(again)
-            placed = set()
-            for number in range(40):
-                handle, mailbox = house.submit([number] * 256)
-                placed.add(mailbox.replica)
-                house.replicas.cancel(handle)
-            assert placed == set(house.played)
-
-    asyncio.run(scenario())
+async def tokens_of(mailbox):
+    """The next tokens."""
+    await asyncio.wait_for(mailbox.wait(), TIMEOUT_S)
+    return mailbox.take()[0].token_ids
 
 
-def test_a_busy_replica_spills_to_the_next_but_keeps_its_sessions(tmp_path):
-    async def scenario():
-        options = RoutingOptions(num_light=2)
-        async with quarter(tmp_path, options=options) as house:
-            placed = [house.submit()[1].replica for _ in range(20)]
-            home = placed[0]
-            assert 10 <= placed.count(home) <= 13
-            (spilled,) = [it for it in house.replicas.replicas if it.name == home]
-            assert spilled.num_spills == 20 - placed.count(home)
-            turns = [house.submit(session_id="chat")[1].replica for _ in range(20)]
-            assert len(set(turns)) == 1
-
-    asyncio.run(scenario())
+async def failure_of(mailbox):
+    """The reason for which a request ends."""
+    await asyncio.wait_for(mailbox.wait(), TIMEOUT_S)
+    with pytest.raises(PageframeError) as caught:
+        mailbox.take()
+    return caught.value.reason
 
 
-def test_a_lost_replica_leaves_its_requests_to_the_other_one(tmp_path):
-    async def scenario():
-        async with quarter(tmp_path) as house:
-            handle, mailbox = house.submit()
-            first, second = house.of(mailbox), house.other(mailbox)
-            sent = await first.submitted()
-            first.scheduler.tokens(sent, [11, 12])
-            await mailbox.wait()
-            assert mailbox.take()[0].token_ids == [11, 12]
-            await first.stop()
-            resumed = await second.submitted()
-            assert list(resumed.prompt_token_ids) == [5, 6, 7]
-            assert [list(part.token_ids) for part in resumed.resume] == [[11, 12]]
-            assert resumed.is_resubmitted
-            second.scheduler.tokens(resumed, [13])
-            await mailbox.wait()
-            assert mailbox.take()[0].token_ids == [13]
-            assert (mailbox.replica, mailbox.num_moves) == (second.name, 1)
-            assert mailbox.lost_ns > 0
-            house.replicas.cancel(handle, 0)
-            assert (await second.cancelled()).handle == resumed.handle
-            await first.start()
+def scene(*facts, **options):
+    """Make a test of a coroutine function that takes a quarter, by default of two schedulers."""
 
-    asyncio.run(scenario())
+    def make(scenario):
+        async def play(folder):
+            async with quarter(folder, *facts, **options) as house:
+                await scenario(house)
+
+        def test(tmp_path):
+            asyncio.run(play(tmp_path))
+
+        return test
+
+    return make
 
 
-def test_what_waits_for_a_lost_replica_goes_to_the_first_that_comes_back(tmp_path):
-    async def scenario():
-        async with quarter(tmp_path) as house:
-            for entry in house.played.values():
-                await entry.stop()
-                await house.is_seen(entry.name, is_open=False)
-            _, mailbox = house.submit()
-            second = house.other(mailbox)
-            await second.start()
-            sent = await second.submitted()
-            assert list(sent.prompt_token_ids) == [5, 6, 7]
-            assert not sent.is_resubmitted
-            assert mailbox.replica == second.name
-
-    asyncio.run(scenario())
-
-
-def test_a_replica_without_an_executor_runs_nothing_and_one_that_drains_takes_nothing(tmp_path):
-    async def scenario():
-        async with quarter(tmp_path) as house:
-            _, mailbox = house.submit()
-            first, second = house.of(mailbox), house.other(mailbox)
-            sent = await first.submitted()
-            await first.say(SCHEDULER_HEALTH, is_well=False)
-            await house.is_seen(first.name, is_open=False)
-            assert house.submit()[1].replica == second.name
-            assert mailbox.replica == first.name, "a drain ends what it has"
-            await first.say(EXECUTOR_HEALTH, is_well=False)
-            assert (await first.cancelled()).handle == sent.handle
-            await house.until(lambda: mailbox.replica == second.name)
-            assert mailbox.lost_ns > 0
-            for name in (SCHEDULER_HEALTH, EXECUTOR_HEALTH):
-                await first.say(name, is_well=True)
-            await house.is_seen(first.name, is_open=True)
-            assert mailbox.replica == second.name, "it is not torn back"
-
-    asyncio.run(scenario())
+@scene()
+async def test_one_prefix_goes_to_one_replica_and_many_go_to_all(house):
+    prefix = [1] * 256
+    for number in range(6):
+        handle, first = house.submit([*prefix, number])
+        again, second = house.submit([*prefix, number, number])
+        assert first.replica == second.replica
+        house.replicas.cancel(handle)
+        house.replicas.cancel(again)
+    placed = set()
+    for number in range(40):
+        handle, mailbox = house.submit([number] * 256)
+        placed.add(mailbox.replica)
+        house.replicas.cancel(handle)
+    assert placed == set(house.played)
 
 
-def test_a_replica_that_is_no_longer_named_ends_what_it_has_and_one_that_is_new_takes_its_part(
-    tmp_path,
-):
-    async def scenario():
-        async with quarter(tmp_path) as house:
-            first, second = house.played.values()
-            house.directory.change([first.address])
-            await house.until(lambda: house.replicas.count() == (1, 1))
-            handle, mailbox = house.submit()
-            assert mailbox.replica == first.name
-            house.directory.change([second.address])
-            await house.until(lambda: house.replicas.count() == (1, 2))
-            assert {house.submit([it])[1].replica for it in range(8)} == {second.name}
-            assert mailbox.replica == first.name
-            house.replicas.cancel(handle)
-            house.directory.change([second.address])
-            await house.until(lambda: house.replicas.count() == (1, 1))
-
-    asyncio.run(scenario())
+@scene(options=RoutingOptions(num_light=2))
+async def test_a_busy_replica_spills_to_the_next_but_keeps_its_sessions(house):
+    placed = [house.submit()[1].replica for _ in range(20)]
+    home = placed[0]
+    assert 10 <= placed.count(home) <= 13
+    (spilled,) = [it for it in house.replicas.replicas if it.name == home]
+    assert spilled.num_spills == 20 - placed.count(home)
+    turns = [house.submit(session_id="chat")[1].replica for _ in range(20)]
+    assert len(set(turns)) == 1
 
 
-def test_a_full_replica_hands_on_once(tmp_path):
-    async def scenario():
-        async with quarter(tmp_path) as house:
-            _, mailbox = house.submit()
-            first, second = house.of(mailbox), house.other(mailbox)
-            first.refuse(await first.submitted(), "QUEUE_FULL")
-            resent = await second.submitted()
-            assert not resent.is_resubmitted, "it has run nowhere"
-            second.refuse(resent, "QUEUE_FULL")
-            await mailbox.wait()
-            with pytest.raises(PageframeError) as caught:
-                mailbox.take()
-            assert caught.value.reason == "QUEUE_FULL"
-
-    asyncio.run(scenario())
-
-
-def test_a_refusal_that_speaks_of_the_request_is_passed_on(tmp_path):
-    async def scenario():
-        async with quarter(tmp_path) as house:
-            _, mailbox = house.submit()
-            first, second = house.of(mailbox), house.other(mailbox)
-            first.refuse(await first.submitted(), "PREFIX_MISMATCH", "INVALID_ARGUMENT")
-            await mailbox.wait()
-            with pytest.raises(PageframeError):
-                mailbox.take()
-            assert second.scheduler.submitted.empty()
-
-    asyncio.run(scenario())
+@scene()
+async def test_a_lost_replica_leaves_its_requests_to_the_other_one(house):
+    handle, mailbox, first, second = house.placed()
+    sent = await first.submitted()
+    first.scheduler.tokens(sent, [11, 12])
+    assert await tokens_of(mailbox) == [11, 12]
+    await first.stop()
+    resumed = await second.submitted()
+    assert list(resumed.prompt_token_ids) == [5, 6, 7]
+    assert [list(part.token_ids) for part in resumed.resume] == [[11, 12]]
+    assert resumed.is_resubmitted
+    second.scheduler.tokens(resumed, [13])
+    assert await tokens_of(mailbox) == [13]
+    assert (mailbox.replica, mailbox.num_moves) == (second.name, 1)
+    assert mailbox.lost_ns > 0
+    house.replicas.cancel(handle, 0)
+    assert (await second.cancelled()).handle == resumed.handle
+    await first.start()
 
 
-def test_a_moved_request_that_nobody_has_room_for_waits_for_its_replica(tmp_path):
-    async def scenario():
-        async with quarter(tmp_path) as house:
-            _, mailbox = house.submit()
-            first, second = house.of(mailbox), house.other(mailbox)
-            first.scheduler.tokens(await first.submitted(), [11])
-            await mailbox.wait()
-            mailbox.take()
-            await first.stop()
-            second.refuse(await second.submitted(), "QUEUE_FULL")
-            await house.until(lambda: mailbox.replica == first.name)
-            await first.start()
-            resumed = await first.submitted()
-            assert [list(part.token_ids) for part in resumed.resume] == [[11]]
-            assert mailbox.error is None
-
-    asyncio.run(scenario())
+@scene()
+async def test_what_waits_for_a_lost_replica_goes_to_the_first_that_comes_back(house):
+    await house.lose_all()
+    for entry in house.played.values():
+        await house.is_seen(entry.name, is_open=False)
+    _, mailbox, _, second = house.placed()
+    await second.start()
+    sent = await second.submitted()
+    assert list(sent.prompt_token_ids) == [5, 6, 7]
+    assert not sent.is_resubmitted
+    assert mailbox.replica == second.name
 
 
-def test_a_retained_prefix_is_looked_for_at_all_replicas_and_then_known(tmp_path):
-    async def scenario():
-        facts = [make_facts() for _ in range(3)]
-        async with quarter(tmp_path, *facts) as house:
-            _, mailbox = house.submit(prefix_handle="abc")
-            for _ in range(2):
-                holder = house.of(mailbox)
-                sent, name = await holder.submitted(), mailbox.replica
-                holder.refuse(sent, "HANDLE_UNKNOWN", "NOT_FOUND")
-                await house.until(lambda name=name: mailbox.replica != name)
-            home = mailbox.replica
-            assert (await house.of(mailbox).submitted()).prefix_handle == "abc"
-            for number in range(8):
-                prompt = [number] * 70
-                assert house.submit(prompt, prefix_handle="abc")[1].replica == home
-            house.of(mailbox).refuse(sent, "HANDLE_UNKNOWN", "NOT_FOUND")
-
-    asyncio.run(scenario())
+@scene()
+async def test_a_replica_without_an_executor_runs_nothing_and_one_that_drains_takes_nothing(house):
+    _, mailbox, first, second = house.placed()
+    sent = await first.submitted()
+    await first.say(SCHEDULER_HEALTH, is_well=False)
+    await house.is_seen(first.name, is_open=False)
+    assert house.submit()[1].replica == second.name
+    assert mailbox.replica == first.name, "a drain ends what it has"
+    await first.say(EXECUTOR_HEALTH, is_well=False)
+    assert (await first.cancelled()).handle == sent.handle
+    await house.until(lambda: mailbox.replica == second.name)
+    assert mailbox.lost_ns > 0
+    for name in (SCHEDULER_HEALTH, EXECUTOR_HEALTH):
+        await first.say(name, is_well=True)
+    await house.is_seen(first.name, is_open=True)
+    assert mailbox.replica == second.name, "it is not torn back"
 
 
-def test_a_model_is_served_by_those_that_have_it(tmp_path):
-    async def scenario():
-        other = make_facts(model="other")
-        async with quarter(tmp_path, make_facts(), other) as house:
-            assert [facts.model for facts in house.replicas.served] == ["tiny", "other"]
-            placed = {house.submit([it], model="other")[1].replica for it in range(20)}
-            assert placed == {"scheduler-1"}
+@scene()
+async def test_one_that_is_no_longer_named_ends_what_it_has_and_a_new_one_takes_its_part(house):
+    first, second = house.played.values()
+    await house.are_named(first, num_open=1, num_known=1)
+    handle, mailbox = house.submit()
+    assert mailbox.replica == first.name
+    await house.are_named(second, num_open=1, num_known=2)
+    assert {house.submit([it])[1].replica for it in range(8)} == {second.name}
+    assert mailbox.replica == first.name
+    house.replicas.cancel(handle)
+    await house.are_named(second, num_open=1, num_known=1)
 
-    asyncio.run(scenario())
+
+@scene()
+async def test_a_full_replica_hands_on_once(house):
+    _, mailbox, first, second = house.placed()
+    first.refuse(await first.submitted(), "QUEUE_FULL")
+    resent = await second.submitted()
+    assert not resent.is_resubmitted, "it has run nowhere"
+    second.refuse(resent, "QUEUE_FULL")
+    assert await failure_of(mailbox) == "QUEUE_FULL"
 
 
-def test_nothing_lasts_without_any_replica(tmp_path):
-    async def scenario():
-        async with quarter(tmp_path, lost_after_s=0.05) as house:
-            _, mailbox = house.submit()
-            for entry in house.played.values():
-                await entry.stop()
-            await asyncio.wait_for(mailbox.wait(), TIMEOUT_S)
-            assert mailbox.error is not None
-            assert mailbox.error.reason == "SCHEDULER_LOST"
-            await house.until(lambda: all(it.link.is_lost for it in house.replicas.replicas))
-            with pytest.raises(UnavailableError):
-                house.submit()
+@scene()
+async def test_a_refusal_that_speaks_of_the_request_is_passed_on(house):
+    _, mailbox, first, second = house.placed()
+    first.refuse(await first.submitted(), "PREFIX_MISMATCH", "INVALID_ARGUMENT")
+    assert await failure_of(mailbox) == "PREFIX_MISMATCH"
+    assert second.scheduler.submitted.empty()
 
-    asyncio.run(scenario())
+
+@scene()
+async def test_a_moved_request_that_nobody_has_room_for_waits_for_its_replica(house):
+    _, mailbox, first, second = house.placed()
+    first.scheduler.tokens(await first.submitted(), [11])
+    assert await tokens_of(mailbox) == [11]
+    await first.stop()
+    second.refuse(await second.submitted(), "QUEUE_FULL")
+    await house.until(lambda: mailbox.replica == first.name)
+    await first.start()
+    resumed = await first.submitted()
+    assert [list(part.token_ids) for part in resumed.resume] == [[11]]
+    assert mailbox.error is None
+
+
+@scene(*(make_facts() for _ in range(3)))
+async def test_a_retained_prefix_is_looked_for_at_all_replicas_and_then_known(house):
+    _, mailbox = house.submit(prefix_handle="abc")
+    for _ in range(2):
+        holder = house.of(mailbox)
+        sent, name = await holder.submitted(), mailbox.replica
+        holder.refuse(sent, "HANDLE_UNKNOWN", "NOT_FOUND")
+        await house.until(lambda name=name: mailbox.replica != name)
+    home = mailbox.replica
+    assert (await house.of(mailbox).submitted()).prefix_handle == "abc"
+    for number in range(8):
+        assert house.submit([number] * 70, prefix_handle="abc")[1].replica == home
+    house.of(mailbox).refuse(sent, "HANDLE_UNKNOWN", "NOT_FOUND")
+
+
+@scene(make_facts(), make_facts(model="other"))
+async def test_a_model_is_served_by_those_that_have_it(house):
+    assert [facts.model for facts in house.replicas.served] == ["tiny", "other"]
+    placed = {house.submit([it], model="other")[1].replica for it in range(20)}
+    assert placed == {"scheduler-1"}
+
+
+@scene(lost_after_s=0.05)
+async def test_nothing_lasts_without_any_replica(house):
+    _, mailbox = house.submit()
+    await house.lose_all()
+    assert await failure_of(mailbox) == "SCHEDULER_LOST"
+    await house.until(lambda: all(it.link.is_lost for it in house.replicas.replicas))
+    with pytest.raises(UnavailableError):
+        house.submit()
 
 
 def test_a_replica_that_does_not_answer_is_silent_and_one_that_refuses_is_not(tmp_path):

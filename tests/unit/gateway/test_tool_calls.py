@@ -5,7 +5,12 @@ import random
 
 import pytest
 
-from pageframe.gateway.http.tool_calls import ToolCall, ToolCallParser
+from pageframe.gateway.http.tool_calls import (
+    HeldCallParser,
+    ToolCall,
+    ToolCallParser,
+    join_calls,
+)
 
 CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Köln"}}\n</tool_call>'
 
@@ -63,3 +68,45 @@ def test_each_call_has_an_id_of_its_own():
     parser = ToolCallParser()
     first, second = parser.feed(CALL + CALL)
     assert first.call_id != second.call_id
+
+
+def held_parts_of(pieces):
+    """Text put together, and calls as (name, arguments as text), of an output that is held."""
+    parser, text, calls = HeldCallParser(), "", []
+    for part in [part for piece in pieces for part in parser.feed(piece)] + parser.finish():
+        if isinstance(part, str):
+            text += part
+        else:
+            calls.append(part)
+    return text, [(call.name, call.arguments) for call in join_calls(calls)]
+
+
+ROME = '{"city": "</tool_call>", "of": {"a": [{}]}}'
+HELD = f'<tool_call>\n{{"name": "weather", "arguments": {ROME}}}\n</tool_call>'
+
+
+@pytest.mark.parametrize(
+    ("text", "said", "calls"),
+    [
+        (HELD, "", [("weather", ROME)]),
+        (f"I look.\n{HELD}\n{HELD} So.", "I look.So.", [("weather", ROME)] * 2),
+        ("none <tool", "none <tool", []),
+        # Cut off by max_tokens: in the tag, in the name, in the arguments, behind them.
+        ('a <tool_call>\n{"na', 'a <tool_call>\n{"na', []),
+        (HELD[:-30], "", [("weather", ROME[:-16])]),
+        (HELD[:-15], "", [("weather", ROME[:-1])]),
+        (HELD[:-14], "", [("weather", ROME)]),
+        (HELD[:-13], "", [("weather", ROME)]),
+        (HELD[:-5], "", [("weather", ROME)]),
+    ],
+)
+def test_arguments_that_are_held_come_as_they_are_said(text, said, calls):
+    assert held_parts_of([text]) == (said, calls)
+    assert held_parts_of(text) == (said, calls), "one character at a time"
+
+
+def test_arguments_that_are_held_do_not_wait_for_their_end():
+    parser = HeldCallParser()
+    parts = [len(parser.feed(character)) for character in HELD]
+    assert sum(parts) > len(ROME) - 4
+    assert parts[HELD.index("weather") + 30] == 1

@@ -4,27 +4,37 @@ import numpy as np
 import pytest
 import torch
 
-from pageframe.executor.model.selection import best_token, best_tokens, sorted_values
+from pageframe.executor.model.selection import (
+    best_token,
+    best_token_by_blocks,
+    best_tokens,
+    sorted_values,
+)
 
 VOCAB_SIZES = [1, 31, 32, 33, 255, 256, 257, 1000, 4096, 10_007]
 
+# The first is what a host does, the second what a device does.
+on_host_and_device = pytest.mark.parametrize("find", [best_token, best_token_by_blocks])
 
+
+@on_host_and_device
 @pytest.mark.parametrize("vocab_size", VOCAB_SIZES)
-def test_best_token_is_the_first_of_equals(vocab_size):
+def test_best_token_is_the_first_of_equals(vocab_size, find):
     generator = torch.Generator().manual_seed(vocab_size)
     # Few distinct values: almost every row has ties, inside blocks and across them.
     logits = torch.randint(-3, 3, (40, vocab_size), generator=generator).float()
-    maxima, ids = best_token(logits)
-    assert ids.tolist() == logits.numpy().argmax(1).tolist()
+    maxima, ids = find(logits)
+    assert ids.tolist() == [row.index(max(row)) for row in logits.tolist()]
     assert torch.equal(maxima, logits.amax(1))
 
 
-def test_best_token_shows_nan_and_infinity():
+@on_host_and_device
+def test_best_token_shows_nan_and_infinity(find):
     logits = torch.zeros(4, 1000)
     logits[0, 700] = torch.nan
     logits[1, 700] = torch.inf
     logits[2] = -torch.inf
-    maxima, _ = best_token(logits)
+    maxima, _ = find(logits)
     assert torch.isnan(maxima[0])
     assert maxima[1:].tolist() == [torch.inf, -torch.inf, 0.0]
 

@@ -122,6 +122,11 @@ def test_a_fixed_recovery_is_a_recompute_where_it_cannot_be_had():
     assert TailRecovery().choose(cannot, 0) is Recovery.RECOMPUTE
 
 
+def test_what_has_to_be_paid_anyway_is_no_cost_of_giving_way():
+    assert Costs(9, None, 3).less(4) == Costs(5, None, 0)
+    assert Costs(9, 4, None).less(4) == Costs(5, 0, None)
+
+
 class Watching(YoungestVictim):
     """Remembers what it was asked."""
 
@@ -155,9 +160,12 @@ def test_a_policy_sees_what_is_at_stake(watching):
     assert youngest.num_blocks_soon == 6
     assert (youngest.num_preemptions, youngest.num_steps_since_preempted) == (0, -1)
     assert (youngest.priority, second.priority) == (1, 2)
-    rates = driver.scheduler._preemption._candidates._rates
+    rates = driver.scheduler._losses._rates
     assert youngest.costs == Costs(
-        recompute_ns=round(8 * rates.token_ns), swap_ns=round(4 * rates.block_ns), tail_ns=None
+        # Both blocks are full; from the host tier they have to come either way.
+        recompute_ns=round(2 * rates.block_ns),
+        swap_ns=round(4 * rates.block_ns),
+        tail_ns=None,
     )
 
 
@@ -169,7 +177,7 @@ def test_a_tail_is_what_is_short_and_costs_no_more_than_its_tokens(watching):
     while not watching:
         driver.step()
     # One of two blocks is short, and seven tokens are computed: three of them are behind it.
-    rates = driver.scheduler._preemption._candidates._rates
+    rates = driver.scheduler._losses._rates
     assert watching[0][0].costs.tail_ns == round(4 * rates.token_ns)
     assert watching[0][0].costs.recompute_ns == round(8 * rates.token_ns)
 

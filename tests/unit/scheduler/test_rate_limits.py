@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from pageframe.core.errors import OutOfRangeError, ResourceExhaustedError
-from pageframe.core.request import Submission
+from pageframe.core.request import RateLevel, Submission
 from pageframe.core.sampling import SamplingParams
 from pageframe.core.terms import TenantRate, TenantTerms
 from pageframe.core.units import NANOSECONDS_PER_SECOND
@@ -98,6 +98,29 @@ def test_requests_of_a_tenant_are_counted_over_all_gateways_and_nobody_elses_are
     driver.clock.advance_ns(30 * NANOSECONDS_PER_SECOND)
     driver.submit(request(3))
     refusal(driver, request(5))
+
+
+def test_a_request_that_is_let_in_is_told_what_is_left_and_others_are_told_nothing() -> None:
+    driver = limited(num_requests_per_minute=6, num_tokens_per_minute=60)
+    told = {}
+    for handle, tenant in ((1, "a"), (2, "b"), (3, "a")):
+        driver.scheduler.submit(request(handle, tenant=tenant, max_tokens=2), GATEWAY)
+        told |= {
+            handle: levels
+            for _, events in driver.scheduler.cancel(GATEWAY, handle)
+            for handle, levels in events.rates.items()
+        }
+    assert told == {
+        1: {
+            "requests": RateLevel(6, 5, 10 * NANOSECONDS_PER_SECOND),
+            "tokens": RateLevel(60, 50, 10 * NANOSECONDS_PER_SECOND),
+        },
+        # The first gave back the two tokens of output that it did not use.
+        3: {
+            "requests": RateLevel(6, 4, 20 * NANOSECONDS_PER_SECOND),
+            "tokens": RateLevel(60, 42, 18 * NANOSECONDS_PER_SECOND),
+        },
+    }
 
 
 def test_a_refused_request_costs_nothing() -> None:

@@ -100,15 +100,39 @@ def test_before_anything_is_measured_costs_are_on_the_dear_side():
     assert rates.token_ns == 50_000
     # Four tokens of a byte each, at ten bytes a nanosecond.
     assert rates.block_ns == pytest.approx(0.4)
-    assert rates.paid_share == 1.0
 
 
-def test_victims_that_find_what_they_lost_make_recomputing_cheaper():
-    rates = measured(step(ms=10), step(ms=12, entries=(100,)))
-    assert rates.paid_share == 1.0
+HOST = {"num_host_blocks": 8}
+
+
+@pytest.mark.parametrize(
+    ("facts", "shares_prefixes", "moved_and_gone"),
+    [({}, True, (0.0, 1.0)), (HOST, True, (1.0, 0.0)), (HOST, False, (0.0, 1.0))],
+)
+def test_at_first_the_host_tier_is_expected_to_keep_all_that_can_be_found(
+    facts, shares_prefixes, moved_and_gone
+):
+    rates = Rates(make_facts(**facts), shares_prefixes=shares_prefixes)
+    assert (rates.moved_share, rates.gone_share) == moved_and_gone
+
+
+def test_where_blocks_of_victims_went_is_followed():
+    rates = Rates(make_facts(**HOST))
     for _ in range(100):
-        rates.observe_return(400 * rates.token_ns, 1000)
-    rates.observe_return(0.0, 0)
-    assert rates.paid_share == pytest.approx(0.4, rel=0.01)
+        rates.observe_return(100, moved_share=0.5, gone_share=0.25)
+    rates.observe_return(0, moved_share=9.0, gone_share=9.0)
+    assert rates.moved_share == pytest.approx(0.5, rel=0.01)
+    assert rates.gone_share == pytest.approx(0.25, rel=0.01)
     rates.restart(make_facts())
-    assert rates.paid_share == 1.0
+    assert (rates.moved_share, rates.gone_share) == (0.0, 1.0)
+
+
+def test_what_is_not_looked_for_any_more_is_expected_again():
+    rates = Rates(make_facts(**HOST))
+    # One victim of a million tokens.
+    rates.observe_return(62_500, moved_share=0.0, gone_share=1.0)
+    assert rates.gone_share > 0.95
+    for _ in range(10):
+        rates.observe_nothing(100)
+    assert rates.gone_share < 0.05
+    assert rates.moved_share > 0.95

@@ -39,6 +39,7 @@ from pageframe.wire.memory_facts import (
     Retention,
     RetentionFacts,
     RetentionKind,
+    SequenceFacts,
     StepFacts,
     TableFacts,
     TenantUsage,
@@ -193,9 +194,15 @@ def test_explanations_come_back(explanation):
         ),
         max_size=3,
     ),
+    st.lists(
+        st.builds(
+            SequenceFacts, sequence_id=numbers, request_id=names, tenant=names, since_ns=times
+        ),
+        max_size=3,
+    ),
 )
-def test_operations_come_back(operations, num_lost, steps):
-    batch = OperationBatch(operations, num_lost, tuple(steps))
+def test_operations_come_back(operations, num_lost, steps, sequences):
+    batch = OperationBatch(operations, num_lost, tuple(steps), tuple(sequences))
     assert batch_from_proto(_over_the_wire(batch_to_proto(batch))) == batch
 
 

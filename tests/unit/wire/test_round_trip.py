@@ -21,7 +21,14 @@ from pageframe.core.plan import (
     Victims,
 )
 from pageframe.core.replica import PoolAccount, ReplicaFacts, TenantQuota
-from pageframe.core.request import Completion, Delivery, StallCause, Submission, TokenEvents
+from pageframe.core.request import (
+    Completion,
+    Delivery,
+    RateLevel,
+    StallCause,
+    Submission,
+    TokenEvents,
+)
 from pageframe.core.sampling import SamplingParams
 from pageframe.core.step import (
     Candidates,
@@ -297,6 +304,9 @@ def token_events(draw):
         error_status=st.text(max_size=3),
         error_limits=st.dictionaries(st.text(max_size=3), st.text(max_size=3), max_size=2),
     )
+    rates = st.dictionaries(
+        st.sampled_from(["requests", "tokens"]), st.builds(RateLevel, counts, counts, counts)
+    )
     return TokenEvents(
         step=draw(counts),
         handles=handles,
@@ -306,6 +316,7 @@ def token_events(draw):
         logprobs=draw(st.dictionaries(counts, logprobs, max_size=2)),
         prompt_logprobs=draw(st.dictionaries(counts, st.lists(logprobs, max_size=2), max_size=2)),
         completions=draw(st.lists(completion, max_size=2)),
+        rates=draw(st.dictionaries(counts, rates, max_size=2)),
     )
 
 
@@ -320,9 +331,11 @@ def test_merged_events_say_what_the_parts_say(parts):
         (handle, sample, piece) for part in parts for handle, sample, piece in _pieces(part)
     ]
     num_completions = sum(len(part.completions) for part in parts)
+    rates = {handle: levels for part in parts for handle, levels in part.rates.items()}
     merged = TokenEvents.merge(parts)
     assert _pieces(merged) == expected
     assert len(merged.completions) == num_completions
+    assert merged.rates == rates
 
 
 def _pieces(events: TokenEvents) -> list[tuple[int, int, list[int]]]:

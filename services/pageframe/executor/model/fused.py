@@ -11,6 +11,7 @@ import torch
 
 from pageframe.executor.model.decoder import KvShape
 from pageframe.executor.model.decoder_config import DecoderConfig
+from pageframe.executor.model.packing import PackingThreads, Part
 from pageframe.executor.model.paged_kv import PagedKv
 from pageframe.executor.model.rope import inverse_frequencies
 from pageframe.executor.model.weights import Progress, WeightReader
@@ -79,8 +80,11 @@ class FusedDecoder:
             head_dim=config.head_dim,
         )
         self.windows = [window or 0 for window in config.windows]
-        with WeightReader(folder, dtype, _CPU, progress) as reader:
-            weights = _Packer(library, config, dtype, reader).model()
+        with (
+            WeightReader(folder, dtype, _CPU, progress) as reader,
+            PackingThreads(num_threads) as threads,
+        ):
+            weights = _Packer(library, config, dtype, reader, threads).model()
         self.model = CpuModel(library, library.create_pool(num_threads), weights)
         self._arena: CpuArena | None = None
         self._arena_of: PagedKv | None = None
@@ -120,15 +124,21 @@ class FusedDecoder:
 
 
 class _Packer:
-    """Reads matrix after matrix and packs each at once, so that none is held twice."""
+    """Reads matrix after matrix and has each packed, so that few are held twice."""
 
     def __init__(
-        self, library: CpuLibrary, config: DecoderConfig, dtype: torch.dtype, reader: WeightReader
+        self,
+        library: CpuLibrary,
+        config: DecoderConfig,
+        dtype: torch.dtype,
+        reader: WeightReader,
+        threads: PackingThreads,
     ) -> None:
         self._library = library
         self._config = config
         self._dtype = dtype
         self._reader = reader
+        self._threads = threads
 
     def model(self) -> CpuWeights:
         config = self._config
@@ -152,13 +162,13 @@ class _Packer:
         config, reader = self._config, self._reader
         shape = (config.vocab_size, config.hidden_size)
         head = PackedLinear(self._library, config.hidden_size, config.vocab_size, dtype=self._dtype)
-        embedding = reader.read("model.embed_tokens.weight", *shape)
+        name = "model.embed_tokens.weight"
         # Some checkpoints say they are not tied and store no head of their own.
         if config.is_tied or "lm_head.weight" not in reader:
-            head.pack(embedding)
+            self._threads.pack(head, [Part(reader.borrow(name, *shape))])
             return head, None
-        head.pack(reader.read("lm_head.weight", *shape))
-        return head, embedding
+        self._threads.pack(head, [Part(reader.borrow("lm_head.weight", *shape))])
+        return head, reader.read(name, *shape)
 
     def _layer(self, index: int) -> CpuLayer:
         config = self._config
@@ -201,10 +211,12 @@ class _Packer:
             dtype=self._dtype,
             has_bias=f"{parts[0][0]}.bias" in self._reader,
         )
+        read: list[Part] = []
         first_out = 0
         for path, num_out in parts:
-            self._pack(linear, path, num_in, num_out, first_out=first_out)
+            read.append(self._part(linear, path, num_in, num_out, first_out=first_out))
             first_out += num_out
+        self._threads.pack(linear, read)
         return linear
 
     def _gated(self, prefix: str) -> PackedLinear:
@@ -217,12 +229,15 @@ class _Packer:
             gated=True,
             has_bias=f"{prefix}.gate_proj.bias" in self._reader,
         )
-        for name, part in (("gate_proj", GATE), ("up_proj", UP)):
-            path = f"{prefix}.{name}"
-            self._pack(linear, path, config.hidden_size, config.intermediate_size, part=part)
+        sizes = config.hidden_size, config.intermediate_size
+        parts = [
+            self._part(linear, f"{prefix}.{name}", *sizes, part=part)
+            for name, part in (("gate_proj", GATE), ("up_proj", UP))
+        ]
+        self._threads.pack(linear, parts)
         return linear
 
-    def _pack(
+    def _part(
         self,
         linear: PackedLinear,
         path: str,
@@ -231,12 +246,12 @@ class _Packer:
         *,
         first_out: int = 0,
         part: int = GATE,
-    ) -> None:
-        weight = self._reader.read(f"{path}.weight", num_out, num_in)
-        linear.pack(weight, first_out=first_out, part=part)
+    ) -> Part:
+        weight = self._reader.borrow(f"{path}.weight", num_out, num_in)
+        bias = None
         if linear.shape.has_bias:
             bias = self._reader.read(f"{path}.bias", num_out).float()
-            linear.pack_bias(bias, first_out=first_out, part=part)
+        return Part(weight, bias, first_out, part)
 
     def _norm(self, path: str, size: int) -> torch.Tensor:
         return self._reader.read(f"{path}.weight", size).float()

@@ -21,6 +21,7 @@ from pageframe.executor.model.grammar_masks import (
 )
 from pageframe.executor.model.grammar_store import GrammarStore
 from pageframe.executor.model.history import TokenHistory
+from pageframe.executor.model.masked_rows import Masked
 
 # A penalty near zero divides a logit into infinity; a finite cap leaves it the best token. Half
 # of it would do as well: only the difference of two logits has to stay finite.
@@ -109,8 +110,40 @@ class LogitEdits:
         self._rows.pop(row, None)
         self._failures.pop(row, None)
 
+    def masks(self, rows: list[int], is_holding_back: NDArray[np.bool_]) -> Masked:
+        """What grammars let through, less what is held back if something else is left.
+
+        Args:
+            rows: n admitted rows.
+            is_holding_back: bool [n], whether the row has not yet made ``min_tokens``.
+        """
+        followed = {
+            index: grammar
+            for index, row in enumerate(rows)
+            if (grammar := self._grammar(row)) is not None
+        }
+        index = np.array(list(followed), dtype=np.int64)
+        masks = self._masks.pack(list(followed.values()))
+        for mask, (place, grammar) in zip(masks, followed.items(), strict=True):
+            if is_holding_back[place]:
+                hold_back(mask, self._rows[rows[place]].held_back_ids)
+            if grammar.failure:
+                self._failures[rows[place]] = grammar.failure
+        return Masked(index, masks)
+
+    def has_mask_only(self, row: int) -> bool:
+        """Whether a grammar is all that changes the logits of ``row``."""
+        edits = self._rows.get(row)
+        if edits is None or edits.grammar is None:
+            return False
+        return edits.history is None and not edits.bias_ids.size
+
     def apply(
-        self, logits: torch.Tensor, rows: list[int], is_holding_back: NDArray[np.bool_]
+        self,
+        logits: torch.Tensor,
+        rows: list[int],
+        is_holding_back: NDArray[np.bool_],
+        masked: Masked | None = None,
     ) -> None:
         """Edit ``logits`` in place: penalties, bias, the tokens held back, then grammars.
 
@@ -118,6 +151,7 @@ class LogitEdits:
             logits: float32 [n, V].
             rows: The admitted row behind each of the n.
             is_holding_back: bool [n], whether the row has not yet made ``min_tokens``.
+            masked: What ``masks`` said of these rows; None where no row has a grammar.
         """
         edits = [(index, self._rows[row]) for index, row in enumerate(rows)]
         _penalise(logits, [(index, e, e.history) for index, e in edits if e.history is not None])
@@ -126,28 +160,16 @@ class LogitEdits:
             biases = np.concatenate([e.biases for _, e in edits])
             logits[_places(logits, biased)] += torch.from_numpy(biases).to(logits.device)
         held = {index: e.held_back_ids for index, e in edits if is_holding_back[index]}
-        followed = {index: e.grammar for index, e in edits if e.grammar is not None}
-        if followed:
-            self._apply_grammars(logits, rows, followed, held)
+        followed = set() if masked is None else set(masked.index.tolist())
         free = [(index, ids) for index, ids in held.items() if index not in followed]
         if free:
             logits[_places(logits, free)] = -torch.inf
+        if masked is not None and followed:
+            self._masks.forbid(logits, masked.index, masked.masks)
 
-    def _apply_grammars(
-        self,
-        logits: torch.Tensor,
-        rows: list[int],
-        followed: dict[int, GrammarState],
-        held: dict[int, NDArray[np.int64]],
-    ) -> None:
-        """Forbid what leads out of a grammar, and what is held back if something else is left."""
-        masks = self._masks.pack(list(followed.values()))
-        for mask, (index, grammar) in zip(masks, followed.items(), strict=True):
-            if index in held:
-                hold_back(mask, held[index])
-            if grammar.failure:
-                self._failures[rows[index]] = grammar.failure
-        self._masks.forbid(logits, np.array(list(followed), dtype=np.int64), masks)
+    def _grammar(self, row: int) -> GrammarState | None:
+        edits = self._rows.get(row)
+        return None if edits is None else edits.grammar
 
     def failures(self) -> dict[int, str]:
         """Reasons by row, of those whose grammar cannot be followed; they may only end."""

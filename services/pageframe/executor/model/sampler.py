@@ -20,22 +20,23 @@ only the rows that use it.
 """
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pageframe.core.errors import InternalError
 from pageframe.core.sampling import SamplingParams
 from pageframe.core.step import Candidates, TokenLogprobs
 from pageframe.executor.batch import DraftSamples, Int32Array
 from pageframe.executor.model import philox
 from pageframe.executor.model.candidates import best_candidates
 from pageframe.executor.model.draw import Draws, draw
+from pageframe.executor.model.edited_choice import Turn, choose_edited
 from pageframe.executor.model.grammar_store import GrammarStore
 from pageframe.executor.model.logit_edits import LogitEdits
 from pageframe.executor.model.logprobs import token_logprobs
-from pageframe.executor.model.selection import best_token
+from pageframe.executor.model.selection import best_token, check_finite
 
 _DRAWS = 1
 _EDITS = 2
@@ -183,7 +184,7 @@ class Sampler:
         flags = self._flags[rows]
         assert flags.all(), f"rows {rows[flags == 0].tolist()} are not in use"
         maxima, best_ids = best_token(logits)
-        _check_finite(maxima, rows)
+        check_finite(maxima, rows)
         tokens = best_ids.cpu().numpy()
         is_holding_back = positions < self._earliest_stop[rows]
         if not (flags & _FEATURES).any() and not is_holding_back.any():
@@ -195,17 +196,19 @@ class Sampler:
         if plain.size:
             tokens[plain] = draw(self._draws(logits, maxima, plain, rows[plain], positions[plain]))
         counts = np.ones(len(rows), dtype=np.bool_)
+        edits = Turn(
+            logits=logits, maxima=maxima, best_ids=tokens, index=edited, rows=rows,
+            positions=positions, is_holding_back=is_holding_back, is_drawn=is_drawn,
+            draw=lambda values, best, index, samples: draw(
+                self._draws(values, best, index, rows[samples], positions[samples])
+            ),
+        )  # fmt: skip
         for turn in _turns(edited, drafts):
             # What an edit does to a logit depends on the tokens before, so on what counted of them.
             counted = turn[counts[turn]]
             if not counted.size:
                 break
-            tokens[counted] = self._choose_edited(
-                logits[torch.from_numpy(counted).to(logits.device)],
-                rows[counted],
-                positions[counted],
-                is_holding_back[counted],
-            )
+            tokens[counted] = choose_edited(self._edits, replace(edits, index=counted))
             for index in counted[flags[counted] & _EDITS != 0].tolist():
                 self._edits.record(int(rows[index]), int(tokens[index]))
             if drafts is not None:
@@ -236,7 +239,7 @@ class Sampler:
         Raises:
             InternalError: LOGITS_NOT_FINITE, as ``sample``.
         """
-        _check_finite(logits.amax(1), rows)
+        check_finite(logits.amax(1), rows)
         logprobs = logits.log_softmax(1)
         is_holding_back = positions < self._earliest_candidate_stop[rows]
         edited = np.flatnonzero((self._flags[rows] & _BEAM_EDITS != 0) | is_holding_back)
@@ -270,7 +273,7 @@ class Sampler:
         """
         num_tokens = len(next_token_ids)
         maxima = logits.amax(1)
-        _check_finite(maxima, np.full(num_tokens, row, dtype=np.int32))
+        check_finite(maxima, np.full(num_tokens, row, dtype=np.int32))
         return token_logprobs(
             logits,
             maxima,
@@ -278,25 +281,6 @@ class Sampler:
             next_token_ids.astype(np.int64),
             np.full(num_tokens, self._num_prompt_logprobs[row]),
         )
-
-    def _choose_edited(
-        self,
-        logits: torch.Tensor,
-        rows: Int32Array,
-        positions: Int32Array,
-        is_holding_back: NDArray[np.bool_],
-    ) -> NDArray[np.int64]:
-        """Choose tokens from a copy of some rows' logits, which is edited first."""
-        for row, position in zip(rows.tolist(), positions.tolist(), strict=True):
-            self._edits.check_position(row, position)
-        self._edits.apply(logits, rows.tolist(), is_holding_back)
-        maxima, best_ids = best_token(logits)
-        _check_finite(maxima, rows)
-        tokens: NDArray[np.int64] = best_ids.cpu().numpy()
-        drawn = np.flatnonzero(self._flags[rows] & _DRAWS)
-        if drawn.size:
-            tokens[drawn] = draw(self._draws(logits, maxima, drawn, rows[drawn], positions[drawn]))
-        return tokens
 
     def _draws(
         self,
@@ -311,7 +295,7 @@ class Sampler:
             maxima=maxima,
             index=index,
             temperature=self._temperature[rows],
-            top_k=self._top_k[rows],
+            top_k=np.minimum(self._top_k[rows], logits.shape[1]),
             top_p=self._top_p[rows],
             min_p=self._min_p[rows],
             uniforms=philox.uniform(self._seed[rows], self._sample_index[rows], positions),
@@ -341,15 +325,3 @@ def _turns(index: NDArray[np.int64], drafts: DraftSamples | None) -> list[NDArra
     depths = samples - np.maximum.accumulate(np.where(drafts.is_first, samples, 0))
     depths = depths[index]
     return [index[depths == depth] for depth in range(int(depths.max(initial=-1)) + 1)]
-
-
-def _check_finite(maxima: torch.Tensor, rows: Int32Array) -> None:
-    is_finite = torch.isfinite(maxima).cpu().numpy()
-    if is_finite.all():
-        return
-    bad = sorted(set(rows[~is_finite].tolist()))
-    raise InternalError(
-        "LOGITS_NOT_FINITE",
-        f"the model gave no finite best logit for row {', '.join(map(str, bad))}",
-        rows=",".join(map(str, bad)),
-    )

@@ -8,7 +8,11 @@ thousand numbers instead of the whole vocabulary.
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+
+from pageframe.core.errors import InternalError
 
 # Widths balance the pass over the vocabulary (wide is faster) against what the winners hold.
 _ARGMAX_BLOCK = 256
@@ -24,6 +28,24 @@ def best_token(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     Returns:
         Maxima float32 [n], NaN where the row holds a NaN, and token ids int64 [n].
     """
+    if logits.device.type == "cpu":
+        return _best_token_on_host(logits)
+    return best_token_by_blocks(logits)
+
+
+def _best_token_on_host(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """``best_token`` on this thread alone.
+
+    PyTorch would share even one row with its other threads, and wake them for that.
+    """
+    rows = logits.numpy()
+    # The first of equals, as NumPy promises; a NaN is greater than all.
+    ids = rows.argmax(1)
+    return torch.from_numpy(rows[np.arange(len(rows)), ids]), torch.from_numpy(ids)
+
+
+def best_token_by_blocks(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """``best_token`` in operations that a device has; on a host it finds the same."""
     vocab_size = logits.shape[1]
     maxima = reduce_blocks(logits, _ARGMAX_BLOCK, torch.amax)
     # argmax answers with the first of equals, here and inside the block: the lowest id.
@@ -93,3 +115,24 @@ def reduce_blocks(
     if whole < rows.shape[1]:
         parts.append(reduce(rows[:, whole:], dim=1, keepdim=True))
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+
+def check_finite(maxima: torch.Tensor, rows: NDArray[np.int32]) -> None:
+    """Refuse logits from which no token can be chosen.
+
+    Args:
+        maxima: float32 [n], the best logit of each.
+        rows: int32 [n], whose they are.
+
+    Raises:
+        InternalError: LOGITS_NOT_FINITE; limit ``rows`` names those, separated by commas.
+    """
+    is_finite = torch.isfinite(maxima).cpu().numpy()
+    if is_finite.all():
+        return
+    bad = sorted(set(rows[~is_finite].tolist()))
+    raise InternalError(
+        "LOGITS_NOT_FINITE",
+        f"the model gave no finite best logit for row {', '.join(map(str, bad))}",
+        rows=",".join(map(str, bad)),
+    )

@@ -104,6 +104,22 @@ class WeightReader:
         """
         return self.read_stacked([name], *shape)
 
+    def borrow(self, name: str, *shape: int) -> torch.Tensor:
+        """The tensor ``name`` as it lies in its file, where its dtype is the wanted one.
+
+        Nothing is copied: pages of the file come in when somebody looks at them. Valid while the
+        reader is open. In another dtype, or on another device, it is a copy, as of ``read``.
+
+        Raises:
+            InvalidRequestError: as ``read``.
+        """
+        stored = self._file_of[name].get_tensor(name) if name in self else None
+        if stored is None or stored.shape != shape or not self._is_as_wanted(stored):
+            return self.read(name, *shape)
+        self._unread.discard(name)
+        self._count(stored)
+        return stored
+
     def read_stacked(self, names: Iterable[str], *shape: int) -> torch.Tensor:
         """Several tensors, one below the other along the first dimension, which sum to ``shape``.
 
@@ -120,11 +136,18 @@ class WeightReader:
                 raise self._wrong_shape(name, tuple(part.shape), shape)
             whole[filled : filled + part.shape[0]] = part
             filled += part.shape[0]
-            self._num_bytes_read += part.numel() * part.element_size()
-            self._progress(self._num_bytes_read, self._num_bytes_total)
+            self._count(part)
         if filled != shape[0]:
             raise self._wrong_shape(name, (filled, *shape[1:]), shape)
         return whole
+
+    def _is_as_wanted(self, stored: torch.Tensor) -> bool:
+        is_aligned = stored.data_ptr() % stored.element_size() == 0
+        return is_aligned and (stored.dtype, stored.device) == (self._dtype, self._device)
+
+    def _count(self, part: torch.Tensor) -> None:
+        self._num_bytes_read += part.numel() * part.element_size()
+        self._progress(self._num_bytes_read, self._num_bytes_total)
 
     def _wrong_shape(
         self, name: str, found: tuple[int, ...], wanted: tuple[int, ...]

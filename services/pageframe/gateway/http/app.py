@@ -77,10 +77,8 @@ class Door:
 
     async def _chat(self, exchange: Exchange) -> None:
         origin = self._origin(exchange)
-        request, stream = chat_completions.read_chat(await exchange.read_body(), origin)
-        await exchange.while_connected(
-            chat_completions.send_chat(exchange, request, stream, self._service)
-        )
+        ask = chat_completions.read_chat(await exchange.read_body(), origin)
+        await exchange.while_connected(chat_completions.send_chat(exchange, ask, self._service))
 
     async def _completion(self, exchange: Exchange) -> None:
         origin = self._origin(exchange)
@@ -94,7 +92,10 @@ class Door:
 
     async def _model(self, exchange: Exchange) -> None:
         self._caller(exchange)
-        facts = self._service.facts_of(exchange.path_params["model"])
+        model = exchange.path_params["model"]
+        if not model:
+            raise NotFoundError("UNKNOWN_MODEL", "the path ends where a model's name belongs")
+        facts = self._service.facts_of(model)
         await exchange.answer(200, encode_json(self._describe(facts)))
 
     async def _health(self, exchange: Exchange) -> None:

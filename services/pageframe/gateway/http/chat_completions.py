@@ -9,10 +9,17 @@ from pageframe.gateway.http.exchange import Exchange
 from pageframe.gateway.http.fields import Fields
 from pageframe.gateway.http.generation_fields import Origin, Stream, read_generation, read_stream
 from pageframe.gateway.http.logprobs import TokenTexts, chat_logprobs
-from pageframe.gateway.http.messages import read_messages, read_tools
+from pageframe.gateway.http.messages import read_messages
 from pageframe.gateway.http.pieces import Choices, Piece
 from pageframe.gateway.http.reply import Reply
-from pageframe.gateway.http.tool_calls import CLOSE_TAG, ToolCall
+from pageframe.gateway.http.tool_calls import (
+    CallPart,
+    HeldCallParser,
+    ToolCall,
+    ToolCallParser,
+    join_calls,
+)
+from pageframe.gateway.http.tools import ToolUse, read_tool_use
 from pageframe.gateway.request import GenerateInput
 
 ERROR_FORM = ErrorForm(
@@ -20,7 +27,22 @@ ERROR_FORM = ErrorForm(
 )
 
 
-def read_chat(body: dict[str, object], origin: Origin) -> tuple[GenerateInput, Stream]:
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ChatAsk:
+    """What a body asks for.
+
+    Attributes:
+        request: The generation.
+        stream: Whether and how the reply comes in pieces.
+        tool_use: Which tools there are, and what holds their calls.
+    """
+
+    request: GenerateInput
+    stream: Stream
+    tool_use: ToolUse
+
+
+def read_chat(body: dict[str, object], origin: Origin) -> ChatAsk:
     """What a body asks for.
 
     Raises:
@@ -40,44 +62,46 @@ def read_chat(body: dict[str, object], origin: Origin) -> tuple[GenerateInput, S
     num_logprobs = _read_num_logprobs(fields)
     max_tokens = fields.whole("max_tokens")
     max_completion_tokens = fields.whole("max_completion_tokens")
-    tools = read_tools(fields)
-    if tools and request.sampling.grammar is not None:
+    tool_use = read_tool_use(fields)
+    if tool_use.tools and request.sampling.grammar is not None:
         raise InvalidRequestError(
             "GRAMMAR_WITH_FIELD",
-            f"{len(tools)} tools are given; an output that has to be of one form cannot call them: "
-            "leave them out or let tool_choice be none",
+            f"{len(tool_use.tools)} tools are given; an output that has to be of one form cannot "
+            "call them: leave them out or let tool_choice be none",
             field="tools",
         )
-    # One call at most is one whose end ends the output; the parser does without the closing tag.
-    is_parallel = fields.flag("parallel_tool_calls", True)
-    stop = request.stop if is_parallel or not tools else (*request.stop, CLOSE_TAG)
     messages = read_messages(fields)
     fields.end()
     request = dataclasses.replace(
         request,
         messages=messages,
-        tools=tools,
-        stop=stop,
+        tools=tool_use.tools,
+        stop=(*request.stop, *tool_use.stop),
         max_tokens=max_tokens if max_completion_tokens is None else max_completion_tokens,
-        sampling=dataclasses.replace(request.sampling, num_logprobs=num_logprobs),
+        sampling=dataclasses.replace(
+            request.sampling,
+            num_logprobs=num_logprobs,
+            grammar=tool_use.grammar or request.sampling.grammar,
+        ),
     )
-    return request, stream
+    return ChatAsk(request=request, stream=stream, tool_use=tool_use)
 
 
-async def send_chat(
-    exchange: Exchange, request: GenerateInput, stream: Stream, service: GenerationService
-) -> None:
+async def send_chat(exchange: Exchange, ask: ChatAsk, service: GenerationService) -> None:
     """Generate and send the reply.
 
     Raises:
         PageframeError: refused, failed, cancelled or too late.
     """
+    request, tool_use = ask.request, ask.tool_use
     facts = service.facts_of(request.model)
+    await tool_use.check(service)
     codec = await service.codec(request.model)
     texts = TokenTexts(codec, skip_special_tokens=request.skip_special_tokens)
     form = ChatForm(texts, tells_logprobs=request.sampling.num_logprobs >= 0)
-    choices = Choices(1, request.num_samples, parses_tools=bool(request.tools))
-    await Reply(exchange, form, choices, stream, facts).send(service, [request])
+    make_parser = ToolCallParser if tool_use.grammar is None else HeldCallParser
+    choices = Choices(1, request.num_samples, make_parser=make_parser if tool_use.tools else None)
+    await Reply(exchange, form, choices, ask.stream, facts).send(service, [request])
 
 
 class ChatForm:
@@ -105,7 +129,7 @@ class ChatForm:
             "refusal": None,
         }
         if piece.tool_calls:
-            message["tool_calls"] = [_call(call) for call in piece.tool_calls]
+            message["tool_calls"] = [_call(call) for call in join_calls(piece.tool_calls)]
         return {
             "index": piece.index,
             "message": message,
@@ -123,10 +147,9 @@ class ChatForm:
         if piece.text or (piece.logprobs and self._tells_logprobs):
             logprobs_at = len(deltas)
             deltas.append({"content": piece.text})
-        for call in piece.tool_calls:
-            number = self._num_calls[piece.index]
-            self._num_calls[piece.index] += 1
-            deltas.append({"tool_calls": [{"index": number, **_call(call)}]})
+        deltas += [
+            {"tool_calls": [self._call_delta(piece.index, part)]} for part in piece.tool_calls
+        ]
         if piece.finish_reason:
             deltas.append({})
         return [
@@ -138,6 +161,13 @@ class ChatForm:
             }
             for place, delta in enumerate(deltas)
         ]
+
+    def _call_delta(self, index: int, part: CallPart) -> dict[str, object]:
+        """A call's beginning names it; what follows says only which of the choice's it is."""
+        if isinstance(part, ToolCall):
+            self._num_calls[index] += 1
+        said = _call(part) if isinstance(part, ToolCall) else {"function": {"arguments": part.text}}
+        return {"index": self._num_calls[index] - 1, **said}
 
     def _logprobs(self, piece: Piece) -> dict[str, object] | None:
         return chat_logprobs(piece.logprobs, self._texts) if self._tells_logprobs else None

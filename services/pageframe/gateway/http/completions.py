@@ -38,11 +38,14 @@ class CompletionAsk:
         inputs: One generation for each prompt.
         stream: Whether and how the reply comes in pieces.
         echoes: Begin each output with its prompt.
+        is_echo_only: End it there as well. A token is computed behind it all the same, since a
+            prompt's log-probabilities come with an output, and is not told.
     """
 
     inputs: list[GenerateInput]
     stream: Stream
     echoes: bool
+    is_echo_only: bool
 
     @property
     def tells_logprobs(self) -> bool:
@@ -65,6 +68,8 @@ def read_completion(body: dict[str, object], origin: Origin) -> CompletionAsk:
     num_logprobs = fields.whole("logprobs")
     num_logprobs = -1 if num_logprobs is None else num_logprobs
     max_tokens = fields.whole("max_tokens")
+    is_echo_only = echoes and max_tokens == 0
+    max_tokens = 1 if is_echo_only else max_tokens
     best_of = fields.whole("best_of")
     prompts = _read_prompts(fields.take("prompt"))
     fields.end()
@@ -87,6 +92,7 @@ def read_completion(body: dict[str, object], origin: Origin) -> CompletionAsk:
         ],
         stream=stream,
         echoes=echoes,
+        is_echo_only=is_echo_only,
     )
     _check_stream(ask)
     return ask
@@ -114,7 +120,11 @@ async def send_completion(
             for request, echo in pairs
         ]
     form = CompletionForm(
-        texts, echoes, num_samples=first.num_samples, tells_logprobs=ask.tells_logprobs
+        texts,
+        echoes,
+        num_samples=first.num_samples,
+        tells_logprobs=ask.tells_logprobs,
+        is_echo_only=ask.is_echo_only,
     )
     choices = Choices(len(inputs), first.num_samples)
     await Reply(exchange, form, choices, ask.stream, facts).send(service, inputs)
@@ -136,6 +146,7 @@ class CompletionForm:
         echoes: The prompts, where outputs begin with them; else empty.
         num_samples: Outputs of each prompt.
         tells_logprobs: Whether log-probabilities were asked for.
+        is_echo_only: Whether outputs end where their prompts do.
     """
 
     id_prefix = "cmpl"
@@ -148,18 +159,22 @@ class CompletionForm:
         *,
         num_samples: int,
         tells_logprobs: bool,
+        is_echo_only: bool = False,
     ) -> None:
         self._texts = texts
         self._echoes = echoes
         self._num_samples = num_samples
         self._tells_logprobs = tells_logprobs
+        self._is_echo_only = is_echo_only
         self._logprobs: dict[int, CompletionLogprobs] = {}
         self._prompt_logprobs: dict[int, list[TokenLogprobs]] = {}
 
     def whole(self, piece: Piece) -> dict[str, object]:
         """A choice, complete."""
-        text = piece.text
-        entries: list[TokenLogprobs | int] = [*piece.logprobs]
+        text = "" if self._is_echo_only else piece.text
+        entries: list[TokenLogprobs | int] = [] if self._is_echo_only else [*piece.logprobs]
+        # The token behind an echo may be one that ends outputs; asked for were none.
+        finish_reason = "length" if self._is_echo_only else piece.finish_reason
         if piece.index not in self._logprobs:
             self._logprobs[piece.index] = CompletionLogprobs(self._texts)
             text, entries = self._with_echo(piece, text, entries)
@@ -168,7 +183,7 @@ class CompletionForm:
             "index": piece.index,
             "text": text,
             "logprobs": logprobs,
-            "finish_reason": piece.finish_reason or None,
+            "finish_reason": (piece.finish_reason and finish_reason) or None,
         }
 
     def pieces(self, piece: Piece) -> list[dict[str, object]]:
@@ -222,7 +237,7 @@ def _read_prompts(value: object) -> list[str | list[int]]:
         )
     for index, entry in enumerate(value):
         if not isinstance(entry, str) and not _is_token_ids(entry):
-            raise malformed(f"prompt[{index}]", entry, "a text or a list of token ids")
+            raise malformed(f"prompt[{index}]", entry, "a text or at least one token id in a list")
     return value
 
 

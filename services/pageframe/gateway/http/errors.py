@@ -10,6 +10,8 @@ import math
 from collections.abc import Mapping
 
 from pageframe.core.errors import PageframeError
+from pageframe.core.request import RateLevel, RateLevels
+from pageframe.core.units import NANOSECONDS_PER_SECOND
 
 # As google.rpc.Code maps them, but for two: the caller of a feature that is not offered has asked
 # for something wrong (OpenAI answers so, and its clients would try a 501 again), and a server that
@@ -122,12 +124,31 @@ def retry_headers(error: PageframeError) -> dict[str, str]:
         "retry-after": str(max(1, math.ceil(float(retry_after_s)))),
         "retry-after-ms": str(math.ceil(float(retry_after_s) * 1000)),
     }
-    for what in ("requests", "tokens"):
-        if f"num_{what}_per_minute" in error.limits:
-            headers[f"x-ratelimit-limit-{what}"] = error.limits[f"num_{what}_per_minute"]
-            headers[f"x-ratelimit-remaining-{what}"] = error.limits[f"num_{what}_left"]
-            headers[f"x-ratelimit-reset-{what}"] = f"{error.limits[f'{what}_full_after_s']}s"
+    return headers | rate_headers(_levels(error.limits))
+
+
+def rate_headers(levels: RateLevels) -> dict[str, str]:
+    """OpenAI's headers that tell what is left of rates, and when all of it is there again."""
+    headers = {}
+    for what, level in levels.items():
+        headers[f"x-ratelimit-limit-{what}"] = str(level.num_per_minute)
+        headers[f"x-ratelimit-remaining-{what}"] = str(level.num_left)
+        seconds = level.full_after_ns / NANOSECONDS_PER_SECOND
+        headers[f"x-ratelimit-reset-{what}"] = f"{seconds:.3f}s"
     return headers
+
+
+def _levels(limits: Mapping[str, str]) -> RateLevels:
+    """What a refusal for a rate says of it."""
+    return {
+        what: RateLevel(
+            int(limits[f"num_{what}_per_minute"]),
+            int(limits[f"num_{what}_left"]),
+            round(float(limits[f"{what}_full_after_s"]) * NANOSECONDS_PER_SECOND),
+        )
+        for what in ("requests", "tokens")
+        if f"num_{what}_per_minute" in limits
+    }
 
 
 def _type(code: int) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
 import structlog
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, QueryParams
 from starlette.types import Receive, Scope, Send
 
 from pageframe.core.errors import (
@@ -42,12 +42,14 @@ class Exchange:
     Attributes:
         headers: Of the request.
         path_params: Parts of the path that the route names.
+        query_params: What stands behind the path's question mark; of a name given twice the last.
         request_id: The caller's name for the request, or one made for it.
     """
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.headers = Headers(scope=scope)
         self.path_params: Mapping[str, str] = scope.get("path_params", {})
+        self.query_params: Mapping[str, str] = QueryParams(scope.get("query_string", b""))
         self.request_id = request_id_of(self.headers)
         self._receive = receive
         self._send = send

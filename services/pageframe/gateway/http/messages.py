@@ -1,16 +1,12 @@
-"""Messages and tools of a chat, from OpenAI's form to what chat templates expect."""
+"""Messages of a chat, from OpenAI's form to what chat templates expect."""
 
 import json
-import re
 
-from pageframe.core.errors import InvalidRequestError
-from pageframe.core.limits import LIMITS
 from pageframe.gateway.chat import ChatMessage, Tool
 from pageframe.gateway.http.fields import Fields, checked_text, malformed, unimplemented
 
 # What replies carry beside their text; callers send it back with the next turn.
 _IGNORED_IN_MESSAGE = ("refusal", "annotations", "reasoning_content")
-_TOOL_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
 def read_messages(fields: Fields) -> list[ChatMessage]:
@@ -21,39 +17,6 @@ def read_messages(fields: Fields) -> list[ChatMessage]:
         UnimplementedError: reason UNIMPLEMENTED_FEATURE, for anything but text.
     """
     return fields.items("messages", _read_message)
-
-
-def read_tools(fields: Fields) -> tuple[Tool, ...]:
-    """Read ``tools`` and ``tool_choice``: the tools that the model is told of.
-
-    Raises:
-        InvalidRequestError: reason FIELD_MALFORMED, UNKNOWN_FIELD, TOO_MANY_TOOLS or
-            TOOL_CHOICE_WITHOUT_TOOLS.
-        UnimplementedError: reason UNIMPLEMENTED_FEATURE, for what only a grammar could ensure.
-    """
-    tools = tuple(fields.items("tools", _read_tool))
-    choice = fields.take("tool_choice")
-    if len(tools) > LIMITS.num_tools_max:
-        raise InvalidRequestError(
-            "TOO_MANY_TOOLS",
-            f"there are {len(tools)} tools; at most {LIMITS.num_tools_max} are allowed",
-            field="tools",
-            num_tools=len(tools),
-            num_tools_max=LIMITS.num_tools_max,
-        )
-    if choice is None or choice == "auto":
-        return tools
-    if choice == "none":
-        return ()
-    if not tools:
-        raise InvalidRequestError(
-            "TOOL_CHOICE_WITHOUT_TOOLS",
-            "tool_choice asks for a call, and there are no tools",
-            field="tool_choice",
-        )
-    if choice == "required" or isinstance(choice, dict):
-        raise unimplemented("tool_choice", "a call cannot be forced; choose auto or none")
-    raise malformed("tool_choice", choice, "none, auto, required or an object")
 
 
 def _read_message(value: object, path: str) -> ChatMessage:
@@ -111,24 +74,3 @@ def _read_call(value: object, path: str) -> Tool:
         "type": "function",
         "function": {"name": name, "arguments": arguments},
     }
-
-
-def _read_tool(value: object, path: str) -> Tool:
-    fields = Fields.of(value, path)
-    kind = fields.text("type", "function")
-    if kind != "function":
-        raise unimplemented(f"{path}.type {kind[:40]!r}", "only functions are")
-    function = fields.inner("function")
-    fields.end()
-    name = function.text("name")
-    if not _TOOL_NAME.fullmatch(name):
-        raise malformed(function.path("name"), name, "1 to 64 letters, digits, dots, dashes or _")
-    described: dict[str, object] = {"name": name, "description": function.text("description")}
-    parameters = function.take("parameters")
-    if parameters is not None:
-        if not isinstance(parameters, dict):
-            raise malformed(function.path("parameters"), parameters, "an object")
-        described["parameters"] = parameters
-    function.refuse("strict", "arguments cannot be forced into a schema", allowed=(False,))
-    function.end()
-    return {"type": "function", "function": described}

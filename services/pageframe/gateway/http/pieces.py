@@ -4,12 +4,12 @@ outputs of one generation for each prompt ─▶ pieces, numbered by choice ─�
                                                                         └▶ added up: one reply
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 
 from pageframe.core.step import FinishReason, TokenLogprobs
-from pageframe.gateway.http.tool_calls import ToolCall, ToolCallParser
-from pageframe.gateway.output import Header, Output, SampleEnd
+from pageframe.gateway.http.tool_calls import CallPart, Part, ToolCall, ToolCallParser
+from pageframe.gateway.output import Header, Output, RatesLeft, SampleEnd
 
 _FINISH_REASONS = {FinishReason.STOP: "stop", FinishReason.LENGTH: "length"}
 
@@ -21,7 +21,7 @@ class Piece:
     Attributes:
         index: Which choice.
         text: New text.
-        tool_calls: New calls; each is complete.
+        tool_calls: New calls, and more of the last one's arguments.
         logprobs: Of the new tokens, where asked for.
         prompt_logprobs: Of the prompt, where asked for; in one piece of the first choice.
         finish_reason: With the last piece; empty before.
@@ -29,7 +29,7 @@ class Piece:
 
     index: int
     text: str = ""
-    tool_calls: list[ToolCall] = field(default_factory=list)
+    tool_calls: list[CallPart] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     finish_reason: str = ""
@@ -87,20 +87,26 @@ class Choices:
     Args:
         num_prompts: How many generations there are.
         num_samples: How many outputs each has.
-        parses_tools: Whether calls are to be read out of the text.
+        make_parser: Of what reads calls out of an output's text; None where there are none.
     """
 
-    def __init__(self, num_prompts: int, num_samples: int, *, parses_tools: bool = False) -> None:
+    def __init__(
+        self,
+        num_prompts: int,
+        num_samples: int,
+        *,
+        make_parser: Callable[[], ToolCallParser] | None = None,
+    ) -> None:
         self.usage = Usage(num_prompts)
         self._num_samples = num_samples
         num_choices = num_prompts * num_samples
-        self._parsers = [ToolCallParser() for _ in range(num_choices)] if parses_tools else []
+        self._parsers = [make_parser() for _ in range(num_choices)] if make_parser else []
         self._num_calls = [0] * num_choices
 
     def piece(self, prompt_index: int, output: Output) -> Piece | None:
         """The piece that an output is; None if it says nothing of a choice."""
         self.usage.take(prompt_index, output)
-        if isinstance(output, Header):
+        if isinstance(output, Header | RatesLeft):
             return None
         index = prompt_index * self._num_samples + output.sample_index
         if isinstance(output, SampleEnd):
@@ -120,13 +126,13 @@ class Choices:
                 piece.finish_reason = "tool_calls"
         return piece
 
-    def _split(self, piece: Piece, parts: Sequence[str | ToolCall]) -> None:
+    def _split(self, piece: Piece, parts: Sequence[Part]) -> None:
         for part in parts:
             if isinstance(part, str):
                 piece.text += part
             else:
                 piece.tool_calls.append(part)
-                self._num_calls[piece.index] += 1
+                self._num_calls[piece.index] += isinstance(part, ToolCall)
 
 
 async def gather(

@@ -15,6 +15,7 @@ import structlog
 
 from pageframe.core.clock import Clock
 from pageframe.core.errors import PageframeError
+from pageframe.core.replica import PoolAccount
 from pageframe.core.units import NANOSECONDS_PER_SECOND
 from pageframe.gateway.http.pool_frames import PoolFrames
 from pageframe.gateway.http.pool_mirror import MirrorLostError, PoolMirror
@@ -35,15 +36,19 @@ FRAME_INTERVAL_S: Final = 0.05
 SNAPSHOT_INTERVAL_S: Final = 1.0
 """After a lost watch, the next one begins so much later."""
 
-NAMES_INTERVAL_S: Final = 0.25
-"""Whose new sequences are is asked not more often than this."""
+BOUNDS_INTERVAL_S: Final = 5.0
+"""Bounds of tenants are in no operation: where blocks change, they are asked for so much later."""
 
-# A snapshot takes a moment of the step thread; asking for names takes one part in so many of it.
-_NAMES_PAUSE: Final = 20
+# A snapshot takes a moment of the step thread; asking for bounds takes one part in so many of it.
+_BOUNDS_PAUSE: Final = 20
 
 
 class PoolClient(Protocol):
     """What is asked of KV memory; ``client.kv_memory_aio`` over the wire."""
+
+    async def account(self) -> PoolAccount:
+        """Blocks by state."""
+        ...
 
     async def snapshot(self) -> MemorySnapshot:
         """The pool at one step boundary."""
@@ -95,9 +100,8 @@ class PoolFeed:
         self._num_resets = 0
         self._mirror: PoolMirror | None = None
         self._steps: list[StepFacts] = []
-        self._named: set[int] = set()
         self._has_news = asyncio.Event()
-        self._is_unnamed = asyncio.Event()
+        self._has_changed = asyncio.Event()
         self._published = asyncio.Event()
         self._is_closed = False
         self._tasks: list[asyncio.Task[None]] = []
@@ -117,7 +121,7 @@ class PoolFeed:
         """Be one of the viewers while the block runs."""
         self.num_viewers += 1
         if not self._tasks:
-            jobs = (self._follow, self._publish, self._learn_names, self._count_stalls)
+            jobs = (self._follow, self._publish, self._learn_bounds, self._count_stalls)
             self._tasks = [asyncio.create_task(self._forever(job)) for job in jobs]
         try:
             yield
@@ -175,23 +179,22 @@ class PoolFeed:
         self._steps += batch.steps
         mirror.take(batch, self._clock.now_ns())
         self._has_news.set()
-        if mirror.has_unnamed:
-            self._is_unnamed.set()
+        self._has_changed.set()
 
     async def _publish(self) -> None:
         """Make a version of what has come; not more often than a person can see."""
         await self._has_news.wait()
         self._has_news.clear()
         steps, self._steps = self._steps, []
-        named, self._named = self._named, set()
-        self._frames.publish(named, steps)
+        self._frames.publish(steps)
         self._wake()
         await self._sleep(FRAME_INTERVAL_S)
 
-    async def _learn_names(self) -> None:
-        """Ask whose new sequences are; an operation tells no more than a number."""
-        await self._is_unnamed.wait()
-        self._is_unnamed.clear()
+    async def _learn_bounds(self) -> None:
+        """Ask for what operations do not tell, a while after something went on."""
+        await self._has_changed.wait()
+        await self._sleep(BOUNDS_INTERVAL_S)
+        self._has_changed.clear()
         start_ns = self._clock.now_ns()
         try:
             snapshot = await self._snapshot()
@@ -201,12 +204,10 @@ class PoolFeed:
         else:
             mirror = self._mirror
             if mirror is not None and mirror.snapshot.pool_incarnation == snapshot.pool_incarnation:
-                self._named |= mirror.learn(snapshot)
+                mirror.learn(snapshot)
                 self._has_news.set()
-                if mirror.has_unnamed:
-                    self._is_unnamed.set()
         took_s = (self._clock.now_ns() - start_ns) / NANOSECONDS_PER_SECOND
-        await self._sleep(max(NAMES_INTERVAL_S, _NAMES_PAUSE * took_s))
+        await self._sleep(_BOUNDS_PAUSE * took_s)
 
     async def _count_stalls(self) -> None:
         self._frames.publish(samples=[self._sample_stalls()])

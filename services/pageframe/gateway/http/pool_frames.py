@@ -14,7 +14,7 @@ and as JSON numbers took 16.
 import base64
 import sys
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -81,6 +81,7 @@ class PoolFrames:
         """A new mirror: everybody gets everything."""
         self._mirror, self._away = mirror, ""
         mirror.changed.clear()
+        mirror.named.clear()
         self._changes.clear()
         self._bump()
 
@@ -90,20 +91,17 @@ class PoolFrames:
         self._changes.append(_Change(frozenset(), frozenset(), (), ()))
         self._bump()
 
-    def publish(
-        self,
-        named: Iterable[int] = (),
-        steps: Sequence[StepFacts] = (),
-        samples: Sequence[StallSample] = (),
-    ) -> None:
+    def publish(self, steps: Sequence[StepFacts] = (), samples: Sequence[StallSample] = ()) -> None:
         """Make a version of what the mirror has taken in since the last, and of these."""
         changed: frozenset[int] = frozenset()
+        named: frozenset[int] = frozenset()
         if self._mirror is not None:
-            changed = frozenset(self._mirror.changed)
+            changed, named = frozenset(self._mirror.changed), frozenset(self._mirror.named)
             self._mirror.changed.clear()
+            self._mirror.named.clear()
         self._steps.extend(steps)
         self._samples.extend(samples)
-        self._changes.append(_Change(changed, frozenset(named), steps, samples))
+        self._changes.append(_Change(changed, named, steps, samples))
         self._bump()
 
     def since(self, seen: int) -> bytes:

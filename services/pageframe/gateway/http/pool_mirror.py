@@ -23,7 +23,6 @@ from pageframe.wire.memory_facts import (
     MemorySnapshot,
     OperationBatch,
     OperationRecord,
-    TableFacts,
 )
 
 KIND_NAMES: Final = ("free", "cached", "held", "shared", "pinned", "fenced", "quarantined")
@@ -82,6 +81,7 @@ class PoolMirror:
         step: Step of the last operation.
         changed: Blocks that were touched since somebody last emptied this.
         names: Of sequences that hold blocks, as far as they are known.
+        named: Sequences that were named since somebody last emptied this.
     """
 
     def __init__(self, caller: Caller, snapshot: MemorySnapshot) -> None:
@@ -91,6 +91,7 @@ class PoolMirror:
         self.step = snapshot.step
         self.changed: set[int] = set()
         self.names: dict[int, SequenceName] = {}
+        self.named: set[int] = set()
         num_blocks = len(snapshot.states)
         # Columns over block ids, each of a size that never changes: arrays are laid over them.
         self._states = bytearray(snapshot.states.tobytes())
@@ -106,7 +107,10 @@ class PoolMirror:
         self._num_held: Counter[int] = Counter()
         for table in snapshot.tables:
             if table.block_ids:
-                self._hold_all(np.array(table.block_ids, dtype=np.int64), self._shown_id(table))
+                self._hold_all(
+                    np.array(table.block_ids, dtype=np.int64),
+                    self._shown_id(table.tenant, table.sequence_id),
+                )
         self.learn(snapshot)
 
     @property
@@ -114,23 +118,17 @@ class PoolMirror:
         """Blocks of the pool."""
         return len(self._states)
 
-    @property
-    def has_unnamed(self) -> bool:
-        """Whether some sequence holds blocks of which nobody has told whose it is."""
-        return len(self._num_held) - (ANOTHER_TENANT in self._num_held) > len(self.names)
+    def learn(self, snapshot: MemorySnapshot) -> None:
+        """Take what operations do not tell from another snapshot, and names that are missing.
 
-    def learn(self, snapshot: MemorySnapshot) -> set[int]:
-        """Take names, quotas and the like from a newer snapshot; returns who was named."""
+        It may be of another moment: what a watch has said of a name is not taken back.
+        """
         self.snapshot = snapshot
-        named = set()
         for table in snapshot.tables:
-            sequence_id = self._shown_id(table)
-            if sequence_id and sequence_id in self._num_held and sequence_id not in self.names:
-                self.names[sequence_id] = SequenceName(
-                    table.tenant, table.request_id, table.since_ns
-                )
-                named.add(sequence_id)
-        return named
+            sequence_id = self._shown_id(table.tenant, table.sequence_id)
+            if sequence_id not in self.names:
+                name = SequenceName(table.tenant, table.request_id, table.since_ns)
+                self._name(sequence_id, name)
 
     def take(self, batch: OperationBatch, now_ns: int) -> None:
         """Take operations in.
@@ -149,6 +147,9 @@ class PoolMirror:
             self.operation = record.number
             self.step = record.step or self.step
             self._take_one(record, now_ms)
+        for it in batch.sequences:
+            sequence_id = self._shown_id(it.tenant, it.sequence_id)
+            self._name(sequence_id, SequenceName(it.tenant, it.request_id, it.since_ns))
 
     def columns(self, block_ids: "NDArray[np.uint32] | slice") -> dict[str, NDArray[Any]]:
         """What is shown of blocks, each column in their order.
@@ -265,7 +266,13 @@ class PoolMirror:
             del self._num_held[sequence_id]
             self.names.pop(sequence_id, None)
 
-    def _shown_id(self, table: TableFacts) -> int:
+    def _name(self, sequence_id: int, name: SequenceName) -> None:
+        """Note whose a sequence is, while it holds blocks and the caller may know."""
+        is_told = sequence_id == ANOTHER_TENANT or self.names.get(sequence_id) == name
+        if sequence_id in self._num_held and not is_told:
+            self.names[sequence_id] = name
+            self.named.add(sequence_id)
+
+    def _shown_id(self, tenant: str, sequence_id: int) -> int:
         caller = self._caller
-        is_own = caller.is_operator or table.tenant == caller.tenant
-        return table.sequence_id if is_own else ANOTHER_TENANT
+        return sequence_id if caller.is_operator or tenant == caller.tenant else ANOTHER_TENANT

@@ -15,11 +15,12 @@ from typing import Protocol
 
 from pageframe.core.replica import ReplicaFacts
 from pageframe.gateway.generation import GenerationService
+from pageframe.gateway.http.errors import rate_headers
 from pageframe.gateway.http.exchange import SEED_HEADER, TRACE_ID_HEADER, Exchange, encode_json
 from pageframe.gateway.http.generation_fields import Stream
 from pageframe.gateway.http.pieces import Choices, Piece, gather
 from pageframe.gateway.http.several import generate_all
-from pageframe.gateway.output import Header, Output
+from pageframe.gateway.output import Header, Output, RatesLeft
 from pageframe.gateway.request import GenerateInput
 
 
@@ -96,6 +97,9 @@ class Reply:
                 self._headers[SEED_HEADER] = str(output.seed)
                 if output.trace_id:
                     self._headers[TRACE_ID_HEADER] = output.trace_id
+            if isinstance(output, RatesLeft):
+                # Of several prompts the one that was let in last tells what is left.
+                self._headers |= rate_headers(output.levels)
             yield prompt_index, output
 
     async def _send_whole(

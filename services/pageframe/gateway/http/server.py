@@ -20,6 +20,9 @@ from pageframe.core.errors import InvalidRequestError, PreconditionError
 from pageframe.core.limits import LIMITS
 from pageframe.gateway.http.errors import ErrorForm
 from pageframe.gateway.http.exchange import encode_json
+from pageframe.rpc.listening import warn_of_plain_text
+from pageframe.rpc.tls import ServerTls
+from pageframe.rpc.tls_serving import server_context
 
 # From the first byte of a connection, or of its next request, to the end of the header.
 HEADER_TIMEOUT_S = 30.0
@@ -40,10 +43,12 @@ class HttpServer:
     Args:
         app: The application.
         address: ``HOST:PORT``; port 0 picks a free one.
+        tls: What it shows to callers; None for plain text.
     """
 
-    def __init__(self, app: ASGIApp, address: str) -> None:
+    def __init__(self, app: ASGIApp, address: str, tls: ServerTls | None = None) -> None:
         self._app = app
+        self._tls = tls
         self._wanted = address
         self._server: _QuietServer | None = None
         self._running: asyncio.Task[None] | None = None
@@ -54,7 +59,9 @@ class HttpServer:
 
         Raises:
             PreconditionError: reason ADDRESS_IN_USE.
+            InvalidRequestError: files of TLS are amiss.
         """
+        context = None if self._tls is None else server_context(self._tls)
         listener = _listen(self._wanted)
         host, port = listener.getsockname()[:2]
         self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
@@ -75,6 +82,11 @@ class HttpServer:
             timeout_graceful_shutdown=STOP_GRACE_S,
             h11_max_incomplete_event_size=LIMITS.http_header_bytes_max,
         )
+        config.load()
+        # Of our own making: it follows its files.
+        config.ssl = context
+        if context is None:
+            warn_of_plain_text(self.address)
         self._server = _QuietServer(config)
         self._running = asyncio.create_task(self._server.serve(sockets=[listener]))
 

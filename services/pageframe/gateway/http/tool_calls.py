@@ -4,18 +4,31 @@
     ───text────── ──────────────────────────call──────────────────────────────
 
 Text arrives in pieces, and a tag may be cut anywhere. What comes out does not depend on the cuts.
-A call is given out when it is complete, so it always is JSON; what stands between the tags and is
-no call stays text. White space around a call belongs to neither.
+White space around a call belongs to neither.
+
+A model that is free may write anything between the tags. So a call is given out when it is
+complete, and always is JSON; what is no call stays text. One that a grammar holds writes calls in
+this form only, so that their arguments can be given out as they come:
+
+    <tool_call>⏎{"name": "weather", "arguments": {"city": "Köln"}}⏎</tool_call>
 
 Source of the form: NousResearch, Hermes-Function-Calling, "Prompt Format for Function Calling".
 """
 
 import json
+import re
 import uuid
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 
 OPEN_TAG = "<tool_call>"
 CLOSE_TAG = "</tool_call>"
+
+# A call that a grammar holds, but for the name and the arguments. Nothing within the arguments can
+# be taken for their end: between parts of JSON there is no such thing, and within its texts a line
+# break is written otherwise.
+CALL_START, CALL_NAME_END, CALL_END = '\n{"name": "', '", "arguments": ', f"}}\n{CLOSE_TAG}"
+_CALL_HEAD = re.compile(f'{re.escape(CALL_START)}([^"]+){re.escape(CALL_NAME_END)}')
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +37,7 @@ class ToolCall:
 
     Attributes:
         name: Of the function.
-        arguments: A JSON object, as text.
+        arguments: A JSON object, as text; where it comes in pieces the first of them.
         call_id: By which the result refers to it.
     """
 
@@ -33,11 +46,34 @@ class ToolCall:
     call_id: str = field(default_factory=lambda: f"call_{uuid.uuid4().hex[:24]}")
 
 
-Part = str | ToolCall
+@dataclass(frozen=True, slots=True)
+class MoreArguments:
+    """What follows in the arguments of the last call.
+
+    Attributes:
+        text: The next piece.
+    """
+
+    text: str
+
+
+CallPart = ToolCall | MoreArguments
+Part = str | CallPart
+
+
+def join_calls(parts: Iterable[CallPart]) -> list[ToolCall]:
+    """Whole calls of one output; the last may be cut off as the output was."""
+    calls: list[ToolCall] = []
+    for part in parts:
+        if isinstance(part, ToolCall):
+            calls.append(part)
+        else:
+            calls[-1] = replace(calls[-1], arguments=calls[-1].arguments + part.text)
+    return calls
 
 
 class ToolCallParser:
-    """Splits one output into text and calls."""
+    """Splits one output of a model that is free into text and calls."""
 
     def __init__(self) -> None:
         # Outside a call: what is held back. Inside: everything behind the opening tag, in pieces.
@@ -99,18 +135,63 @@ class ToolCallParser:
             self._is_behind_call = False
 
 
+class HeldCallParser(ToolCallParser):
+    """Splits one output that a grammar holds; arguments come in pieces."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Pieces of the arguments of the call that is being told; none before its head is there.
+        self._arguments: list[str] | None = None
+
+    def finish(self) -> list[Part]:
+        """End the output, wherever it was cut off."""
+        if self._arguments is None:
+            return super().finish()
+        # What may be the beginning of the end belongs to the arguments unless they are complete.
+        rest = "".join(self._held)
+        is_complete = _object_of("".join(self._arguments)) is not None
+        return [] if is_complete or not rest else [MoreArguments(rest)]
+
+    def _feed_inside(self, text: str, parts: list[Part]) -> str:
+        text = "".join(self._held) + text
+        if self._arguments is None:
+            head = _CALL_HEAD.match(text)
+            if head is None:
+                self._held = [text]
+                return ""
+            parts.append(ToolCall(name=head[1], arguments=""))
+            self._arguments, text = [], text[head.end() :]
+        arguments, end, behind = text.partition(CALL_END)
+        certain = arguments if end else arguments[: len(arguments) - _num_begun(text, CALL_END)]
+        if certain:
+            self._arguments.append(certain)
+            parts.append(MoreArguments(certain))
+        self._held = [arguments[len(certain) :]]
+        if end:
+            self._held, self._arguments, self._is_inside = [], None, False
+            self._is_behind_call = True
+        return behind
+
+
 def parse_call(text: str) -> ToolCall | None:
     """The call that ``text`` is; None if it is none."""
+    value = _object_of(text)
+    if value is None:
+        return None
+    name = value.get("name")
+    arguments = value.get("arguments", {})
+    if not isinstance(name, str) or not isinstance(arguments, dict):
+        return None
+    return ToolCall(name=name, arguments=json.dumps(arguments, ensure_ascii=False))
+
+
+def _object_of(text: str) -> dict[str, object] | None:
+    """The JSON object that ``text`` is; None if it is none."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(value, dict) or not isinstance(value.get("name"), str):
-        return None
-    arguments = value.get("arguments", {})
-    if not isinstance(arguments, dict):
-        return None
-    return ToolCall(name=value["name"], arguments=json.dumps(arguments, ensure_ascii=False))
+    return value if isinstance(value, dict) else None
 
 
 def _num_begun(text: str, tag: str) -> int:

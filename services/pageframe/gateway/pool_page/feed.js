@@ -23,10 +23,12 @@ export class Feed {
   /**
    * @param {object} on what to do: frame(frame), state(word, sentence), ask(sentence).
    * @param {() => string} key the API key; empty for none.
+   * @param {() => string} query which replica is meant, with its question mark; empty for the first.
    */
-  constructor(on, key) {
+  constructor(on, key, query) {
     this.on = on;
     this.key = key;
+    this.query = query;
     this.numOpened = 0;
     this.abort = null;
     document.addEventListener("visibilitychange", () => this.look());
@@ -47,14 +49,23 @@ export class Feed {
     }
   }
 
+  /** Look anew: another replica is meant now. */
+  turn() {
+    this.abort?.abort();
+    this.abort = null;
+    this.look();
+  }
+
   async run(signal) {
     while (!signal.aborted) {
       try {
-        if (!(await this.follow(signal))) {
+        const isOfUse = await this.follow(signal);
+        // Whoever ended this may have begun another one.
+        if (signal.aborted) return;
+        if (!isOfUse) {
           this.abort = null;
           return;
         }
-        this.on.state("away", "the gateway ended the view; trying again");
       } catch (error) {
         if (signal.aborted) return;
         this.on.state("away", "the gateway does not answer; trying again");
@@ -65,9 +76,11 @@ export class Feed {
 
   /** Follow one stream to its end; false where trying again is of no use. */
   async follow(signal) {
-    const response = await fetch("pool/events", { signal, headers: this.headers() });
+    const path = `pool/events${this.query()}`;
+    const response = await fetch(path, { signal, headers: this.headers() });
     if (!response.ok) {
       const { error } = await response.json();
+      if (signal.aborted) return false;
       if (response.status === 401) {
         const isMissing = error.reason === "CREDENTIALS_MISSING";
         this.on.state("away", "an API key is needed");
@@ -79,17 +92,20 @@ export class Feed {
     }
     this.numOpened += 1;
     for await (const data of eventsOf(response.body)) {
+      if (signal.aborted) return false;
       if (data === "[DONE]") break;
       const frame = JSON.parse(data);
       if (frame.error) this.on.state("away", frame.error.message);
       else this.on.frame(frame);
     }
+    if (!signal.aborted) this.on.state("away", "the gateway ended the view; trying again");
     return true;
   }
 
   /** What the executor knows of one block; null when it does not say. */
   async explain(blockId, signal) {
-    const response = await fetch(`pool/blocks/${blockId}`, { signal, headers: this.headers() });
+    const path = `pool/blocks/${blockId}${this.query()}`;
+    const response = await fetch(path, { signal, headers: this.headers() });
     return response.ok ? response.json() : null;
   }
 }

@@ -3,6 +3,7 @@
 import { Feed } from "./feed.js";
 import { Grid } from "./grid.js";
 import { Pool } from "./model.js";
+import { Replicas } from "./replicas.js";
 import { Timeline } from "./charts.js";
 import { Tip, age } from "./tip.js";
 
@@ -55,7 +56,10 @@ function colourOf(id) {
 
 const colours = {};
 const grid = new Grid($("cells"), colourOf);
-const feed = new Feed({ frame, state: showState, ask }, () => sessionStorage.getItem(KEY) ?? "");
+const feed = new Feed(
+  { frame, state: showState, ask }, () => sessionStorage.getItem(KEY) ?? "", () => replicas.query,
+);
+const replicas = new Replicas($("replica"), $("replicas"), () => feed.headers(), turn);
 const tip = new Tip(pool, feed, $("tip"), $("told"));
 const timeline = new Timeline($("charts"), colour);
 
@@ -91,6 +95,17 @@ function frame(frame) {
 function showState(word, sentence) {
   $("state").dataset.state = word;
   $("state").textContent = sentence;
+}
+
+/** Another replica was chosen: nothing of the one before may be taken for its. */
+function turn() {
+  tell(-1);
+  grid.moveCursor(-1);
+  pool.forget();
+  layOut();
+  showState("wait", "connecting");
+  if (pool.kinds.length) showPanels(1);
+  feed.turn();
 }
 
 function ask(why) {
@@ -138,7 +153,7 @@ function showFigures(kinds, sequences, elapsedMs) {
   const numCached = kinds[pool.kinds.indexOf("cached")];
   const share = 1 - (numFree + numCached) / Math.max(1, pool.numBlocks);
   $("num-blocks").textContent = figure(pool.numBlocks);
-  $("block-size").textContent = ` of ${pool.blockSize} tokens`;
+  $("block-size").textContent = pool.blockSize ? ` of ${pool.blockSize} tokens` : "";
   $("in-use").textContent = `${(100 * share).toFixed(0)} %`;
   $("num-sequences").textContent = figure(sequences.size - sequences.has(0));
   $("step").textContent = figure(pool.step);
@@ -277,6 +292,7 @@ function listen() {
   $("ask").addEventListener("close", () => {
     sessionStorage.setItem(KEY, $("key").value.trim());
     feed.look();
+    replicas.ask();
   });
   new ResizeObserver(layOut).observe($("grid"));
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
@@ -302,4 +318,4 @@ listen();
 requestAnimationFrame(draw);
 feed.look();
 // For the console, and for tests.
-globalThis.pageframe = { pool, grid, feed, tip };
+globalThis.pageframe = { pool, grid, feed, tip, replicas };

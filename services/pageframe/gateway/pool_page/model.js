@@ -66,6 +66,17 @@ export class Pool {
     this.several.clear();
   }
 
+  /** Know nothing of any pool; what waits were is the gateway's, and comes again. */
+  forget() {
+    this.numBlocks = this.blockSize = this.operation = this.step = 0;
+    this.columns = {};
+    this.tenants = [];
+    this.steps = [];
+    this.stalls = [];
+    this.names.clear();
+    this.several.clear();
+  }
+
   takeColumns(frame) {
     const ids = frame.ids === undefined ? null : new Uint32Array(bytesOf(frame.ids).buffer);
     const before = ids === null ? null : Array.from(ids, (id) => this.looks(id));

@@ -2,6 +2,7 @@
 
 const ASK_AFTER_MS = 80;
 const ASK_AGAIN_MS = 1000;
+const NS_PER_MS = 1e6;
 
 export function age(ms) {
   const seconds = Math.max(0, ms) / 1000;
@@ -67,8 +68,8 @@ export class Tip {
     const tenants = new Set(holders.map((it) => pool.tenantOf(it)).filter(Boolean));
     if (known?.tenant) tenants.add(known.tenant);
     rows.push(["tenant", [...tenants]]);
-    for (const { kind, name, expires } of known?.retentions ?? []) {
-      rows.push([`kept by ${kind}`, [`${name}, for ${age(expires - Date.now())}`]]);
+    for (const { kind, name, expire_ns: expireNs } of known?.retentions ?? []) {
+      rows.push([`kept by ${kind}`, [`${name}, for ${age(expireNs / NS_PER_MS - Date.now())}`]]);
     }
     if (references[blockId] > 1) rows.push(["references", [String(references[blockId])]]);
     const last = known?.operation || pool.operations[operation[blockId]];
@@ -76,7 +77,7 @@ export class Tip {
     const when = known?.step || step[blockId];
     rows.push(["last operation", last ? [last] : []], ["cause", why ? [why] : []]);
     rows.push(["step", when ? [when.toLocaleString("en")] : []]);
-    const since = known?.since || pool.columns.seen[blockId];
+    const since = known?.time_ns / NS_PER_MS || pool.columns.seen[blockId];
     rows.push(["since", since ? [age(Date.now() - since)] : []]);
     if (known) rows.push(["prefix index", [known.indexed ? "can be found" : "not in it"]]);
     return rows.filter(([, lines]) => lines.length);

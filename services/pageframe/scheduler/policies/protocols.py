@@ -121,6 +121,15 @@ class Costs(NamedTuple):
             return self.swap_ns
         return self.tail_ns if recovery is Recovery.TAIL else self.recompute_ns
 
+    def less(self, paid_ns: int) -> "Costs":
+        """Each cost without ``paid_ns``, and not below 0."""
+        swap_ns, tail_ns = self.swap_ns, self.tail_ns
+        return Costs(
+            recompute_ns=max(0, self.recompute_ns - paid_ns),
+            swap_ns=None if swap_ns is None else max(0, swap_ns - paid_ns),
+            tail_ns=None if tail_ns is None else max(0, tail_ns - paid_ns),
+        )
+
 
 class VictimView(NamedTuple):
     """A running sequence that may have to give blocks up.

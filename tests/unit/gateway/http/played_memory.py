@@ -14,6 +14,7 @@ from pageframe.wire.memory_facts import (
     MemorySnapshot,
     OperationBatch,
     OperationRecord,
+    SequenceFacts,
     TableFacts,
 )
 
@@ -39,6 +40,8 @@ class PlayedMemory:
         self.number = 100
         self.incarnation = 7
         self.is_away = False
+        self.tells_names = True
+        self.retentions = []
         self.num_snapshots = 0
         self.num_watches = 0
         self.asked = []
@@ -71,6 +74,16 @@ class PlayedMemory:
             tables=tables,
         )
 
+    async def account(self):
+        self._check()
+        num_held, num_free = (int((self.states == it).sum()) for it in (1, 0))
+        return PoolAccount(
+            total=len(self.states),
+            held=num_held,
+            free=num_free,
+            fenced=len(self.states) - num_held - num_free,
+        )
+
     async def explain(self, block_id):
         self._check()
         self.asked.append(block_id)
@@ -82,6 +95,7 @@ class PlayedMemory:
             num_references=1,
             tenant=self.tenants.get(int(self.holder[block_id]), "red"),
             sequence_ids=[int(self.holder[block_id])],
+            retentions=self.retentions,
             operation=KvOperation.ALLOCATE,
             operation_number=3,
             cause=KvCause.DECODE,
@@ -124,8 +138,14 @@ class PlayedMemory:
         )
 
     def _tell(self, records, num_lost, steps):
+        sequences = [self._facts(it) for it in {it.sequence_id for it in records} if it]
+        batch = OperationBatch(records, num_lost, steps, sequences if self.tells_names else ())
         for inbox in self._watchers:
-            inbox.put_nowait(OperationBatch(records, num_lost, steps))
+            inbox.put_nowait(batch)
+
+    def _facts(self, sequence_id):
+        tenant = self.tenants.get(sequence_id, "red")
+        return SequenceFacts(sequence_id, f"r{sequence_id}", tenant, sequence_id * 1_000_000)
 
     def end_watches(self):
         for inbox in self._watchers:
@@ -134,6 +154,21 @@ class PlayedMemory:
     def _check(self):
         if self.is_away:
             raise UnavailableError("TRANSPORT", "nobody answers at the executor")
+
+
+class PlayedClients:
+    """One played memory for all callers; notes with which credentials it is asked."""
+
+    def __init__(self, memory, credentials):
+        self._memory = memory
+        self._credentials = credentials
+
+    def client(self, authorization):
+        self._credentials.append(authorization)
+        return self._memory
+
+    async def close(self):
+        self._memory.end_watches()
 
 
 class Sleeper:

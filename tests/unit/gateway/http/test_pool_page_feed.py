@@ -9,8 +9,8 @@ import structlog
 from pageframe.core.clock import ManualClock
 from pageframe.core.trace import KvOperation
 from pageframe.gateway.http.pool_feed import (
+    BOUNDS_INTERVAL_S,
     FRAME_INTERVAL_S,
-    NAMES_INTERVAL_S,
     SNAPSHOT_INTERVAL_S,
     PoolFeed,
 )
@@ -133,21 +133,35 @@ def test_steps_come_with_the_operations():
     run(scenario)
 
 
-def test_whose_a_new_sequence_is_is_asked_once_for_all_that_came():
+def test_whose_a_new_sequence_is_comes_with_its_blocks_and_costs_no_snapshot():
     async def scenario(house):
         async with house.viewer() as screen:
             await house.until(lambda: screen.columns)
             num_before = house.memory.num_snapshots
             for sequence_id in (3, 4, 5):
                 house.memory.do(KvOperation.ALLOCATE, sequence_id, sequence_id)
-            await house.until(lambda: set(screen.names) == {3, 4, 5}, FRAME_INTERVAL_S)
+            await house.until(lambda: screen.kinds()[5] == "held", FRAME_INTERVAL_S)
+            assert screen.names == {it: ("red", f"r{it}", it) for it in (3, 4, 5)}
+            assert (house.memory.num_snapshots, screen.num_whole) == (num_before, 1)
+
+    run(scenario)
+
+
+def test_what_operations_do_not_tell_is_asked_a_while_after_something_went_on():
+    async def scenario(house):
+        async with house.viewer() as screen:
+            await house.until(lambda: screen.columns)
+            house.memory.tells_names = False
+            num_before = house.memory.num_snapshots
+            await house.rest(BOUNDS_INTERVAL_S)
+            assert house.memory.num_snapshots == num_before, "nothing went on"
+            for sequence_id in (3, 4):
+                house.memory.do(KvOperation.ALLOCATE, sequence_id, sequence_id)
+            await house.until(lambda: screen.kinds()[4] == "held", FRAME_INTERVAL_S)
+            await house.rest()
+            assert (house.memory.num_snapshots, screen.names) == (num_before, {})
+            await house.until(lambda: set(screen.names) == {3, 4}, BOUNDS_INTERVAL_S)
             assert house.memory.num_snapshots == num_before + 1
-            house.memory.do(KvOperation.ALLOCATE, 6, 6)
-            await house.until(lambda: screen.kinds()[6] == "held", FRAME_INTERVAL_S)
-            assert 6 not in screen.names, "it is too early to ask again"
-            await house.until(lambda: 6 in screen.names, NAMES_INTERVAL_S)
-            assert house.memory.num_snapshots == num_before + 2
-            assert screen.num_whole <= 2
 
     run(scenario)
 

@@ -127,7 +127,8 @@ def test_a_name_that_comes_later_is_told_to_who_has_the_block_already():
     frames.publish()
     see(frames, screen)
     assert 9 not in screen.names
-    frames.publish(named=mirror.learn(snapshot_of(table(1, 0), table(9, 4, tenant="blue"))))
+    mirror.learn(snapshot_of(table(1, 0), table(9, 4, tenant="blue")))
+    frames.publish()
     see(frames, screen)
     assert screen.names[9] == ("blue", "r9", 9)
     assert screen.num_whole == 1

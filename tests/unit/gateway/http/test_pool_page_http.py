@@ -14,10 +14,12 @@ from pageframe.core.trace import KvOperation
 from pageframe.gateway.http import pool_page
 from pageframe.gateway.http.pool_page import FILES, PoolPage
 from pageframe.gateway.http.server import HttpServer
+from pageframe.rpc.addresses import ReplicaAddresses
 from pageframe.rpc.auth import Authenticator, Caller
 from pageframe.telemetry import metrics
 from pageframe.telemetry.metrics import Reading
-from unit.gateway.http.played_memory import PlayedMemory, Screen
+from pageframe.wire.memory_facts import Retention, RetentionKind
+from unit.gateway.http.played_memory import PlayedClients, PlayedMemory, Screen
 
 PATIENCE_S = 20
 KEYS = {
@@ -30,25 +32,33 @@ KEYS = {
 class House:
     def __init__(self, keys):
         self.memory = PlayedMemory()
+        self.other = PlayedMemory(4)
         self.credentials = []
+        self.addresses = ["unix:/run/executor.sock"]
         readings = [
             Reading(metrics.COMPUTE_SECONDS, 2.0),
             Reading(metrics.STALL_SECONDS, 0.5, ("queue",)),
             Reading(metrics.STALL_SECONDS, 0.0, ("quota",)),
         ]
 
-        def make_client(authorization):
-            self.credentials.append(authorization)
-            return self.memory
+        def open_clients(address):
+            memory = self.memory if address == "unix:/run/executor.sock" else self.other
+            return PlayedClients(memory, self.credentials)
 
+        self.clock = ManualClock(3_000_000_000)
+        directory = ReplicaAddresses([])
+        directory.find = self.find
         self.page = PoolPage(
-            "unused",
+            directory,
             Authenticator(keys),
-            ManualClock(3_000_000_000),
+            self.clock,
             lambda: readings,
-            make_client,
+            open_clients=open_clients,
         )
         self.server = HttpServer(Starlette(routes=self.page.routes()), "127.0.0.1:0")
+
+    async def find(self):
+        return self.addresses
 
     async def open(self, path, key="", *headers):
         """Send a request; its reader and writer."""
@@ -73,9 +83,9 @@ class House:
         return int(first.split()[1]), dict(it.split(": ", 1) for it in rest), body
 
     @contextlib.asynccontextmanager
-    async def viewer(self, key=""):
+    async def viewer(self, key="", query=""):
         """A screen that takes each frame as it comes."""
-        reader, writer = await self.open("/pool/events", key)
+        reader, writer = await self.open(f"/pool/events{query}", key)
         screen = Screen()
 
         async def look():
@@ -166,7 +176,7 @@ def test_a_file_that_has_not_changed_is_not_sent_again():
     run(scenario)
 
 
-@pytest.mark.parametrize("path", ["/pool/events", "/pool/blocks/1"])
+@pytest.mark.parametrize("path", ["/pool/events", "/pool/blocks/1", "/pool/replicas"])
 def test_the_pool_is_for_those_with_a_key(path):
     async def scenario(house):
         for key, reason in (("", "CREDENTIALS_MISSING"), ("wrong", "CREDENTIALS_UNKNOWN")):
@@ -209,10 +219,22 @@ def test_names_of_others_are_not_shown_whatever_the_executor_says():
             assert set(screen.names) == {3}
             await until(lambda: screen.version > 2)
             assert screen.samples == []
+        house.memory.retentions = [
+            Retention(
+                name=f"kept-{tenant}",
+                kind=RetentionKind.HANDLE,
+                tenant=tenant,
+                num_blocks_pinned=1,
+                expire_ns=9,
+            )
+            for tenant in ("red", "blue")
+        ]
         _, _, body = await house.get("/pool/blocks/1", "k-red")
-        assert json.loads(body)["tenant"] == ""
+        told = json.loads(body)
+        assert (told["tenant"], [it["name"] for it in told["retentions"]]) == ("", ["kept-red"])
         _, _, body = await house.get("/pool/blocks/1", "k-op")
-        assert json.loads(body)["tenant"] == "blue"
+        told = json.loads(body)
+        assert (told["tenant"], len(told["retentions"])) == ("blue", 2)
 
     run(scenario, KEYS)
 
@@ -237,7 +259,7 @@ def test_a_block_is_explained():
             "decode",
             "kv.allocate",
         )
-        assert (told["tenant"], told["sequence_ids"], told["since"]) == ("red", [3], 2000)
+        assert (told["tenant"], told["sequence_ids"], told["time_ns"]) == ("red", [3], 2 * 10**9)
 
     run(scenario)
 
@@ -276,6 +298,79 @@ def test_viewers_and_callers_are_bounded(monkeypatch):
         await until(lambda: not house.page.num_viewers)
         async with house.viewer("k-blue") as blue:
             await until(lambda: blue.columns)
+
+    run(scenario, KEYS)
+
+
+BOTH = ["unix:/run/executor.sock", "10.0.0.2:50053"]
+
+
+def test_any_replica_can_be_looked_at(monkeypatch):
+    monkeypatch.setattr(pool_page, "NUM_FEEDS_MAX", 1)
+
+    async def scenario(house):
+        house.addresses = BOTH
+        house.other.do(KvOperation.ALLOCATE, 7, 3)
+        for query, num_blocks in (
+            ("", 8),
+            ("?replica=executor", 8),
+            ("?replica=10.0.0.2%3A50053", 4),
+        ):
+            async with house.viewer(query=query) as screen:
+                await until(lambda screen=screen: screen.columns)
+                assert len(screen.columns["kind"]) == num_blocks
+        async with house.viewer() as one, house.viewer(query=f"?replica={BOTH[1]}") as other:
+            await until(lambda: one.columns and other.columns)
+            assert (house.memory.num_watching, house.other.num_watching) == (1, 1)
+            _, _, body = await house.get(f"/pool/blocks/3?replica={BOTH[1]}")
+            assert json.loads(body)["sequence_ids"] == [7]
+        assert (house.memory.asked, house.other.asked) == ([], [3])
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("path", ["/pool/events", "/pool/blocks/1"])
+def test_a_replica_that_is_not_there_is_said_and_taken_when_it_is(path):
+    async def scenario(house):
+        asked = f"{path}?replica={BOTH[1]}"
+        code, _, body = await house.get(asked)
+        assert (code, error_of(body)) == (404, "REPLICA_UNKNOWN")
+        assert "there are executor" in json.loads(body)["error"]["message"]
+        house.addresses = BOTH
+        house.clock.advance_ns(5 * 10**9)
+        reader, writer = await house.open(asked)
+        assert b" 200 " in await asyncio.wait_for(reader.readline(), PATIENCE_S)
+        writer.close()
+
+    run(scenario)
+
+
+def test_while_no_name_was_resolved_there_is_nobody_to_ask():
+    async def scenario(house):
+        house.addresses = []
+        code, _, body = await house.get("/pool/events")
+        assert (code, error_of(body)) == (503, "REPLICAS_UNKNOWN")
+
+    run(scenario)
+
+
+def test_the_pools_of_all_replicas_are_counted():
+    async def scenario(house):
+        house.addresses = BOTH
+        house.memory.do(KvOperation.ALLOCATE, 3, 0, 1)
+        house.other.is_away = True
+        code, _, body = await house.get("/pool/replicas", "k-red")
+        assert code == 200
+        told = json.loads(body)
+        first, second = told["replicas"]
+        assert (first["replica"], first["away"]) == ("executor", "")
+        assert (first["pool"]["total"], first["pool"]["free"], first["pool"]["held"]) == (8, 6, 2)
+        away = {"replica": BOTH[1], "pool": None, "away": "nobody answers at the executor"}
+        assert second == away
+        house.other.is_away = False
+        _, _, body = await house.get("/pool/replicas", "k-red")
+        total = json.loads(body)["total"]
+        assert (total["total"], total["free"], total["held"]) == (12, 10, 2)
 
     run(scenario, KEYS)
 

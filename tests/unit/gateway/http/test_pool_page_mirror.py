@@ -25,6 +25,7 @@ from pageframe.wire.memory_facts import (
     MemorySnapshot,
     OperationBatch,
     OperationRecord,
+    SequenceFacts,
     TableFacts,
 )
 
@@ -98,7 +99,7 @@ def test_it_begins_as_the_snapshot_is():
     assert kinds_of(mirror) == ["held", "shared", "pinned", "cached", "free", "free"]
     assert holders_of(mirror) == [(1,), (1, 2), (), (), (), ()]
     assert mirror.names[2] == SequenceName("red", "r2", 2_000_000)
-    assert not mirror.has_unnamed
+    assert mirror.named == {1, 2}
     assert not mirror.changed
 
 
@@ -167,14 +168,42 @@ def test_what_does_not_follow_is_not_guessed_at(operations):
         mirror.take(operations, NOW_NS)
 
 
-def test_a_new_sequence_is_unnamed_until_a_snapshot_names_it():
+def named(operations, *sequences):
+    """A batch that says whose sequences are."""
+    return operations._replace(sequences=sequences)
+
+
+def test_a_new_sequence_is_named_with_its_first_operation():
+    mirror = PoolMirror(OPERATOR, snapshot_of(table(1, 0)))
+    mirror.named.clear()
+    gone = (KvOperation.ALLOCATE, 8, [5]), (KvOperation.RELEASE, 8, [5])
+    operations = batch((KvOperation.ALLOCATE, 9, [4]), *gone)
+    new = SequenceFacts(9, "r9", "blue", 7_000_000)
+    mirror.take(named(operations, new, SequenceFacts(8, "r8", "blue", 6)), NOW_NS)
+    assert mirror.names[9] == SequenceName("blue", "r9", 7_000_000)
+    assert mirror.named == {9}, "what holds nothing has no name to show"
+    mirror.named.clear()
+    mirror.take(named(batch((KvOperation.ALLOCATE, 9, [3]), first=14), new), NOW_NS)
+    assert not mirror.named, "it was told"
+
+
+def test_a_number_that_comes_again_within_a_batch_has_the_name_of_who_holds_blocks_now():
+    mirror = PoolMirror(OPERATOR, snapshot_of(table(1, 0)))
+    operations = batch((KvOperation.RELEASE, 1, [0]), (KvOperation.ALLOCATE, 1, [4]))
+    mirror.take(named(operations, SequenceFacts(1, "new", "blue", 7)), NOW_NS)
+    assert mirror.names == {1: SequenceName("blue", "new", 7)}
+    # Taken before the number came again, and heard of after.
+    mirror.learn(snapshot_of(table(1, 0)))
+    assert mirror.names == {1: SequenceName("blue", "new", 7)}
+
+
+def test_an_executor_that_tells_no_names_is_asked_for_them():
     mirror = PoolMirror(OPERATOR, snapshot_of(table(1, 0)))
     mirror.take(batch((KvOperation.ALLOCATE, 9, [4])), NOW_NS)
-    assert mirror.has_unnamed
-    newer = snapshot_of(table(1, 0), table(9, 4, tenant="blue"), table(10, 5))
-    assert mirror.learn(newer) == {9}
+    mirror.named.clear()
+    mirror.learn(snapshot_of(table(1, 0), table(9, 4, tenant="blue"), table(10, 5)))
     assert mirror.names[9].tenant == "blue"
-    assert not mirror.has_unnamed, "what holds nothing here has no name to miss"
+    assert mirror.named == {9}
 
 
 def test_a_sequence_that_holds_nothing_any_more_is_forgotten():
@@ -185,7 +214,7 @@ def test_a_sequence_that_holds_nothing_any_more_is_forgotten():
     mirror.take(batch((KvOperation.RELEASE, 1, [1]), first=12), NOW_NS)
     assert mirror.names == {}
     mirror.take(batch((KvOperation.ALLOCATE, 1, [2]), first=13), NOW_NS)
-    assert mirror.has_unnamed
+    assert mirror.names == {}
 
 
 def test_who_is_no_operator_sees_names_of_its_own_tenant_only():
@@ -196,7 +225,10 @@ def test_who_is_no_operator_sees_names_of_its_own_tenant_only():
     # The executor says the same of what happens: sequence 0.
     mirror.take(batch((KvOperation.RELEASE, 0, [0, 1]), (KvOperation.ALLOCATE, 0, [4])), NOW_NS)
     assert holders_of(mirror)[:5] == [(), (2,), (2,), (), (ANOTHER_TENANT,)]
-    assert not mirror.has_unnamed
+    # Another executor than this gateway is configured for might tell more.
+    stranger = SequenceFacts(7, "r7", "red", 1)
+    mirror.take(named(batch((KvOperation.ALLOCATE, 7, [5]), first=13), stranger), NOW_NS)
+    assert set(mirror.names) == {2}
 
 
 class NumberingSink(RecordSink):

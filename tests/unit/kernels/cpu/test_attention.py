@@ -134,12 +134,14 @@ def test_threads_change_no_bit(library, num_threads, window):
     assert torch.equal(setup.run(), setup.run(num_threads=num_threads))
 
 
-@pytest.mark.parametrize("chunk", [1, 7, 64])
+@pytest.mark.parametrize("heads", [(6, 2, 16), (9, 3, 64)], ids=["dim16", "dim64"])
+@pytest.mark.parametrize("chunk", [1, 2, 7, 64])
 @pytest.mark.parametrize("window", [None, 45])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_chunks_change_no_bit(library, chunk, window, dtype):
+@pytest.mark.parametrize("dtype", KV_DTYPES, ids=str)
+def test_chunks_change_no_bit(library, chunk, window, dtype, heads):
+    # Chunks of one and two tokens use keys and values where they lie, longer ones turn them.
     num_tokens = 150
-    setup = Setup(library, ((num_tokens, num_tokens),), 16, (6, 2, 16), dtype)
+    setup = Setup(library, ((num_tokens, num_tokens),), 16, heads, dtype)
     setup.window = window
     whole = setup.run()
     for first in range(0, num_tokens, chunk):

@@ -5,6 +5,8 @@
 #include <iterator>
 
 #include "attention_rows.h"
+#include "kv_words.h"
+#include "row_products.h"
 
 namespace pf {
 namespace {
@@ -59,7 +61,8 @@ public:
           shape_(call.shape),
           first_head_(tile.first_head),
           num_heads_(tile.num_heads()),
-          head_rows_(tile.num_tokens * shape_.group()) {
+          head_rows_(tile.num_tokens * shape_.group()),
+          is_in_place_(is_used_in_place(call.layer.arena(), head_rows_)) {
         const int64_t rows = num_heads_ * head_rows_;
         // Pointers first: only the start is sure to be aligned for them.
         queries_ = reinterpret_cast<const float**>(scratch);
@@ -69,14 +72,13 @@ public:
         state_.place(scratch, rows);
         scratch += RowState::floats(rows, shape_.head_dim);
         merged_.place(scratch, rows);
-        for (int64_t row = 0; row < rows; row++)
-            queries_[row] = call.queries + (tile_.first_token + token_of(row)) * call.query_stride +
-                            query_head(row) * shape_.head_dim;
+        scratch += SplitState::floats(rows, shape_.head_dim);
+        place_queries(scratch, rows);
     }
 
     static int64_t scratch_floats(int64_t num_rows, int64_t head_dim) {
         return KvTile::scratch_floats(head_dim) + RowState::floats(num_rows, head_dim) +
-               SplitState::floats(num_rows, head_dim) + num_rows * kPointerFloats;
+               SplitState::floats(num_rows, head_dim) + num_rows * (kPointerFloats + head_dim);
     }
 
     // Attend and write the result, or leave the state of the one split.
@@ -109,6 +111,21 @@ private:
         return (first_head_ + row / head_rows_) * shape_.group() + row % shape_.group();
     }
 
+    // Channels of queries as the tiles want them; `copies` is [rows][head_dim].
+    void place_queries(float* copies, int64_t rows) {
+        const int64_t dim = shape_.head_dim;
+        const int32_t dtype = call_.layer.arena().dtype;
+        const bool is_reordered = is_in_place_ && dtype != PF_F32;
+        for (int64_t row = 0; row < rows; row++) {
+            const int64_t token = tile_.first_token + token_of(row);
+            const float* query = call_.queries + token * call_.query_stride + query_head(row) * dim;
+            queries_[row] = is_reordered ? copies + row * dim : query;
+            if (!is_reordered) continue;
+            if (dtype == PF_BF16) order_by_parts<bf16>(query, dim, copies + row * dim);
+            if (dtype == PF_INT8) order_by_parts<int8_t>(query, dim, copies + row * dim);
+        }
+    }
+
     void run_split(int64_t split) {
         state_.clear(num_heads_ * head_rows_, shape_.head_dim);
         const BlockTable table = call_.tables->table(tile_.sequence, call_.group);
@@ -129,15 +146,19 @@ private:
     // Behind the last keys of this item come the first ones of the item that follows in the plan.
     void look_ahead(const BlockTable& table, int64_t first) {
         const int64_t end = last_position() + 1;
+        // About as often as a whole tile calls `ask`.
+        const int64_t num_squares = call_.layer.head_bytes() * kTileKeys / (4 * kLanes * kLanes);
+        const int64_t num_batches = 2 * kTileKeys / kKeysInPlace;
+        const int64_t num_asks = num_heads_ * (is_in_place_ ? num_batches : num_squares);
         if (first < end || next_ == nullptr)
             return kv_.look_ahead(call_.layer, table, first_head_, num_heads_, first,
-                                  std::min(first + kTileKeys, end));
+                                  std::min(first + kTileKeys, end), num_asks);
         const int64_t next_end = next_->first_position + next_->num_tokens;
         const int64_t next_first = std::max(next_->first_split * kSplitKeys,
                                             call_.plan->first_key(next_->first_position));
         kv_.look_ahead(call_.layer, call_.tables->table(next_->sequence, call_.group),
                        next_->first_head, next_->num_heads(), next_first,
-                       std::min(next_first + kTileKeys, next_end));
+                       std::min(next_first + kTileKeys, next_end), num_asks);
     }
 
     // Tokens [low, high) of the item see all of the tile; the head's rows begin at `first_row`.
@@ -169,9 +190,11 @@ private:
                    {low, high}, shape_.head_dim);
     }
 
-    // The state of a head with its lanes summed up, in place: the first lane has the sum.
+    // The state of a head with its lanes summed up and its channels in order.
     SplitState state_rows(int64_t head) {
         const int64_t first = head * head_rows_;
+        if (is_in_place_)
+            state_.order_by_channels(first, head_rows_, shape_.head_dim, call_.layer.arena().dtype);
         for (int64_t row = 0; row < head_rows_; row++)
             state_.sum[first + row] = sum_lanes(load(state_.sum + (first + row) * kLanes));
         return {state_.max + first, state_.sum + first, state_.mix + first * row_floats()};
@@ -231,6 +254,7 @@ private:
     const int64_t first_head_;
     const int64_t num_heads_;
     const int64_t head_rows_;
+    const bool is_in_place_;
     KvTile kv_;
     RowState state_;
     SplitState merged_;

@@ -9,8 +9,9 @@
 // chunks, with any block size and any number of threads. A fixed size of splits for that reason is
 // what SGLang's deterministic mode does.
 //
-// A work item is a query tile: some tokens and KV heads, with all query heads that share them. One
-// new token or a thousand, it is the same code.
+// A work item is a query tile: some tokens and KV heads, with all query heads that share them. Tiles of
+// few rows use keys and values where they lie (row_products.h), others turn and copy them first
+// (kv_tile.h); the order of sums is the same.
 #pragma once
 
 #include <cstdint>

@@ -1,7 +1,11 @@
 #include "attention_rows.h"
 
+#include <algorithm>
 #include <limits>
 
+#include "fold.h"
+#include "kv_words.h"
+#include "row_products.h"
 #include "softmax.h"
 
 namespace pf {
@@ -15,24 +19,40 @@ static_assert(kTileVectors % kVectors == 0);
 
 constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 
-// scores[i][lane] = query i * key of the lane: one chain over the channels each, in their order.
-template <int rows>
+// scores[i][lane] = query i * key of the lane. Of each class of words that share a lane in
+// row_products.h one chain over the channels, in their order; the classes are folded.
+template <int rows, int per_word>
 PF_INLINE void score(const float* const* queries, const KvTile& tile, int64_t head_dim,
                      float (*scores)[kTileKeys]) {
     for (int at = 0; at < kTileKeys; at += kVectors * kLanes) {
-        f32v sums[rows][kVectors] = {};
-        const float* keys = tile.keys + at;
-        for (int64_t channel = 0; channel < head_dim; channel++, keys += kTileKeys) {
-            f32v query[rows];
-            for (int i = 0; i < rows; i++) query[i] = splat(queries[i][channel]);
-            for (int v = 0; v < kVectors; v++) {
-                const f32v key = load(keys + v * kLanes);
-                for (int i = 0; i < rows; i++) fma_into(sums[i][v], query[i], key);
-            }
+        FoldStack<rows, kVectors> stack;
+        f32v sums[rows][kVectors];
+        for (int word = 0; word < kLanes; word++) {
+            times<rows>([&](auto i) PF_EACH {
+                times<kVectors>([&](auto v) PF_EACH { sums[i][v] = f32v{}; });
+            });
+            for (int64_t first = word * per_word; first < head_dim; first += kLanes * per_word)
+                times<per_word>([&](auto part) PF_EACH {
+                    const float* keys = tile.keys + (first + part) * kTileKeys + at;
+                    f32v query[rows];
+                    times<rows>([&](auto i) PF_EACH { query[i] = splat(queries[i][first + part]); });
+                    times<kVectors>([&](auto v) PF_EACH {
+                        const f32v key = load(keys + v * kLanes);
+                        times<rows>([&](auto i) PF_EACH { fma_into(sums[i][v], query[i], key); });
+                    });
+                });
+            stack.push(word, sums);
         }
-        for (int i = 0; i < rows; i++)
-            for (int v = 0; v < kVectors; v++) store(scores[i] + at + v * kLanes, sums[i][v]);
+        times<rows>([&](auto i) PF_EACH {
+            times<kVectors>([&](auto v) PF_EACH { store(scores[i] + at + v * kLanes, sums[i][v]); });
+        });
     }
+}
+
+// As many floats as a tile has lanes, each multiplied by its lane's.
+PF_INLINE void scale_lanes(float* row, const float* scales) {
+    for (int64_t lane = 0; lane < kTileKeys; lane += kLanes)
+        store(row + lane, load(row + lane) * load(scales + lane));
 }
 
 // Lanes outside [low, high) become `value`.
@@ -75,7 +95,7 @@ PF_INLINE f32v weigh(float* scores, Lanes lanes, float* most, float* sums) {
 }
 
 // mix = mix * correction + weights * values, one chain over the lanes for each channel.
-template <class Value, int rows, int vectors>
+template <int rows, int vectors>
 PF_INLINE void mix_in(float (*weights)[kTileKeys], const KvTile& tile, Lanes lanes, int64_t channel,
                       const f32v* corrections, float* mix, int64_t mix_stride) {
     f32v sums[rows][vectors];
@@ -85,7 +105,7 @@ PF_INLINE void mix_in(float (*weights)[kTileKeys], const KvTile& tile, Lanes lan
     for (int64_t lane = lanes.low; lane < lanes.high; lane++) {
         f32v weight[rows];
         for (int i = 0; i < rows; i++) weight[i] = splat(weights[i][lane]);
-        const Value* values = static_cast<const Value*>(tile.values[lane]) + channel;
+        const float* values = tile.values[lane] + channel;
         for (int v = 0; v < vectors; v++) {
             const f32v value = load(values + v * kLanes);
             for (int i = 0; i < rows; i++) fma_into(sums[i][v], weight[i], value);
@@ -96,40 +116,76 @@ PF_INLINE void mix_in(float (*weights)[kTileKeys], const KvTile& tile, Lanes lan
             store(mix + i * mix_stride + channel + v * kLanes, sums[i][v]);
 }
 
-template <class Value, int rows>
-void absorb_rows(const RowState& state, const float* const* queries, int64_t first,
-                 const KvTile& tile, Lanes lanes, int64_t head_dim) {
+// How one kind of tile is used: keys and values of type T, in place or brought along.
+template <class T>
+struct InPlace {
+    static constexpr int kMaxRows = kRowsInPlace;
+    static constexpr int kVectors = std::max(4, kPerWord<T>);
+    static constexpr int kLastVectors = kPerWord<T>;
+
+    template <int rows>
+    static PF_INLINE void score(const float* const* queries, KvTile& tile, Lanes lanes,
+                                int64_t head_dim, float (*scores)[kTileKeys]) {
+        score_in_place<T, rows>(queries, tile, lanes.low, lanes.high, head_dim, scores);
+    }
+    template <int rows, int vectors>
+    static PF_INLINE void mix(float (*weights)[kTileKeys], KvTile& tile, Lanes lanes,
+                              int64_t channel, const f32v* corrections, float* mix, int64_t stride) {
+        mix_in_place<T, rows, vectors>(weights, tile, lanes.low, lanes.high, channel, corrections,
+                                       mix, stride);
+    }
+};
+
+template <class T>
+struct Brought {
+    static constexpr int kMaxRows = kRows;
+    static constexpr int kVectors = pf::kVectors;
+    static constexpr int kLastVectors = 1;
+
+    template <int rows>
+    static PF_INLINE void score(const float* const* queries, KvTile& tile, Lanes, int64_t head_dim,
+                                float (*scores)[kTileKeys]) {
+        pf::score<rows, kPerWord<T>>(queries, tile, head_dim, scores);
+    }
+    template <int rows, int vectors>
+    static PF_INLINE void mix(float (*weights)[kTileKeys], KvTile& tile, Lanes lanes,
+                              int64_t channel, const f32v* corrections, float* mix, int64_t stride) {
+        mix_in<rows, vectors>(weights, tile, lanes, channel, corrections, mix, stride);
+    }
+};
+
+template <class Use, bool is_scaled, int rows>
+void absorb_rows(const RowState& state, const float* const* queries, int64_t first, KvTile& tile,
+                 Lanes lanes, int64_t head_dim) {
     alignas(64) float scores[rows][kTileKeys];
     f32v corrections[rows];
     const int64_t mix_stride = padded_dim(head_dim);
     float* mix = state.mix + first * mix_stride;
-    score<rows>(queries + first, tile, head_dim, scores);
-    for (int i = 0; i < rows; i++)
+    Use::template score<rows>(queries + first, tile, lanes, head_dim, scores);
+    for (int i = 0; i < rows; i++) {
+        if (is_scaled) scale_lanes(scores[i], tile.key_scales);
         corrections[i] = weigh(scores[i], lanes, state.max + first + i,
                                state.sum + (first + i) * kLanes);
-    int64_t channel = 0;
-    for (; channel + kVectors * kLanes <= mix_stride; channel += kVectors * kLanes)
-        mix_in<Value, rows, kVectors>(scores, tile, lanes, channel, corrections, mix, mix_stride);
-    for (; channel < mix_stride; channel += kLanes)
-        mix_in<Value, rows, 1>(scores, tile, lanes, channel, corrections, mix, mix_stride);
-}
-
-// The rows that are left when whole register tiles are done.
-template <class Value, int rows>
-void absorb_last(const RowState& state, const float* const* queries, int64_t first, int64_t count,
-                 const KvTile& tile, Lanes lanes, int64_t head_dim) {
-    if constexpr (rows > 0) {
-        if (count == rows) return absorb_rows<Value, rows>(state, queries, first, tile, lanes, head_dim);
-        absorb_last<Value, rows - 1>(state, queries, first, count, tile, lanes, head_dim);
+        if (is_scaled) scale_lanes(scores[i], tile.value_scales);
     }
+    int64_t channel = 0;
+    for (; channel + Use::kVectors * kLanes <= mix_stride; channel += Use::kVectors * kLanes)
+        Use::template mix<rows, Use::kVectors>(scores, tile, lanes, channel, corrections, mix,
+                                               mix_stride);
+    for (; channel < mix_stride; channel += Use::kLastVectors * kLanes)
+        Use::template mix<rows, Use::kLastVectors>(scores, tile, lanes, channel, corrections, mix,
+                                                   mix_stride);
 }
 
-template <class Value>
+// Whole register tiles, then the rows that are left.
+template <class Use, bool is_scaled, int rows>
 void absorb_all(const RowState& state, const float* const* queries, int64_t first, int64_t count,
-                const KvTile& tile, Lanes lanes, int64_t head_dim) {
-    for (; count >= kRows; first += kRows, count -= kRows)
-        absorb_rows<Value, kRows>(state, queries, first, tile, lanes, head_dim);
-    absorb_last<Value, kRows - 1>(state, queries, first, count, tile, lanes, head_dim);
+                KvTile& tile, Lanes lanes, int64_t head_dim) {
+    if constexpr (rows > 0) {
+        for (; count >= rows; first += rows, count -= rows)
+            absorb_rows<Use, is_scaled, rows>(state, queries, first, tile, lanes, head_dim);
+        absorb_all<Use, is_scaled, rows - 1>(state, queries, first, count, tile, lanes, head_dim);
+    }
 }
 
 }  // namespace
@@ -146,10 +202,27 @@ void RowState::clear(int64_t num_rows, int64_t head_dim) {
     for (int64_t i = 0; i < num_rows * padded_dim(head_dim); i++) mix[i] = 0.0f;
 }
 
+void RowState::order_by_channels(int64_t first, int64_t num_rows, int64_t head_dim, int32_t dtype) {
+    float* rows = mix + first * padded_dim(head_dim);
+    const int64_t count = num_rows * padded_dim(head_dim);
+    if (dtype == PF_BF16) pf::order_by_channels<bf16>(rows, count);
+    if (dtype == PF_INT8) pf::order_by_channels<int8_t>(rows, count);
+}
+
 void absorb(const RowState& state, const float* const* queries, int64_t first, int64_t count,
-            const KvTile& tile, Lanes lanes, int64_t head_dim) {
-    const auto absorb_these = tile.has_bf16_values ? absorb_all<bf16> : absorb_all<float>;
-    absorb_these(state, queries, first, count, tile, lanes, head_dim);
+            KvTile& tile, Lanes lanes, int64_t head_dim) {
+    const auto use = [&]<class T>(T) {
+        constexpr bool is_scaled = sizeof(T) == 1;
+        const auto absorb_these = tile.is_in_place
+                                      ? absorb_all<InPlace<T>, is_scaled, InPlace<T>::kMaxRows>
+                                      : absorb_all<Brought<T>, is_scaled, Brought<T>::kMaxRows>;
+        absorb_these(state, queries, first, count, tile, lanes, head_dim);
+    };
+    switch (tile.dtype) {
+        case PF_F32: return use(float{});
+        case PF_BF16: return use(bf16{});
+        case PF_INT8: return use(int8_t{});
+    }
 }
 
 }  // namespace pf

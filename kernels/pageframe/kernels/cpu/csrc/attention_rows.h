@@ -23,6 +23,9 @@ struct RowState {
     }
     void place(float* memory, int64_t num_rows);
     void clear(int64_t num_rows, int64_t head_dim);
+
+    // Of mixes from a tile of `dtype` in place, whose channels are by parts until then.
+    void order_by_channels(int64_t first, int64_t num_rows, int64_t head_dim, int32_t dtype);
 };
 
 // Lanes of a tile that all rows of a call see: [low, high), not empty.
@@ -30,8 +33,9 @@ struct Lanes {
     int64_t low, high;
 };
 
-// Let rows [first, first + count) take in a tile. `queries[i]` are the channels of row i.
+// Let rows [first, first + count) take in a tile. `queries[i]` are the channels of row i: by parts, as
+// the mix is then, where the tile is used in place.
 void absorb(const RowState& state, const float* const* queries, int64_t first, int64_t count,
-            const KvTile& tile, Lanes lanes, int64_t head_dim);
+            KvTile& tile, Lanes lanes, int64_t head_dim);
 
 }  // namespace pf

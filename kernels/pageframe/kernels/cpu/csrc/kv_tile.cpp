@@ -3,32 +3,11 @@
 #include <algorithm>
 #include <cstring>
 
+#include "kv_words.h"
 #include "transpose.h"
 
 namespace pf {
 namespace {
-
-// So few query rows use values once or twice: widening them on the way is cheaper than a copy.
-constexpr int64_t kFewRows = 6;
-
-// The rows of a tile as they lie in the arena; null where a lane holds no position.
-struct Rows {
-    const uint8_t* at[kTileKeys];
-    float scale[kTileKeys];
-};
-
-// Rows at `offset` bytes and `scale_offset` scales from each lane's keys of head 0.
-template <bool is_scaled>
-PF_INLINE Rows rows_at(const KvTile& tile, int64_t offset, int64_t scale_offset) {
-    Rows rows;
-    for (int64_t lane = 0; lane < kTileKeys; lane++) rows.at[lane] = tile.tokens[lane] + offset;
-    for (int64_t lane = 0; lane < tile.low; lane++) rows.at[lane] = nullptr;
-    for (int64_t lane = tile.high; lane < kTileKeys; lane++) rows.at[lane] = nullptr;
-    if constexpr (is_scaled)
-        for (int64_t lane = 0; lane < kTileKeys; lane++)
-            rows.scale[lane] = rows.at[lane] ? tile.scales[lane][scale_offset] : 0.0f;
-    return rows;
-}
 
 // Calls use(lane, block, offset) for each position in [first, end), lanes counted from 0.
 template <class Use>
@@ -41,19 +20,6 @@ PF_INLINE void for_positions(int64_t block_size, BlockTable table, int64_t first
     }
 }
 
-// Keys are turned as 32-bit words, whatever they hold: kPerWord channels take one turn together.
-template <class T>
-inline constexpr int kPerWord = 4 / sizeof(T);
-
-// Channel `part` of each lane's word, as a float.
-template <class T>
-PF_INLINE f32v channel_of(f32v words, int part) {
-    if constexpr (sizeof(T) == 4) return words;
-    if constexpr (sizeof(T) == 2) return part == 0 ? even_of((u32v)words) : odd_of((u32v)words);
-    if constexpr (sizeof(T) == 1)
-        return __builtin_convertvector((i32v)((u32v)words << (24 - 8 * part)) >> 24, f32v);
-}
-
 // kLanes words of a row, or so many as it has; nothing behind the row is touched.
 template <bool is_whole>
 PF_INLINE f32v load_words(const uint8_t* row, int64_t from, int64_t num_words) {
@@ -62,84 +28,59 @@ PF_INLINE f32v load_words(const uint8_t* row, int64_t from, int64_t num_words) {
 }
 
 // A square of words, from word `from` and lane `lane`, into rows of `keys`.
-template <class T, bool is_full, bool is_whole>
-PF_INLINE void turn_square(const Rows& rows, int64_t lane, int64_t from, int64_t num_words,
-                           float* keys) {
+template <class T, bool is_whole>
+PF_INLINE void turn_square(const KvTile& tile, int64_t lane, int64_t from, int64_t num_words) {
     f32v square[kLanes];
-    for (int i = 0; i < kLanes; i++) {
-        const uint8_t* row = rows.at[lane + i];
-        const bool is_there = is_full || row != nullptr;
-        square[i] = is_there ? load_words<is_whole>(row, from, num_words) : f32v{};
-    }
+    for (int i = 0; i < kLanes; i++)
+        square[i] = load_words<is_whole>(tile.key_row(lane + i), from, num_words);
     transpose(square);
-    const f32v scales = sizeof(T) == 1 ? load(rows.scale + lane) : f32v{};
     for (int i = 0; i < kLanes; i++) {
         if (!is_whole && from + i >= num_words) break;
-        for (int part = 0; part < kPerWord<T>; part++) {
-            const f32v channel = channel_of<T>(square[i], part);
-            store(keys + ((from + i) * kPerWord<T> + part) * kTileKeys + lane,
-                  sizeof(T) == 1 ? channel * scales : channel);
-        }
+        for (int part = 0; part < kPerWord<T>; part++)
+            store(tile.keys + ((from + i) * kPerWord<T> + part) * kTileKeys + lane,
+                  channel_of<T>(square[i], part));
     }
 }
 
 // Between two squares some rows of the next tile are asked for: all at once would be more than the
 // machine can have under way, and it would stand still until they are there.
-template <class T, bool is_full>
-void load_keys(const Rows& rows, int64_t head_dim, KvTile& tile) {
+template <class T>
+void turn_keys(int64_t head_dim, KvTile& tile) {
     const int64_t num_words = head_dim / kPerWord<T>;
     for (int64_t lane = 0; lane < kTileKeys; lane += kLanes) {
         int64_t from = 0;
         for (; from + kLanes <= num_words; from += kLanes) {
-            turn_square<T, is_full, true>(rows, lane, from, num_words, tile.keys);
+            turn_square<T, true>(tile, lane, from, num_words);
             tile.ask();
         }
-        if (from < num_words) {
-            turn_square<T, is_full, false>(rows, lane, from, num_words, tile.keys);
-            tile.ask();
-        }
+        if (from < num_words) turn_square<T, false>(tile, lane, from, num_words);
     }
 }
 
 template <class T>
-void load_values(const Rows& rows, int64_t head_dim, int64_t num_rows, KvTile& tile) {
+void copy_values(int64_t head_dim, KvTile& tile) {
     const int64_t row_floats = padded_dim(head_dim);
-    const bool is_few = num_rows <= kFewRows;
-    tile.has_bf16_values = sizeof(T) == sizeof(bf16) && is_few && row_floats == head_dim;
-    const bool is_in_place =
-        tile.has_bf16_values || (sizeof(T) == sizeof(float) && row_floats == head_dim);
+    const bool is_float_row = sizeof(T) == sizeof(float) && row_floats == head_dim;
     for (int64_t lane = tile.low; lane < tile.high; lane++) {
-        const T* row = reinterpret_cast<const T*>(rows.at[lane]);
-        if (is_in_place) {
-            tile.values[lane] = row;
-            continue;
-        }
+        const T* row = reinterpret_cast<const T*>(tile.value_row(lane));
         float* copy = tile.values_copy + lane * row_floats;
-        const f32v scale = splat(sizeof(T) == 1 ? rows.scale[lane] : 1.0f);
+        tile.values[lane] = is_float_row ? reinterpret_cast<const float*>(row) : copy;
+        if (is_float_row) continue;
         int64_t channel = 0;
         for (; channel + kLanes <= head_dim; channel += kLanes)
-            store(copy + channel, load(row + channel) * scale);
+            store(copy + channel, load(row + channel));
         if (channel < head_dim) {
             T end[kLanes] = {};
             std::memcpy(end, row + channel, static_cast<size_t>(head_dim - channel) * sizeof(T));
-            store(copy + channel, load(end) * scale);
+            store(copy + channel, load(end));
         }
-        tile.values[lane] = copy;
     }
 }
 
 template <class T>
-void load_sides(const KvLayer& layer, int64_t head, int64_t num_rows, KvTile& tile) {
-    constexpr bool is_scaled = sizeof(T) == 1;
-    const int64_t head_dim = layer.arena().head_dim, offset = head * layer.head_bytes();
-    const Rows keys = rows_at<is_scaled>(tile, offset, head);
-    const Rows values =
-        rows_at<is_scaled>(tile, offset + layer.side_bytes(), head + layer.side_scales());
-    if (tile.low == 0 && tile.high == kTileKeys)
-        load_keys<T, true>(keys, head_dim, tile);
-    else
-        load_keys<T, false>(keys, head_dim, tile);
-    load_values<T>(values, head_dim, num_rows, tile);
+void bring(int64_t head_dim, KvTile& tile) {
+    turn_keys<T>(head_dim, tile);
+    copy_values<T>(head_dim, tile);
 }
 
 }  // namespace
@@ -160,10 +101,15 @@ void KvTile::find(const KvLayer& layer, BlockTable table, int64_t first, int64_t
                       if (is_scaled)
                           scales[low + lane] = layer.scale(KvSide::kKeys, block, offset, 0);
                   });
+    for (int64_t lane = 0; lane < kTileKeys; lane++) {
+        if (low <= lane && lane < high) continue;
+        tokens[lane] = tokens[low];
+        if (is_scaled) scales[lane] = scales[low];
+    }
 }
 
 void KvTile::look_ahead(const KvLayer& layer, BlockTable table, int64_t first_head,
-                        int64_t num_heads, int64_t first, int64_t end) {
+                        int64_t num_heads, int64_t first, int64_t end, int64_t num_asks) {
     const int64_t num_keys = std::max<int64_t>(end - first, 0);
     next_ahead = 0;
     num_ahead = 2 * num_keys;
@@ -174,25 +120,25 @@ void KvTile::look_ahead(const KvLayer& layer, BlockTable table, int64_t first_he
                       ahead[num_keys + lane] = row + layer.side_bytes();
                   });
     ahead_bytes = num_heads * layer.head_bytes();
-    const int64_t square_bytes = kLanes * kLanes * 4;
-    const int64_t num_asks = num_heads * kTileKeys * layer.head_bytes() / square_bytes;
     num_ahead_at_once = num_ahead / std::max<int64_t>(num_asks, 1) + 1;
 }
 
-void KvTile::ask() {
-    constexpr int64_t kLineBytes = 64;
-    const int64_t end = std::min(next_ahead + num_ahead_at_once, num_ahead);
-    for (; next_ahead < end; next_ahead++) {
-        const uint8_t* row = ahead[next_ahead];
-        for (int64_t byte = 0; byte < ahead_bytes; byte += kLineBytes) prefetch_near(row + byte);
-    }
-}
-
 void KvTile::load(const KvLayer& layer, int64_t head, int64_t num_rows) {
-    switch (layer.arena().dtype) {
-        case PF_F32: return load_sides<float>(layer, head, num_rows, *this);
-        case PF_BF16: return load_sides<bf16>(layer, head, num_rows, *this);
-        case PF_INT8: return load_sides<int8_t>(layer, head, num_rows, *this);
+    const pf_kv_arena& arena = layer.arena();
+    dtype = arena.dtype;
+    key_offset = head * layer.head_bytes();
+    value_offset = key_offset + layer.side_bytes();
+    if (arena.dtype == PF_INT8)
+        for (int64_t lane = 0; lane < kTileKeys; lane++) {
+            key_scales[lane] = scales[lane][head];
+            value_scales[lane] = scales[lane][head + layer.side_scales()];
+        }
+    is_in_place = is_used_in_place(arena, num_rows);
+    if (is_in_place) return;
+    switch (arena.dtype) {
+        case PF_F32: return bring<float>(arena.head_dim, *this);
+        case PF_BF16: return bring<bf16>(arena.head_dim, *this);
+        case PF_INT8: return bring<int8_t>(arena.head_dim, *this);
     }
 }
 

@@ -1,12 +1,13 @@
-// One tile of keys and values: up to kTileKeys positions of one sequence and one KV head, read
-// through the block table and brought into the form that the arithmetic wants.
+// One tile of keys and values: up to kTileKeys positions of one sequence and one KV head, found
+// through the block table and, for many query rows, brought into the form that the arithmetic wants.
 //
-//     keys    [head_dim][kTileKeys]   transposed: a lane is a position
-//     values  a pointer per position to its head_dim channels: in the arena itself where they are
-//             float32 there, or bf16 and used by few rows; else in a converted copy
+//     few rows    keys and values are used where they lie in the arena (row_products.h)
+//     many rows   keys    [head_dim][kTileKeys]   transposed: a lane is a position
+//                 values  [kTileKeys][padded_dim] float32; or float32 rows of the arena itself
 //
-// `find` says which positions they are; `load` then reads one head after the other. Tiles begin at multiples of kTileKeys. A position outside [first, end) is never read: its block
-// may be another sequence's, or not exist. Its keys are zeros and its values nobody's.
+// `find` says which positions they are; `load` then goes to one head after the other. Tiles begin at
+// multiples of kTileKeys. A position outside [first, end) is never read: its block may be another
+// sequence's, or not exist. Its lane has the keys of another position, and values nobody's.
 #pragma once
 
 #include "kv_layer.h"
@@ -20,17 +21,32 @@ static_assert(kTileKeys % kLanes == 0);
 // head_dim rounded up to whole vectors: how far apart rows of scratch are.
 inline int64_t padded_dim(int64_t head_dim) { return (head_dim + kLanes - 1) / kLanes * kLanes; }
 
-struct KvTile {
-    float* keys;                    // [padded_dim][kTileKeys]
-    float* values_copy;             // [kTileKeys][padded_dim]
-    const void* values[kTileKeys];  // rows of the arena or of the copy
-    bool has_bf16_values;           // else float32
-    int64_t start;                  // position of lane 0
-    int64_t low, high;              // lanes that hold a position: [low, high)
+// So few query rows use a key or a value once or twice: to turn or to copy it would cost more.
+inline constexpr int64_t kFewRows = 6;
 
-    // Of each lane that holds a position, the keys of head 0 in the arena, and their scale.
+// Whether so many rows of a head use keys and values where they lie: whole vectors of words only.
+inline bool is_used_in_place(const pf_kv_arena& arena, int64_t num_rows) {
+    return num_rows <= kFewRows && arena.head_dim * dtype_bytes(arena.dtype) % (4 * kLanes) == 0;
+}
+
+struct KvTile {
+    float* keys;                     // [padded_dim][kTileKeys]
+    float* values_copy;              // [kTileKeys][padded_dim]
+    const float* values[kTileKeys];  // rows of the arena or of the copy
+    int32_t dtype;                   // of what is stored
+    int64_t start;                   // position of lane 0
+    int64_t low, high;               // lanes that hold a position: [low, high)
+
+    // Keys of head 0 in the arena, and their scale; lanes without a position have another's.
     const uint8_t* tokens[kTileKeys] = {};
     const float* scales[kTileKeys];
+
+    // This head's rows, in bytes from those of `tokens`.
+    bool is_in_place;
+    int64_t key_offset, value_offset;
+
+    // What scores and weights are multiplied by; PF_INT8 only.
+    alignas(64) float key_scales[kTileKeys], value_scales[kTileKeys];
 
     // Rows of the next tile that memory was not yet asked for, and how many to ask for at a time.
     const uint8_t* ahead[2 * kTileKeys];
@@ -46,16 +62,27 @@ struct KvTile {
     // Make it the tile of positions [first, end), which lie within one.
     void find(const KvLayer& layer, BlockTable table, int64_t first, int64_t end);
 
-    // Positions and heads that come next; `load`, called once for each of these heads, asks memory
-    // for them meanwhile. The machine does not see them coming: blocks lie anywhere.
+    // Positions and heads that come next, of which memory is asked for piece by piece while this tile
+    // is used. The machine does not see them coming: blocks lie anywhere.
     void look_ahead(const KvLayer& layer, BlockTable table, int64_t first_head, int64_t num_heads,
-                    int64_t first, int64_t end);
+                    int64_t first, int64_t end, int64_t num_asks);
 
-    // Read the keys and values of one head, which so many query rows will use.
+    // Go to the keys and values of one head, which so many query rows will use.
     void load(const KvLayer& layer, int64_t head, int64_t num_rows);
 
+    const uint8_t* key_row(int64_t lane) const { return tokens[lane] + key_offset; }
+    const uint8_t* value_row(int64_t lane) const { return tokens[lane] + value_offset; }
+
     // Ask for some more of what lies ahead.
-    void ask();
+    PF_INLINE void ask() {
+        constexpr int64_t kLineBytes = 64;
+        const int64_t wanted = next_ahead + num_ahead_at_once;
+        const int64_t end = wanted < num_ahead ? wanted : num_ahead;
+        for (; next_ahead < end; next_ahead++) {
+            const uint8_t* row = ahead[next_ahead];
+            for (int64_t byte = 0; byte < ahead_bytes; byte += kLineBytes) prefetch_near(row + byte);
+        }
+    }
 };
 
 }  // namespace pf

@@ -10,6 +10,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <utility>
 #if defined(__x86_64__)
 #include <immintrin.h>
 #elif defined(__aarch64__)
@@ -37,6 +38,22 @@ typedef int32_t i32v __attribute__((vector_size(4 * kLanes)));  // also the type
 typedef uint32_t u32v __attribute__((vector_size(4 * kLanes)));
 typedef uint16_t u16v __attribute__((vector_size(2 * kLanes)));
 typedef int8_t i8v __attribute__((vector_size(kLanes)));
+
+// body(0), body(1), .. body(n - 1) in a row, each index a constant. An array of sums that is a step's
+// state stays in registers only if nothing but constants ever indexes it; a loop that the compiler is
+// to unroll may be unrolled too late for that.
+template <class Body, int... i>
+PF_INLINE void times_each(Body&& body, std::integer_sequence<int, i...>) {
+    (body(std::integral_constant<int, i>{}), ...);
+}
+
+template <int n, class Body>
+PF_INLINE void times(Body&& body) {
+    times_each(body, std::make_integer_sequence<int, n>{});
+}
+
+// Of lambdas given to `times`.
+#define PF_EACH __attribute__((always_inline))
 
 // ---- memory: no alignment is asked for -----------------------------------------------------------
 

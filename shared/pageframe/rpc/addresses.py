@@ -1,4 +1,4 @@
-"""Where the schedulers are: as given, and for ``dns:///NAME:PORT`` all addresses of the name.
+"""Where replicas are: as given, and for ``dns:///NAME:PORT`` all addresses of the name.
 
 gRPC itself would resolve such a name to one channel over all its addresses, and choose among them
 without knowing what a request is. Here each address is a replica of its own.
@@ -6,7 +6,7 @@ without knowing what a request is. Here each address is a replica of its own.
 
 import asyncio
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Final
 
 import structlog
@@ -33,7 +33,7 @@ async def resolve_host(host: str, port: int) -> list[str]:
 
 
 class ReplicaAddresses:
-    """The targets of a gateway, resolved again every few seconds where they are names.
+    """One service of all replicas, resolved again every few seconds where targets are names.
 
     Args:
         targets: ``HOST:PORT``, ``unix:/path``, or ``dns:///NAME:PORT``.
@@ -78,3 +78,12 @@ def short_name(address: str) -> str:
     if address.startswith("unix:"):
         return address.rpartition("/")[2].removesuffix(".sock")
     return address
+
+
+def by_name(addresses: Iterable[str]) -> dict[str, str]:
+    """Addresses by what replicas are called: the short name, or the address where it is taken."""
+    named: dict[str, str] = {}
+    for address in addresses:
+        name = short_name(address)
+        named[address if name in named else name] = address
+    return named
