@@ -14,8 +14,9 @@
 
 namespace pf {
 
-// Rows of a register tile, and keys whose scores are under way together.
-inline constexpr int kRowsInPlace = kLanes == 16 ? 6 : 3;
+// Rows of a register tile, and keys whose scores are under way together: twelve sums, enough to hide
+// the latency of a fused multiply-add.
+inline constexpr int kRowsInPlace = 3;
 inline constexpr int kKeysInPlace = 4;
 static_assert(kTileKeys % kKeysInPlace == 0);
 
