@@ -130,6 +130,12 @@ def test_grafana_finds_the_dashboard():
     assert json.loads((REPOSITORY / "docs/grafana/pageframe.json").read_text())["uid"]
 
 
+def test_grafana_knows_how_often_prometheus_scrapes():
+    (source,) = load("docker/grafana/datasource.yml")["datasources"]
+    scrapes = load("docker/prometheus.yml")["global"]["scrape_interval"]
+    assert source["jsonData"]["timeInterval"] == scrapes
+
+
 def test_without_a_gpu_only_the_executor_is_another():
     override = load("docker-compose.cpu.yml")["services"]
     assert set(override) == {"executor"}
