@@ -16,7 +16,7 @@
     candidates   whom policies may choose         losses       victims until they are back
     rates        what things cost, measured       witness      what policies are seen doing
     line         who comes next                   shares       what tenants were served
-    claims       whose part is taken by others
+    claims       whose part others take       getting_back what coming back costs
     intake       how requests come in             deadlines    who cannot be over in time
     rate_limits  who comes too often
 
