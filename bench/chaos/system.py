@@ -125,6 +125,15 @@ class System:
             stub = executor_service_pb2_grpc.ExecutorServiceStub(channel)
             await eventually(lambda: _answers(stub))
 
+    async def pool_bytes(self) -> int:
+        """What all blocks of the pool take once each was used."""
+        async with grpc.aio.insecure_channel(self.executor_address, options=INNER_OPTIONS) as at:
+            facts = await executor_service_pb2_grpc.ExecutorServiceStub(at).Describe(
+                executor_service_pb2.DescribeRequest(), timeout=PATIENCE_S, wait_for_ready=True
+            )
+        replica = facts.replica
+        return int(replica.num_blocks * replica.block_size * replica.kv_bytes_per_token)
+
     async def settle(self) -> bool:
         """Wait until the system is at rest; whether it is within two minutes."""
         with contextlib.suppress(TimeoutError):

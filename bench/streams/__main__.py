@@ -24,7 +24,16 @@ from rich.progress import Progress, TimeRemainingColumn
 
 from bench.chaos.system import System
 from bench.streams.load import Load, Tally
-from bench.streams.usage import Sample, cores, cpu_share, growth_mib, is_flat, take_sample
+from bench.streams.usage import (
+    MIB,
+    Sample,
+    after_filling,
+    cores,
+    cpu_share,
+    growth_mib,
+    is_flat,
+    take_sample,
+)
 
 SERVICES = ("gateway", "scheduler", "executor", "telemetry")
 _SAMPLE_INTERVAL_S = 2.0
@@ -50,8 +59,11 @@ def main() -> int:
                 vocab_size=_VOCAB_SIZE,
                 seed=arguments.seed,
             )
+            # A simulated pool has books and no memory.
+            is_real = arguments.runner != "sim"
+            pool_mib = asyncio.run(system.pool_bytes()) / MIB if is_real else 0.0
             series = asyncio.run(_measure(system, load, arguments.minutes * 60.0, console))
-    document = _document(arguments, load.tally, series)
+    document = _document(arguments, load.tally, series, pool_mib)
     text = json.dumps(document, indent=2)
     print(text)
     if arguments.output is not None:
@@ -117,11 +129,15 @@ async def _measure(system: System, load: Load, seconds: float, console: Console)
 
 
 def _document(
-    arguments: argparse.Namespace, tally: Tally, series: Mapping[str, Sequence[Sample]]
+    arguments: argparse.Namespace,
+    tally: Tally,
+    series: Mapping[str, Sequence[Sample]],
+    pool_mib: float,
 ) -> dict[str, object]:
     gaps = sorted(tally.gaps_s) or [0.0]
     elapsed_s = series["gateway"][-1].at_s
-    has_grown = any(is_flat(series[name]) is False for name in SERVICES)
+    watched = {**series, "executor": after_filling(series["executor"], pool_mib)}
+    has_grown = any(is_flat(watched[name]) is False for name in SERVICES)
     return {
         "settings": {
             name: str(value) if isinstance(value, Path) else value
@@ -129,6 +145,7 @@ def _document(
             if name != "output"
         },
         "machine": {"num_cores": os.cpu_count()},
+        "pool_mib": pool_mib,
         "num_started": tally.num_started,
         "num_ended": tally.num_ended,
         "num_cut_at_the_end": tally.num_cut,
@@ -146,8 +163,8 @@ def _document(
                 "cores": cores(series[name]),
                 "pss_mib_first": series[name][0].pss_mib,
                 "pss_mib_last": series[name][-1].pss_mib,
-                "pss_mib_growth": growth_mib(series[name]),
-                "is_flat": is_flat(series[name]),
+                "pss_mib_growth": growth_mib(watched[name]) if watched[name] else None,
+                "is_flat": is_flat(watched[name]),
             }
             for name in SERVICES
         },

@@ -12,6 +12,7 @@ MIB = 1 << 20
 _GROWTH_MIB_MAX = 8.0
 _GROWTH_PART_MAX = 0.05
 _WATCH_S_MIN = 240.0
+_FILLED_PART = 0.97
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +55,23 @@ def growth_mib(series: Sequence[Sample]) -> float:
     return statistics.median(settled[-third:]) - statistics.median(settled[:third])
 
 
+def after_filling(series: Sequence[Sample], pool_mib: float) -> Sequence[Sample]:
+    """What follows once a pool of blocks is filled; nothing if it never is.
+
+    The system gives a block its memory when it is first written, and what is freed stays cached
+    there: until each block was used once, a pool grows as it should.
+    """
+    full_mib = series[0].pss_mib + _FILLED_PART * pool_mib
+    begins = (index for index, sample in enumerate(series) if sample.pss_mib >= full_mib)
+    return series[next(begins, len(series)) :]
+
+
 def is_flat(series: Sequence[Sample]) -> bool | None:
     """Whether memory did not grow but for what is noise; None if it was not watched for long.
 
     Buffers, caches and indices fill up in the first minutes, as they should.
     """
-    if series[-1].at_s - series[0].at_s < _WATCH_S_MIN:
+    if not series or series[-1].at_s - series[0].at_s < _WATCH_S_MIN:
         return None
     settled = [sample.pss_mib for sample in _settled(series)]
     allowed = max(_GROWTH_MIB_MAX, _GROWTH_PART_MAX * statistics.median(settled))

@@ -2,7 +2,15 @@
 
 import pytest
 
-from bench.streams.usage import Sample, cores, cpu_share, growth_mib, is_flat, take_sample
+from bench.streams.usage import (
+    Sample,
+    after_filling,
+    cores,
+    cpu_share,
+    growth_mib,
+    is_flat,
+    take_sample,
+)
 
 
 def series(pss_mib, cores_busy=0.5, every_s=10.0):
@@ -26,6 +34,16 @@ def test_a_leak_is_seen_through_noise():
     assert growth_mib(leaking) > 25
     assert is_flat(leaking) is False
     assert is_flat(steady) is True
+
+
+def test_a_pool_that_is_used_for_the_first_time_is_no_leak():
+    filling = [100 + min(index, 20) * 10 for index in range(60)]
+    assert is_flat(series(filling)) is False
+    assert is_flat(after_filling(series(filling), 200)) is True
+    assert is_flat(after_filling(series(filling), 300)) is None, "it never was full"
+    assert after_filling(series(filling), 0) == series(filling)
+    leaking = [mib + 2 * index for index, mib in enumerate(filling)]
+    assert is_flat(after_filling(series(leaking), 200)) is False
 
 
 def test_a_short_run_says_nothing_of_memory():
