@@ -37,13 +37,13 @@ def test_a_leak_is_seen_through_noise():
 
 
 def test_a_pool_that_is_used_for_the_first_time_is_no_leak():
-    filling = [100 + min(index, 30) * 10 for index in range(80)]
+    filling = [100 + min(index, 60) * 10 for index in range(120)]
     assert is_flat(series(filling)) is False
-    assert is_flat(after_filling(series(filling), 300)) is True
-    assert is_flat(after_filling(series(filling), 400)) is None, "it never was full"
+    assert is_flat(after_filling(series(filling), 600)) is True
+    assert is_flat(after_filling(series(filling), 700)) is None, "it never was full"
     assert after_filling(series(filling), 0) == series(filling)
     leaking = [mib + 2 * index for index, mib in enumerate(filling)]
-    assert is_flat(after_filling(series(leaking), 300)) is False
+    assert is_flat(after_filling(series(leaking), 600)) is False
 
 
 def test_a_short_run_says_nothing_of_memory():
