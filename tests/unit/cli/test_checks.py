@@ -2,6 +2,7 @@
 
 import dataclasses
 import socket
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -168,12 +169,12 @@ def test_sockets_live_in_the_state_folder_when_its_path_is_short(tmp_path: Path)
 
 def test_sockets_of_a_long_state_path_go_to_a_short_private_folder(tmp_path: Path) -> None:
     state_dir = tmp_path / ("x" * SOCKET_PATH_BYTES_MAX)
-    runtime_dir = tmp_path / "r"
-    runtime_dir.mkdir()
-    folder = make_run_folder(state_dir, {"XDG_RUNTIME_DIR": str(runtime_dir)})
-    assert folder.parent == runtime_dir
-    assert folder.stat().st_mode & 0o077 == 0
-    assert len(str(folder / "scheduler.sock")) <= SOCKET_PATH_BYTES_MAX
+    # Not in `tmp_path`, which may be long itself.
+    with tempfile.TemporaryDirectory(prefix="r") as runtime_dir:
+        folder = make_run_folder(state_dir, {"XDG_RUNTIME_DIR": runtime_dir})
+        assert folder.parent == Path(runtime_dir)
+        assert folder.stat().st_mode & 0o077 == 0
+        assert len(str(folder / "scheduler.sock")) <= SOCKET_PATH_BYTES_MAX
 
 
 def test_when_no_path_is_short_enough_the_way_out_is_said(
