@@ -29,15 +29,7 @@ pytestmark = pytest.mark.skipif(library.choose().library is None, reason="no com
 
 def _wishes(vocab_size: int) -> list[SamplingParams]:
     """Greedy, flat, filtered and edited requests in turns."""
-    kinds: list[dict] = [
-        {"temperature": 0.0},
-        {"temperature": 1.0},
-        {"temperature": 1.3, "top_k": 40, "top_p": 0.9},
-        {"temperature": 0.8, "min_p": 0.02, "repetition_penalty": 1.2},
-        {"temperature": 0.0, "frequency_penalty": 0.7, "min_tokens": 5},
-        {"temperature": 2.0, "top_k": vocab_size - 1},
-        {"temperature": 1.0, "top_p": 0.999, "presence_penalty": 0.4},
-    ]
+    kinds = (*embedded.KINDS_OF_SAMPLING, {"temperature": 2.0, "top_k": vocab_size - 1})
     return [
         SamplingParams(
             seed=1000 + index,

@@ -74,14 +74,7 @@ def system(start: Callable[..., System]) -> Iterator[System]:
 
 def _requests(num_tokens: int) -> list[GenerationRequest]:
     """Prose of all lengths, and greedy, flat, filtered and edited sampling in turns."""
-    kinds: list[dict] = [
-        {"temperature": 0.0},
-        {"temperature": 1.0},
-        {"temperature": 1.3, "top_k": 40, "top_p": 0.9},
-        {"temperature": 0.8, "min_p": 0.02, "repetition_penalty": 1.2},
-        {"temperature": 0.0, "frequency_penalty": 0.7, "min_tokens": 5},
-        {"temperature": 1.0, "top_p": 0.999, "presence_penalty": 0.4},
-    ]
+    kinds = embedded.KINDS_OF_SAMPLING
     token_ids = embedded.prose(embedded.prepare())
     lengths = np.random.default_rng(3).integers(1, NUM_PROMPT_TOKENS_MAX + 1, NUM_REQUESTS)
     return [
