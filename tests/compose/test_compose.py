@@ -127,7 +127,9 @@ def test_it_generates_over_grpc_and_http(stack: Stack, phases: Phases) -> None:
 
 
 def test_commands_inside_a_container_find_their_service(stack: Stack) -> None:
-    told = stack.inside("gateway", "pageframe", "generate", "--max-tokens", "2", PROMPT)
+    told = stack.inside(
+        "gateway", "pageframe", "generate", "--max-tokens", "2", "--temperature", "0", PROMPT
+    )
     assert "Paris" in told
     assert "blocks of 16 tokens" in stack.inside("executor", "pageframe", "pool")
 
