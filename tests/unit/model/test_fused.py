@@ -189,6 +189,18 @@ def test_chunks_blocks_and_threads_change_no_bit(folder, name, dtype):
         assert torch.equal(logits, whole), f"{chunk=} {block_size=} {num_threads=}"
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("rows", [[], [8], [5, 0, 5], [*range(9), 4, 4]], ids=str)
+def test_wanted_rows_are_those_of_the_whole_in_any_order(folder, dtype, rows):
+    runner = _load(folder(), dtype=dtype, num_threads=2)
+    decoder, kv = runner._parts()
+    batch = _step(runner, 0, 9, 16)
+    with torch.inference_mode():
+        whole = runner._forward(decoder, kv, batch, np.arange(9)).clone()
+        wanted = runner._forward(decoder, kv, batch, np.array(rows, dtype=np.int64))
+    assert torch.equal(wanted, whole[rows])
+
+
 def test_phases_are_counted_once_asked_for(folder):
     runner = _load(folder())
     decoder, _ = runner._parts()

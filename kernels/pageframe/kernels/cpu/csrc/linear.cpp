@@ -19,16 +19,18 @@ namespace {
 
 // Rows of a task: a multiple of every tile; 120 rows of 256 inputs are 120 KiB.
 constexpr int64_t kRowBlock = 120;
-// Steps of a block: 16 KiB of weights where a vector has 8 lanes.
-constexpr int64_t kBlockSteps = 256;
+// Most steps of a block: 18 KiB of weights where a vector has 8 lanes.
+constexpr int64_t kBlockSteps = 288;
 // Weights of one step of one panel: floats, or pairs of bf16.
 constexpr int64_t kStepBytes = kPanel * 4;
 // How far ahead of what is used weights are fetched where they pass only once.
 constexpr int64_t kAheadBytes = 2048;
-// Tasks that there should be for each thread, so that one that is slow does not hold up the others.
-constexpr int64_t kTasksPerThread = 8;
-// Panels of a task: a multiple of what any tile takes side by side; a claim must cost nothing.
-constexpr int64_t kTaskPanelsMin = 4;
+// At the end of a phase a thread waits for what another has under way, so tasks are small: many for
+// each thread, as long as one is so many products (some 15 us) that its claim costs nothing.
+constexpr int64_t kTasksPerThread = 32;
+constexpr int64_t kTaskProducts = 1 << 20;
+// Few rows are little work: then so many tasks must do.
+constexpr int64_t kTasksPerThreadMin = 8;
 constexpr int64_t kTaskPanelsMax = 16;
 constexpr int kSideBySideMax = panels_of(1);
 
@@ -46,12 +48,22 @@ struct EvenSplit {
     int64_t num_larger;
 };
 
+// Panels that tiles of a task with so many rows take at once.
+int side_by_side(int64_t num_rows) {
+    return num_rows > 2 ? 1 : panels_of(static_cast<int>(num_rows));
+}
+
 struct Grid {
     Grid(const pf_linear_call& call, int num_threads)
         : rows(call.num_rows, kRowBlock), num_panels(linear_num_panels(call.shape)) {
-        const int64_t wanted = cdiv(num_panels * rows.num_groups, kTasksPerThread * num_threads);
-        task_panels = std::clamp(cdiv(wanted, kTaskPanelsMin) * kTaskPanelsMin, kTaskPanelsMin,
-                                 kTaskPanelsMax);
+        const int64_t total = num_panels * rows.num_groups;
+        const int64_t products = cdiv(call.num_rows, rows.num_groups) * call.shape.num_in * kPanel;
+        const int64_t wanted = std::max(cdiv(total, kTasksPerThread * num_threads),
+                                        cdiv(kTaskProducts, products));
+        const int64_t most = std::min(kTaskPanelsMax, cdiv(total, kTasksPerThreadMin * num_threads));
+        // Panels that a tile takes side by side are not parted.
+        const int64_t unit = side_by_side(call.num_rows);
+        task_panels = cdiv(std::min(wanted, most), unit) * unit;
         num_columns = cdiv(num_panels, task_panels);
     }
 
@@ -100,11 +112,11 @@ public:
 
     void run() {
         const int64_t num_rows = task_.row_end - task_.row_begin;
-        const int side_by_side = num_rows > 2 ? 1 : panels_of(static_cast<int>(num_rows));
+        const int unit = side_by_side(num_rows);
         int64_t panel = task_.panel_begin;
         while (panel < task_.panel_end) {
-            const bool fits = panel + side_by_side <= task_.panel_end;
-            num_panels_ = fits ? side_by_side : 1;
+            const bool fits = panel + unit <= task_.panel_end;
+            num_panels_ = fits ? unit : 1;
             run_panels(panel);
             panel += num_panels_;
         }

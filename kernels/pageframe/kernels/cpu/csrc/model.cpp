@@ -1,6 +1,7 @@
 #include "model.h"
 
 #include <algorithm>
+#include <cstring>
 #include <ctime>
 
 #include "elementwise.h"
@@ -86,17 +87,23 @@ public:
           account_(worker.index() == 0 ? step.phase_ns : nullptr),
           shape_(head_shape(model.config)),
           tables_{step.num_sequences, step.query_start, step.context_lens,
-                  step.block_tables,  step.table_entries, step.num_groups} {}
+                  step.block_tables,  step.table_entries, step.num_groups},
+          num_rows_(step.num_tokens),
+          hidden_(rows.hidden),
+          mixed_(rows.mixed) {}
 
     void run() {
+        const int64_t last = config_.num_layers - 1;
         embed();
-        for (int64_t layer = 0; layer < config_.num_layers; layer++) run_layer(layer);
-        for_rows(worker_, step_.num_rows, [&](int64_t row) {
-            rms_norm(rows_.hidden + step_.rows[row] * config_.hidden_size, config_.final_norm,
-                     config_.norm_epsilon, config_.hidden_size,
-                     step_.outputs + row * config_.hidden_size, PF_F32);
-        });
-        account_.charge(PF_PHASE_NORM);
+        for (int64_t layer = 0; layer < last; layer++) {
+            mix(layer);
+            feed_forward(layer);
+        }
+        // Behind the last keys and values only wanted rows matter; of a prompt that is one.
+        mix(last);
+        keep_wanted();
+        feed_forward(last);
+        norm(config_.final_norm, step_.outputs, PF_F32);
     }
 
 private:
@@ -115,27 +122,49 @@ private:
         account_.charge(PF_PHASE_EMBEDDING);
     }
 
-    void run_layer(int64_t index) {
+    void mix(int64_t index) {
         const pf_layer& layer = model_.layers[static_cast<size_t>(index)];
-                norm(layer.attention_norm);
+        norm(layer.attention_norm, rows_.normed, model_.rows_dtype);
         apply(layer.query_key_value, rows_.normed, rows_.heads, PF_F32, PF_STORE);
         account_.charge(PF_PHASE_QUERY_KEY_VALUE);
         place_heads(layer, index);
         attention(index);
-        apply(layer.attention_output, rows_.mixed, rows_.hidden, PF_F32, PF_ADD);
+    }
+
+    void feed_forward(int64_t index) {
+        const pf_layer& layer = model_.layers[static_cast<size_t>(index)];
+        apply(layer.attention_output, mixed_, hidden_, PF_F32, PF_ADD);
         account_.charge(PF_PHASE_ATTENTION_OUTPUT);
-        norm(layer.feed_forward_norm);
+        norm(layer.feed_forward_norm, rows_.normed, model_.rows_dtype);
         apply(layer.gate_up, rows_.normed, rows_.activated, model_.rows_dtype, PF_STORE);
         account_.charge(PF_PHASE_GATE_UP);
-        apply(layer.down, rows_.activated, rows_.hidden, PF_F32, PF_ADD);
+        apply(layer.down, rows_.activated, hidden_, PF_F32, PF_ADD);
         account_.charge(PF_PHASE_DOWN);
     }
 
-    void norm(const float* weight) {
+    // From here on the walk's rows are the wanted ones: hidden states where the result will be, and
+    // what attention mixed where queries were.
+    void keep_wanted() {
         const int64_t size = config_.hidden_size;
-        for_rows(worker_, step_.num_tokens, [&](int64_t token) {
-            rms_norm(rows_.hidden + token * size, weight, config_.norm_epsilon, size,
-                     row_at(rows_.normed, model_.rows_dtype, token, size), model_.rows_dtype);
+        const int64_t mixed_size = config_.num_heads * config_.head_dim;
+        for_rows(worker_, step_.num_rows, [&](int64_t row) {
+            std::memcpy(step_.outputs + row * size, rows_.hidden + step_.rows[row] * size,
+                        sizeof(float) * static_cast<size_t>(size));
+            std::memcpy(row_at(rows_.heads, model_.rows_dtype, row, mixed_size),
+                        row_at(rows_.mixed, model_.rows_dtype, step_.rows[row], mixed_size),
+                        static_cast<size_t>(mixed_size * dtype_bytes(model_.rows_dtype)));
+        });
+        num_rows_ = step_.num_rows;
+        hidden_ = step_.outputs;
+        mixed_ = rows_.heads;
+        account_.charge(PF_PHASE_NORM);
+    }
+
+    void norm(const float* weight, void* to, int32_t to_dtype) {
+        const int64_t size = config_.hidden_size;
+        for_rows(worker_, num_rows_, [&](int64_t row) {
+            rms_norm(hidden_ + row * size, weight, config_.norm_epsilon, size,
+                     row_at(to, to_dtype, row, size), to_dtype);
         });
         account_.charge(PF_PHASE_NORM);
     }
@@ -147,7 +176,7 @@ private:
         call.packed = weights.packed;
         call.x = x;
         call.y = y;
-        call.num_rows = step_.num_tokens;
+        call.num_rows = num_rows_;
         call.x_stride = weights.shape.num_in;
         call.y_stride = weights.shape.num_out;
         call.x_dtype = model_.rows_dtype;
@@ -207,13 +236,17 @@ private:
     Account account_;
     const HeadShape shape_;
     const StepTables tables_;
+    // Rows that go through layers now: how many, their hidden states, what attention mixed.
+    int64_t num_rows_;
+    float* hidden_;
+    const void* mixed_;
 };
 
-// Memory for a step; hidden is null if there is not enough.
-Rows take_rows(pf_model& model, int64_t num_tokens, int64_t num_threads) {
+// Memory for a step of so many rows; hidden is null if there is not enough.
+Rows take_rows(pf_model& model, int64_t num_rows, int64_t num_threads) {
     const pf_model_config& config = model.config;
     const HeadShape shape = head_shape(config);
-    const int64_t row_bytes = num_tokens * dtype_bytes(model.rows_dtype);
+    const int64_t row_bytes = num_rows * dtype_bytes(model.rows_dtype);
     const int64_t half = config.head_dim / 2;
     int64_t num_activated = 0, num_partials = 0;
     for (const pf_layer& layer : model.layers)
@@ -221,13 +254,13 @@ Rows take_rows(pf_model& model, int64_t num_tokens, int64_t num_threads) {
     for (const AttentionPlan& plan : model.plans)
         num_partials = std::max(num_partials, attention_partial_floats(plan, shape));
     Rows rows{};
-    rows.hidden = model.hidden.take<float>(num_tokens * config.hidden_size);
+    rows.hidden = model.hidden.take<float>(num_rows * config.hidden_size);
     rows.normed = model.normed.take<uint8_t>(row_bytes * config.hidden_size);
-    rows.heads = model.heads.take<float>(num_tokens * heads_stride(config));
+    rows.heads = model.heads.take<float>(num_rows * heads_stride(config));
     rows.mixed = model.mixed.take<uint8_t>(row_bytes * config.num_heads * config.head_dim);
     rows.activated = model.activated.take<uint8_t>(row_bytes * num_activated);
-    rows.cosines = model.angles.take<float>(2 * num_tokens * half);
-    rows.sines = rows.cosines + num_tokens * half;
+    rows.cosines = model.angles.take<float>(2 * num_rows * half);
+    rows.sines = rows.cosines + num_rows * half;
     rows.scratch = model.scratch.take<float>(num_threads * attention_scratch_floats(shape));
     rows.partials = model.partials.take<float>(num_partials + 1);
     const bool is_there = rows.hidden && rows.normed && rows.heads && rows.mixed &&
@@ -287,7 +320,8 @@ int32_t pf_forward(pf_pool* pool, pf_model* model, const pf_step* step) {
     if (!pf::fits(model->config, *step)) return PF_ERROR_ARGUMENT;
     pf::Pool& threads = pool->pool;
     pf::plan_attention(*model, *step, threads.num_threads());
-    const pf::Rows rows = pf::take_rows(*model, step->num_tokens, threads.num_threads());
+    const int64_t num_rows = std::max(step->num_tokens, step->num_rows);
+    const pf::Rows rows = pf::take_rows(*model, num_rows, threads.num_threads());
     if (rows.hidden == nullptr) return PF_ERROR_MEMORY;
     threads.run([&](pf::Worker& worker) { pf::Walk(*model, *step, rows, worker).run(); });
     return PF_OK;

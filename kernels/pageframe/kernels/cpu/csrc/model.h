@@ -1,7 +1,9 @@
 // A Llama-shaped model as one walk of all threads through all layers.
 //
 //     token ids ─▶ embedding ─▶ [ norm │ q,k,v │ (q,k norm) rotary, KV write │ attention │ output + │
-//                                 norm │ gate,up SwiGLU │ down + ] x layers ─▶ norm of wanted rows
+//                                 norm │ gate,up SwiGLU │ down + ] x layers ─▶ norm
+//
+// Behind the attention of the last layer only wanted rows go on.
 //
 // A bar is the end of a phase. The stream of hidden states is float32; rows that enter a linear
 // layer are made in the type that the layer wants (row_dtype). A phase writes only in tasks, and reads
