@@ -8,27 +8,30 @@ from pageframe.cli.checks import check_metrics_ports, check_port
 from pageframe.config.settings import Settings
 from pageframe.core.errors import PreconditionError
 
+HOST = "127.0.77.1"
+"""Nobody else's: the ports beside one that is taken are free here."""
+
 
 @pytest.fixture
 def taken():
     """A port that somebody else listens on."""
     with socket.socket() as holder:
-        holder.bind(("127.0.0.1", 0))
+        holder.bind((HOST, 0))
         holder.listen(1)
         yield holder.getsockname()[1]
 
 
 def test_a_taken_http_port_is_named_with_the_way_out(taken):
     with pytest.raises(PreconditionError) as caught:
-        check_port(f"127.0.0.1:{taken}", "http")
+        check_port(f"{HOST}:{taken}", "http")
     assert caught.value.reason == "PORT_TAKEN"
-    assert "--http 127.0.0.1:0" in caught.value.message
+    assert f"--http {HOST}:0" in caught.value.message
 
 
 @pytest.mark.parametrize(("place", "service"), [(0, "gateway"), (1, "scheduler"), (2, "executor")])
 def test_a_taken_metrics_port_is_named_with_its_service(taken, place, service):
     with pytest.raises(PreconditionError) as caught:
-        check_metrics_ports(Settings(metrics_port=taken - place))
+        check_metrics_ports(Settings(metrics_port=taken - place, metrics_host=HOST))
     assert caught.value.reason == "PORT_TAKEN"
     assert str(taken) in caught.value.message
     assert service in caught.value.message
