@@ -1,7 +1,6 @@
 """The stack of ``docker-compose.yml`` without a GPU, as Docker Compose runs it; and its phases."""
 
 import json
-import socket
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from compose.docker_host import BASE_IMAGE, eventually, run
+from ports import free_ports
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PROJECT = "pageframe-test"
@@ -43,18 +43,6 @@ class Phases:
         return [f"{name:{width}}  {took:7.1f} s" for name, took in self.seconds.items()]
 
 
-def free_ports(number: int) -> list[int]:
-    """Ports on loopback that nobody listens on now."""
-    sockets = [socket.socket() for _ in range(number)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [int(each.getsockname()[1]) for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
-
-
 class Stack:
     """Services under Docker Compose.
 
@@ -65,7 +53,8 @@ class Stack:
     """
 
     def __init__(self, models: Path, torch_index: str, kernels: str) -> None:
-        grpc_port, http_port, traces_port = free_ports(3)
+        grpc_port = free_ports(3)
+        http_port, traces_port = grpc_port + 1, grpc_port + 2
         self.grpc_address = f"127.0.0.1:{grpc_port}"
         self.http_url = f"http://127.0.0.1:{http_port}"
         self._traces_url = f"http://127.0.0.1:{traces_port}"

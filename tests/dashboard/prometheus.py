@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from integration.test_metrics import free_ports
+from ports import free_ports
 
 CONFIG = Path(__file__).parents[2] / "docker" / "prometheus.yml"
 PATIENCE_S = 60.0

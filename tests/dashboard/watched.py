@@ -10,8 +10,8 @@ from dashboard.grafana import Panel, Query, rate_interval_s, read_panels
 from dashboard.prometheus import Prometheus, Series
 from dashboard.traffic import SYSTEM_OPTIONS, access_lines, run_traffic
 from integration.system import System
-from integration.test_metrics import free_ports
 from pageframe.config.settings import METERED_SERVICES
+from ports import free_ports
 
 DASHBOARD = Path(__file__).parents[2] / "docs" / "grafana" / "pageframe.json"
 SCRAPE_S = 1

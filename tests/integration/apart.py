@@ -3,19 +3,12 @@
 import contextlib
 import json
 import signal
-import socket
 import subprocess
 from pathlib import Path
 
 import psutil
 
 from integration.system import PAGEFRAME, PATIENCE_S, environment, eventually
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Alone:

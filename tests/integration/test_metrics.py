@@ -1,6 +1,5 @@
 """Metrics of real processes, as Prometheus would read them."""
 
-import socket
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,22 +11,7 @@ from integration.system import System
 from pageframe.client import GenerationRequest
 from pageframe.config.settings import METERED_SERVICES
 from pageframe.telemetry.metrics import METRICS
-
-
-def free_ports(count: int) -> int:
-    """The first of several ports in a row that nobody has."""
-    for first in range(20_000, 30_000, count):
-        sockets = [socket.socket() for _ in range(count)]
-        try:
-            for number, one in enumerate(sockets):
-                one.bind(("127.0.0.1", first + number))
-        except OSError:
-            continue
-        finally:
-            for one in sockets:
-                one.close()
-        return first
-    raise AssertionError("no ports are free")
+from ports import free_ports
 
 
 class MeteredSystem:

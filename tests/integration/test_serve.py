@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from integration.apart import Alone, free_port, published
+from integration.apart import Alone, published
 from integration.system import PATIENCE_S, log_failures
 from pageframe.client import GenerationRequest, PageframeClient
 from pageframe.rpc.health import ask_health
 from pageframe.telemetry.reader import read_spans
+from ports import free_ports
 
 REQUEST = GenerationRequest(token_ids=[7, 8, 9], max_tokens=20, seed=1)
 
@@ -17,7 +18,7 @@ REQUEST = GenerationRequest(token_ids=[7, 8, 9], max_tokens=20, seed=1)
 @pytest.fixture
 def apart(tmp_path: Path, sim_model: Path) -> Iterator[dict[str, Alone]]:
     """Gateway, scheduler and executor, each with a supervisor, a folder and an exporter."""
-    ports = {name: free_port() for name in ("scheduler", "executor")}
+    ports = {name: free_ports() for name in ("scheduler", "executor")}
     scheduler, executor = (f"127.0.0.1:{ports[name]}" for name in ("scheduler", "executor"))
     model = ("--model", str(sim_model))
     running: dict[str, Alone] = {}

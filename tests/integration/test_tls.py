@@ -12,13 +12,14 @@ from pathlib import Path
 import pytest
 
 from certificates import Authority, Pair
-from integration.apart import Alone, free_port, published
+from integration.apart import Alone, published
 from integration.system import ANSWER_S, PAGEFRAME, PATIENCE_S, environment, eventually
 from pageframe.client import AsyncPageframeClient, ClientTls, GenerationRequest, PageframeClient
 from pageframe.client.kv_memory import KvMemoryClient
 from pageframe.core.errors import PageframeError, UnauthenticatedError
 from pageframe.rpc.health import ask_health
 from pageframe.rpc.tls import TLS_VARIABLE
+from ports import free_ports
 
 REQUEST = GenerationRequest(token_ids=[7, 8, 9], max_tokens=20, seed=1)
 # What the services are called by, wherever they are: a certificate that says so holds anywhere.
@@ -33,7 +34,7 @@ class Encrypted:
         self.outside = Authority(folder, "outside")
         self.door = self.outside.issue("door")
         self.caller = self.outside.issue("caller")
-        self.ports = {name: free_port() for name in ("scheduler", "executor")}
+        self.ports = {name: free_ports() for name in ("scheduler", "executor")}
         scheduler, executor = (f"127.0.0.1:{self.ports[it]}" for it in ("scheduler", "executor"))
         common = ("--model", str(model))
         self.services: dict[str, Alone] = {}

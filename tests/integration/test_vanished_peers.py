@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from integration.apart import Alone, free_port, published
+from integration.apart import Alone, published
 from integration.system import PATIENCE_S, eventually
 from pageframe.client import Delta, GenerationRequest, PageframeClient, collect
+from ports import free_ports
 from relay import Relay
 
 REQUEST = GenerationRequest(token_ids=[7, 8, 9], max_tokens=600, seed=1)
@@ -19,7 +20,7 @@ class Cabled:
     """Three services with a cable in each gap."""
 
     def __init__(self, folder: Path, model: Path) -> None:
-        self.ports = {name: free_port() for name in ("scheduler", "executor")}
+        self.ports = {name: free_ports() for name in ("scheduler", "executor")}
         self.cables = {name: Relay(port) for name, port in self.ports.items()}
         options = ("--model", str(model))
         self.services = {
