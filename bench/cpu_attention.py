@@ -4,10 +4,12 @@
 
 The heads and layers are those of SmolLM2-135M. A call is one layer; calls walk through all layers
 of the pool, as a step does, so that what is larger than the last cache comes from memory. Plain
-reading of memory is measured in the same turns, for one thread. With one thread its own time
-counts, which does not run while another process has the core; a figure is the best of many turns,
-because others only ever make one slower. Several libraries take turns, which compares versions of
-the kernels on a machine that is shared.
+reading of memory is measured in the same turns, for one thread; so is ``reading``, which goes
+through the same blocks in the same order and computes nothing: no kernel can be faster that reads
+every sequence's blocks. With one thread its own time counts, which does not run while another
+process has the core; a figure is the best of many turns, because others only ever make one slower.
+Several libraries take turns, and kinds of pages, which compares versions of the kernels on a
+machine that is shared.
 """
 
 import argparse
@@ -27,7 +29,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-from bench.cpu_linear import Limits
+from bench.kv_pages import PAGES, KvLimits, Reading, pool_memory
 from pageframe.kernels.cpu.attention import CpuParts
 from pageframe.kernels.cpu.library import CpuLibrary, load
 from pageframe.kernels.cpu.model import KV_DTYPES
@@ -39,6 +41,7 @@ _BLOCK_SIZE = 16
 _SEED = 20241121
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "int8": torch.int8}
 _LAYERS_PER_TURN = 5
+_READING = "reading"
 # Large pools have fewer layers: they leave the last cache all the same.
 _POOL_BYTES_MAX = 1 << 29
 _GOAL = 0.5
@@ -50,7 +53,14 @@ _GROWTH_CONTEXTS = (128, 256, 512, 1024, 2048, 4096, 8192)
 class Decodes:
     """One layer's attention of sequences that decode, over a pool of all layers."""
 
-    def __init__(self, num_sequences: int, context_len: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        num_sequences: int,
+        context_len: int,
+        dtype: torch.dtype,
+        pages: str = PAGES[0],
+        shared: tuple[int, int] = (1, 0),
+    ) -> None:
         num_blocks = -(-context_len // _BLOCK_SIZE)
         slot_bytes = 2 * _NUM_KV_HEADS * _HEAD_DIM * dtype.itemsize
         layer_bytes = num_sequences * num_blocks * _BLOCK_SIZE * slot_bytes
@@ -65,7 +75,9 @@ class Decodes:
         )
         total = num_sequences * num_blocks
         # The same bytes everywhere are ordinary numbers in every type, and make no denormals.
-        self._blocks = torch.full((total, layout.block_bytes), 0x3C, dtype=torch.uint8)
+        self._blocks = pool_memory(total * layout.block_bytes, pages).fill_(0x3C).view(total, -1)
+        self._layer_bytes = layout.payload_bytes_per_block // self.num_layers
+        self._payload_bytes: int = total * self._layer_bytes
         self._arena = ArenaStruct(
             blocks=self._blocks.data_ptr(),
             block_bytes=layout.block_bytes,
@@ -77,6 +89,10 @@ class Decodes:
         )
         rng = np.random.default_rng(_SEED)
         self._tables = rng.permutation(total).astype(np.int32).reshape(num_sequences, num_blocks)
+        group_size, num_shared = shared
+        num_common = num_shared // _BLOCK_SIZE
+        leaders = np.arange(num_sequences) // group_size * group_size
+        self._tables[:, :num_common] = self._tables[leaders, :num_common]
         self._starts = np.arange(num_sequences + 1, dtype=np.int32)
         self._contexts = np.full(num_sequences, context_len, np.int32)
         self._query = torch.randn(num_sequences, _NUM_HEADS, _HEAD_DIM)
@@ -95,24 +111,39 @@ class Decodes:
             scale=_HEAD_DIM**-0.5,
         )
 
+    def reading(self, limits: KvLimits) -> Reading:
+        """Reads the payload of these sequences in layer n of the pool."""
+        return limits.reading(self._blocks, self._tables, self._layer_bytes)
+
+    def num_bytes(self, name: str) -> int:
+        """What a turn goes through: mere reading leaves out scales, and ends with a block."""
+        return self._payload_bytes if name.startswith(_READING) else self.kv_bytes
+
 
 def measure(
     libraries: dict[str, CpuLibrary],
-    limits: Limits,
-    decodes: Decodes,
+    limits: KvLimits,
+    pools: dict[str, Decodes],
     options: argparse.Namespace,
 ) -> dict[str, float]:
-    """Least seconds of one layer's call of each library, all taking turns."""
+    """Least seconds of one layer's call of each library and kind of pages, all taking turns."""
     clock = time.thread_time if options.threads == 1 else time.perf_counter
-    turns = {name: decodes.turn(library, options.threads) for name, library in libraries.items()}
+    turns: dict[str, Callable[[int], object]] = {}
+    for pages, decodes in pools.items():
+        suffix = "" if pages == next(iter(pools)) else f", {pages} pages"
+        for name, library in libraries.items():
+            turns[name + suffix] = decodes.turn(library, options.threads)
+        if options.threads == 1:
+            turns[_READING + suffix] = decodes.reading(limits)
     best = dict.fromkeys(turns, float("inf"))
+    num_layers = next(iter(pools.values())).num_layers
     layer = 0
     end = time.perf_counter() + options.seconds
     while time.perf_counter() < end:
         limits.measure()
         for name, turn in turns.items():
             for _ in range(_LAYERS_PER_TURN):
-                layer = (layer + 1) % decodes.num_layers
+                layer = (layer + 1) % num_layers
                 start = clock()
                 turn(layer)
                 best[name] = min(best[name], clock() - start)
@@ -121,7 +152,7 @@ def measure(
 
 def records(
     libraries: dict[str, CpuLibrary],
-    limits: Limits,
+    limits: KvLimits,
     shapes: list[tuple[int, int]],
     options: argparse.Namespace,
 ) -> list[dict[str, Any]]:
@@ -129,8 +160,14 @@ def records(
     found = []
     for dtype in options.dtype.split(","):
         for num_sequences, context_len in shapes:
-            decodes = Decodes(num_sequences, context_len, _DTYPES[dtype])
-            best = measure(libraries, limits, decodes, options)
+            pools = {
+                pages: Decodes(
+                    num_sequences, context_len, _DTYPES[dtype], pages, parse_shape(options.shared)
+                )
+                for pages in options.pages.split(",")
+            }
+            best = measure(libraries, limits, pools, options)
+            decodes = next(iter(pools.values()))
             record = {
                 "dtype": dtype,
                 "num_sequences": num_sequences,
@@ -138,12 +175,18 @@ def records(
                 "kv_bytes": decodes.kv_bytes,
                 "us": {name: round(s * 1e6, 1) for name, s in best.items()},
                 "gb_per_s": {
-                    name: round(decodes.kv_bytes / s / 1e9, 2) for name, s in best.items()
+                    name: round(decodes.num_bytes(name) / s / 1e9, 2) for name, s in best.items()
                 },
             }
             found.append(record)
             print(f"{dtype} {num_sequences} x {context_len}", record["gb_per_s"], file=sys.stderr)
     return found
+
+
+def parse_shape(text: str) -> tuple[int, int]:
+    """``16x256`` as two numbers."""
+    first, _, second = text.partition("x")
+    return int(first), int(second)
 
 
 def plot(growth: list[dict[str, Any]], name: str, path: Path) -> None:
@@ -171,6 +214,10 @@ def main() -> int:
     parser.add_argument("--dtype", default="bf16,fp32")
     parser.add_argument("--seconds", type=float, default=2.0, help="for each shape")
     parser.add_argument("--library", type=Path, action="append", help="compare these; repeatable")
+    parser.add_argument("--pages", default=PAGES[0], help="large, small or both: large,small")
+    parser.add_argument(
+        "--shared", default="1x0", help="8x256: groups of 8 share their first 256 tokens"
+    )
     parser.add_argument("--shapes", help="as 16x256,64x256; those of the goal unless given")
     parser.add_argument("--output", type=Path, help="write JSON there, and a .png beside it")
     options = parser.parse_args()
@@ -180,13 +227,8 @@ def main() -> int:
         libraries = {path.stem: CpuLibrary(built.isa, path.resolve()) for path in options.library}
     shapes = list(_GOAL_SHAPES)
     if options.shapes:
-        shapes = [
-            (int(num_sequences), int(context_len))
-            for num_sequences, _, context_len in (
-                shape.partition("x") for shape in options.shapes.split(",")
-            )
-        ]
-    limits = Limits(built)
+        shapes = [parse_shape(shape) for shape in options.shapes.split(",")]
+    limits = KvLimits(built)
     found = records(libraries, limits, shapes, options)
     print(f"plain read {limits.gbytes:.1f} GB/s, one thread", file=sys.stderr)
     if options.output:

@@ -1,9 +1,10 @@
-"""What one traced KV operation costs: recording it, and encoding its span.
+"""What one traced KV operation costs, and one span of a request: recording it, and encoding it.
 
     python -m bench.trace_costs [--output FILE]
 
 CPU time of one thread, the least of many rounds: what the code takes when nothing disturbs it. The
-result is one JSON object on standard output, in microseconds an operation.
+result is one JSON object on standard output, in microseconds an operation, or a span: of the five
+that a request has at least, in equal numbers.
 """
 
 import argparse
@@ -17,8 +18,10 @@ from pathlib import Path
 
 from opentelemetry.exporter.otlp.json.common.trace_encoder import encode_spans as encode_json
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans as encode_protobuf
+from opentelemetry.sdk.trace import ReadableSpan
 
-from pageframe.core.trace import KvCause, KvOperation, TraceMode
+from pageframe.core.trace import AttributeValue, KvCause, KvOperation, TraceMode
+from pageframe.telemetry import spans as names
 from pageframe.telemetry.json_form import JsonForm
 from pageframe.telemetry.kv_encoder import KvEncoder
 from pageframe.telemetry.mapping import SpanMapper
@@ -28,11 +31,54 @@ from pageframe.telemetry.records import unpack
 from pageframe.telemetry.ring import RingReader, RingWriter
 from pageframe.telemetry.ring_path import ring_path
 from pageframe.telemetry.sink import RingTraceSink
+from pageframe.telemetry.span_encoder import SpanEncoder
 from pageframe.telemetry.span_form import SpanForm
 
 _NUM_OPERATIONS = 2_000
-_NUM_ROUNDS = 60
+_NUM_ROUNDS = 30
 _PRODUCER = Producer("pageframe-executor", 1, 1)
+_ATTRIBUTES: dict[str, dict[str, AttributeValue]] = {
+    names.GENERATE: {
+        names.REQUEST_ID: "0f8fad5b-d9cb-469f-a165-70867728950e",
+        names.TENANT: "acme",
+        names.PRIORITY: 0,
+        names.GEN_AI_REQUEST_MODEL: "smollm2-135m-instruct",
+        names.GEN_AI_REQUEST_MAX_TOKENS: 256,
+        names.GEN_AI_REQUEST_TEMPERATURE: 0.7,
+        names.GEN_AI_REQUEST_SEED: "1234567890123456789",
+        names.GEN_AI_USAGE_INPUT_TOKENS: 32,
+        names.GEN_AI_USAGE_OUTPUT_TOKENS: 256,
+        names.GEN_AI_RESPONSE_FINISH_REASONS: ["length"],
+        names.ELAPSED_MS: 500.25,
+        names.COMPUTE_MS: 490.125,
+    },
+    names.SEQUENCE: {
+        names.REQUEST_ID: "0f8fad5b-d9cb-469f-a165-70867728950e",
+        names.TENANT: "acme",
+        names.SAMPLE_INDEX: 0,
+        names.FINISH_REASON: "length",
+        names.GEN_AI_USAGE_INPUT_TOKENS: 32,
+        names.GEN_AI_USAGE_OUTPUT_TOKENS: 256,
+        names.NUM_CACHED_TOKENS: 0,
+        names.NUM_PREEMPTIONS: 0,
+        names.NUM_BLOCKS_PEAK: 18,
+    },
+    names.STALL: {names.STALL_CAUSE: "queue", names.TENANT: "acme"},
+    names.PREFILL: {
+        names.TOKENS_BEGIN: 0,
+        names.TOKENS_END: 32,
+        names.STEP_NUMBER: 12_345,
+        names.GENERATION: 0,
+        names.TENANT: "acme",
+    },
+    names.DECODE: {
+        names.TOKENS_BEGIN: 32,
+        names.TOKENS_END: 128,
+        names.GENERATION: 0,
+        names.DECODE_GAPS_MS: 1.375,
+        names.TENANT: "acme",
+    },
+}
 
 
 def least_us(run: Callable[[], object], reset: Callable[[], object] = lambda: None) -> float:
@@ -63,6 +109,27 @@ def record(sink: RingTraceSink, block_ids: Sequence[int]) -> None:
         )
 
 
+def record_spans(sink: RingTraceSink) -> None:
+    """Spans as scheduler and gateway write them, with the keys that they have."""
+    num_kinds = len(_ATTRIBUTES)
+    for index in range(_NUM_OPERATIONS // num_kinds):
+        # A trace of its own for each request: none grows so long that it is continued.
+        trace_id = (1 + index).to_bytes(16, "big")
+        for span_id, (name, attributes) in enumerate(_ATTRIBUTES.items(), start=index * num_kinds):
+            # A value of its own for each span, as they have in life.
+            attributes[names.SEQUENCE_ID] = index
+            sink.span(
+                name,
+                trace_id=trace_id,
+                span_id=1 + span_id,
+                parent_span_id=7,
+                start_ns=1_763_700_000_000_000_000 + index,
+                end_ns=1_763_700_000_500_000_000 + index,
+                attributes=attributes,
+                links=((trace_id, 9),) if name == names.PREFILL else (),
+            )
+
+
 def measure(path: Path) -> dict[str, float]:
     ring = RingWriter(path, service_name="bench", mode=TraceMode.ALL, incarnation=1)
     reader = RingReader(path)
@@ -91,7 +158,7 @@ def measure(path: Path) -> dict[str, float]:
     mapper = SpanMapper(_PRODUCER)
     packed = [batch.records[start:end] for start, end, _ in batch.each_record()]
 
-    def spans() -> list[object]:
+    def spans() -> list[ReadableSpan]:
         return [span for item in packed for span in mapper.spans(unpack(item))]
 
     result["encode_protobuf_with_official_classes_us"] = least_us(
@@ -100,8 +167,39 @@ def measure(path: Path) -> dict[str, float]:
     result["encode_json_with_official_classes_us"] = least_us(
         lambda: json.dumps(encode_json(spans()).to_dict())
     )
+    result |= measure_spans(sink, drain)
     reader.close()
     ring.close()
+    return result
+
+
+def measure_spans(sink: RingTraceSink, drain: Callable[[], bytes]) -> dict[str, float]:
+    """The same of finished spans."""
+    result = {"record_span_us": least_us(lambda: record_spans(sink), drain)}
+    drain()
+    record_spans(sink)
+    batch = RecordBatch(_PRODUCER, 1, _NUM_OPERATIONS, (), drain())
+    records = [batch.records[start:end] for start, end, _ in batch.each_record()]
+    assert len(records) == _NUM_OPERATIONS, f"{len(records)} spans, the rest has moved or was lost"
+    resource, mapper = SpanMapper(_PRODUCER).resource, SpanMapper(_PRODUCER)
+
+    def encoding_spans(form: SpanForm) -> Callable[[], object]:
+        encoder = SpanEncoder(form)
+        return lambda: form.request(
+            resource, [encoder.encode(batch.records, start) for start, _, _ in batch.each_record()]
+        )
+
+    def spans() -> list[ReadableSpan]:
+        return [span for item in records for span in mapper.spans(unpack(item))]
+
+    result["encode_span_protobuf_us"] = least_us(encoding_spans(ProtobufForm()))
+    result["encode_span_json_us"] = least_us(encoding_spans(JsonForm()))
+    result["encode_span_protobuf_with_official_classes_us"] = least_us(
+        lambda: encode_protobuf(spans()).SerializeToString()
+    )
+    result["encode_span_json_with_official_classes_us"] = least_us(
+        lambda: json.dumps(encode_json(spans()).to_dict())
+    )
     return result
 
 

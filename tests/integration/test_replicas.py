@@ -57,13 +57,14 @@ def system(start: Callable[..., System], sim_model: Path) -> Iterator[System]:
 def find(system: System, name: str) -> psutil.Process | None:
     """The process of a service of a replica that runs now, such as ``executor-1``."""
     service, _, replica = name.partition("-")
-    launch = f"launch-{replica}.json" if replica else "launch.json"
+    # The first executor may have been started before it could be told its launch file.
+    launch = (f"/launch-{replica}.json",) if replica else ("/launch.json", "-")
     for child in psutil.Process(system.process.pid).children():
         try:
             words = child.cmdline()
         except psutil.NoSuchProcess:
             continue
-        if f"pageframe.{service}" in words and words[-1].endswith(f"/{launch}"):
+        if f"pageframe.{service}" in words and words[-1].endswith(launch):
             return child
     return None
 

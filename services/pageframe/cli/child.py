@@ -3,15 +3,11 @@
     start ─▶ reports on a pipe: progress … ready ─▶ runs ─▶ exits
                              └─ failed ─▶ exits
 
-A child leads its own process group, so Ctrl-C in the terminal reaches only the supervisor, which
-drains in order. The kernel signals the child when the supervisor dies in any way
-(``PR_SET_PDEATHSIG``), so nothing is ever left behind. Signals that come while it is
-being started are held back on both sides, until it is known here and itself there.
+``spawn`` makes the process; here is who listens to it.
 """
 
 import asyncio
 import contextlib
-import ctypes
 import json
 import os
 import signal
@@ -24,14 +20,10 @@ from typing import IO, Any, Self
 
 from pageframe.cli.exit_codes import EXIT_BAD_ENVIRONMENT, EXIT_FAILURE
 from pageframe.cli.service_log import ServiceLog
-from pageframe.rpc.ready import READY_FD_VARIABLE
+from pageframe.cli.spawn import Spawned, spawn
 
-_PR_SET_PDEATHSIG = 1
-# Loaded here, not between fork and exec, where nothing may be imported or locked.
-_LIBC = ctypes.CDLL(None, use_errno=True)
 _LINE_BYTES_MAX = 1 << 20
 _NUM_LAST_LINES = 5
-_ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,27 +92,35 @@ class Child:
     _last_lines: deque[bytes] = field(default_factory=lambda: deque(maxlen=_NUM_LAST_LINES))
 
     @classmethod
-    def start(cls, spec: ServiceSpec, on_progress: OnProgress, on_line: OnLine) -> Self:
-        """Start the process and everything that listens to it.
+    def start(
+        cls,
+        spec: ServiceSpec,
+        on_progress: OnProgress,
+        on_line: OnLine,
+        spawned: Spawned | None = None,
+    ) -> Self:
+        """Start the process, unless it was started ahead, and everything that listens to it.
 
         Raises:
             OSError: if the program or the log cannot be opened.
         """
         log = ServiceLog(spec.log_path)
-        read_fd, write_fd = os.pipe()
         try:
-            process = _spawn(spec, write_fd)
+            spawned = spawned or spawn(
+                spec.argv,
+                spec.environ,
+                death_signal=spec.death_signal,
+                unblocks_signals=spec.unblocks_signals,
+            )
         except BaseException:
-            os.close(read_fd)
             log.close()
             raise
-        finally:
-            os.close(write_fd)
         ready: asyncio.Future[ReadyReport] = asyncio.get_running_loop().create_future()
         # Whoever is not waiting any more need not hear of it.
         ready.add_done_callback(lambda done: done.cancelled() or done.exception())
-        child = cls(spec, process, on_progress, on_line, ready)
-        child.exited = asyncio.create_task(child._run(os.fdopen(read_fd, "rb"), log))
+        child = cls(spec, spawned.process, on_progress, on_line, ready)
+        reports = os.fdopen(spawned.reports_fd, "rb")
+        child.exited = asyncio.create_task(child._run(reports, log))
         if not spec.reports_ready:
             ready.set_result(ReadyReport())
         return child
@@ -184,53 +184,6 @@ class Child:
             f"{message}: {last}" if last else message,
             EXIT_BAD_ENVIRONMENT if known else EXIT_FAILURE,
         )
-
-
-def _spawn(spec: ServiceSpec, write_fd: int) -> "subprocess.Popen[bytes]":
-    """Start the process, or leave none behind."""
-    process: subprocess.Popen[bytes] | None = None
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING_SIGNALS)
-    try:
-        try:
-            process = subprocess.Popen(
-                spec.argv,
-                env={**spec.environ, READY_FD_VARIABLE: str(write_fd)},
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                pass_fds=(write_fd,),
-                process_group=0,
-                preexec_fn=_in_child(spec, os.getpid(), mask),
-            )
-        finally:
-            # What was held back arrives here, and may raise.
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-    except BaseException:
-        if process is not None:
-            process.kill()
-            process.wait()
-        raise
-    return process
-
-
-def _in_child(
-    spec: ServiceSpec, parent_pid: int, mask: set[int | signal.Signals]
-) -> Callable[[], None]:
-    """What the child does before it becomes its program."""
-
-    def prepare() -> None:
-        _LIBC.prctl(_PR_SET_PDEATHSIG, int(spec.death_signal))
-        # It may have died between the fork and the line above; then no signal will come.
-        if os.getppid() != parent_pid:
-            os._exit(EXIT_FAILURE)
-        # A handler of the parent would tell the parent, through the pipe that both have.
-        for number in _ENDING_SIGNALS:
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                signal.signal(number, signal.SIG_DFL)
-        if not spec.unblocks_signals:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-
-    return prepare
 
 
 async def _each_line(stream: IO[bytes], take: OnLine) -> None:

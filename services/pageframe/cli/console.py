@@ -8,11 +8,11 @@ import sys
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Protocol, Self, TextIO
+from typing import TYPE_CHECKING, Protocol, Self, TextIO
 
-from rich.console import Console as RichConsole
-from rich.live import Live
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+if TYPE_CHECKING:
+    from rich.live import Live
+    from rich.progress import TaskID
 
 _LINE_INTERVAL_SECONDS = 2.0
 
@@ -83,6 +83,10 @@ class TerminalConsole:
     """For people: one redrawn row for each subject, with a bar where the end is known."""
 
     def __init__(self, stream: TextIO) -> None:
+        # Imported here: elsewhere nothing is drawn.
+        from rich.console import Console as RichConsole
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
         self._console = RichConsole(file=stream, highlight=False, markup=False)
         self._progress = Progress(
             SpinnerColumn(),

@@ -1,14 +1,15 @@
 """The processes of one system: how each is called, and with which environment."""
 
 import signal
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pageframe.cli.child import ServiceSpec
+from pageframe.cli.spawn import module_command
 from pageframe.config import machine
 from pageframe.config.launch import Launch, process_name
-from pageframe.config.settings import ENV_PREFIX, OTHER_VARIABLES, Settings
+from pageframe.config.settings import Settings
+from pageframe.config.variables import service_environment
 from pageframe.core.trace import TraceMode
 from pageframe.telemetry.supervise import EXPORTER_MODULE, exporter_arguments
 
@@ -88,8 +89,8 @@ def _service(
     name = process_name(service, launch.replica)
     return ServiceSpec(
         name=name,
-        argv=_module(f"pageframe.{service}", "--settings", str(launch_path)),
-        environ=_environment(environ, num_threads),
+        argv=module_command(f"pageframe.{service}", "--settings", str(launch_path)),
+        environ=service_environment(environ, num_threads),
         log_path=log_path(launch.settings, name),
         stop_timeout_seconds=launch.settings.drain_timeout_seconds + _STOP_GRACE_SECONDS,
     )
@@ -106,8 +107,8 @@ def _exporter(rings: list[Path], launch: Launch, environ: Mapping[str, str]) -> 
     )
     return ServiceSpec(
         name=EXPORTER,
-        argv=_module(EXPORTER_MODULE, *arguments),
-        environ=_environment(environ, 1),
+        argv=module_command(EXPORTER_MODULE, *arguments),
+        environ=service_environment(environ, 1),
         log_path=log_path(launch.settings, EXPORTER),
         stop_timeout_seconds=_EXPORTER_DRAIN_SECONDS + _STOP_GRACE_SECONDS,
         reports_ready=False,
@@ -115,18 +116,3 @@ def _exporter(rings: list[Path], launch: Launch, environ: Mapping[str, str]) -> 
         death_signal=signal.SIGTERM,
         unblocks_signals=True,
     )
-
-
-def _module(name: str, *arguments: str) -> tuple[str, ...]:
-    # -P: the folder a person happens to stand in must not shadow a library.
-    return (sys.executable, "-P", "-m", name, *arguments)
-
-
-def _environment(environ: Mapping[str, str], num_threads: int) -> dict[str, str]:
-    """The caller's environment without settings: those are in the launch file, resolved."""
-    kept = {
-        name: value
-        for name, value in environ.items()
-        if not name.startswith(ENV_PREFIX) or name in OTHER_VARIABLES
-    }
-    return {**kept, "OMP_NUM_THREADS": str(num_threads), "PYTHONUNBUFFERED": "1"}

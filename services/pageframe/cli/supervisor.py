@@ -13,6 +13,7 @@ import contextlib
 import signal
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 
 from pageframe.cli.child import Child, ChildFailedError, ReadyReport, ServiceSpec
 from pageframe.cli.console import Console
@@ -23,12 +24,15 @@ from pageframe.cli.exit_codes import (
     EXIT_REPLACED,
 )
 from pageframe.cli.service_log import summarise
+from pageframe.cli.spawn import Spawned
 
 NUM_RESTARTS_PER_MINUTE_MAX = 8
 _BACKOFF_FIRST_SECONDS = 0.1
 _BACKOFF_MAX_SECONDS = 5.0
 # A service that is still loading has no requests to drain.
 _UNREADY_STOP_TIMEOUT_SECONDS = 3.0
+
+NOTHING_STARTED: Mapping[str, Spawned] = MappingProxyType({})
 
 OnReady = Callable[[Mapping[str, ReadyReport]], None]
 Summarise = Callable[[str, bytes], str | None]
@@ -50,6 +54,7 @@ class Supervisor:
         on_ready: Called once, when every service has been ready.
         backoff_first_seconds: Wait before the first restart of a service within a minute.
         summarise_line: What to show of a line that a service wrote.
+        started: Processes of services that were started ahead, by name; used for their first run.
     """
 
     def __init__(
@@ -60,12 +65,14 @@ class Supervisor:
         on_ready: OnReady,
         backoff_first_seconds: float = _BACKOFF_FIRST_SECONDS,
         summarise_line: Summarise = alarming_line,
+        started: Mapping[str, Spawned] = NOTHING_STARTED,
     ) -> None:
         self._specs = specs
         self._console = console
         self._on_ready = on_ready
         self._backoff_first_seconds = backoff_first_seconds
         self._summarise_line = summarise_line
+        self._started = dict(started)
         self._children: dict[str, Child] = {}
         self._num_signals = 0
         self._stop = asyncio.Event()
@@ -131,7 +138,7 @@ class Supervisor:
                 self._console.progress(spec.name, "ready", 1.0)
 
         self._console.progress(spec.name, "starting")
-        child = Child.start(spec, on_progress, on_line)
+        child = Child.start(spec, on_progress, on_line, self._started.pop(spec.name, None))
         child.ready.add_done_callback(on_child_ready)
         self._children[spec.name] = child
         return child

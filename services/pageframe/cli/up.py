@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from pageframe.cli.ahead import EXECUTOR, Ahead
 from pageframe.cli.checks import (
     check_metrics_ports,
     check_port,
@@ -26,7 +27,8 @@ from pageframe.cli.console import Console
 from pageframe.cli.model_prepare import prepare_model, weights_size_bytes
 from pageframe.cli.run_folder import make_run_folder
 from pageframe.cli.services import count_threads, launch_paths, ring_paths, service_specs
-from pageframe.cli.supervisor import Supervisor
+from pageframe.cli.spawn import Spawned
+from pageframe.cli.supervisor import NOTHING_STARTED, Supervisor
 from pageframe.config import machine
 from pageframe.config.launch import Launch
 from pageframe.config.option_types import DtypeName, RunnerName
@@ -35,8 +37,16 @@ from pageframe.config.settings import Settings
 LAUNCH_FILE_NAME = "launch.json"
 
 
-def run_up(settings: Settings, environ: Mapping[str, str], console: Console) -> int:
+def run_up(
+    settings: Settings, environ: Mapping[str, str], console: Console, ahead: Ahead | None = None
+) -> int:
     """Serve until a signal; returns the exit code.
+
+    Args:
+        settings: As a person chose them.
+        environ: The environment.
+        console: Shows what happens.
+        ahead: The executor, if it has been started already.
 
     Raises:
         PageframeError: if something that a person can mend stands in the way; nothing has been
@@ -60,10 +70,14 @@ def run_up(settings: Settings, environ: Mapping[str, str], console: Console) -> 
         launch_path = run_dir / LAUNCH_FILE_NAME
         for path, of_replica in launch_paths(launch, launch_path).items():
             of_replica.write(path)
+        started: dict[str, Spawned] = {}
+        if ahead is not None:
+            ahead.tell(launch_path)
+            started[EXECUTOR] = ahead.spawned
         specs = service_specs(launch, launch_path, environ)
         try:
             with console:
-                return supervise(launch, launch_path, specs, console)
+                return supervise(launch, launch_path, specs, console, started)
         finally:
             for path in ring_paths(launch):
                 path.unlink(missing_ok=True)
@@ -72,9 +86,16 @@ def run_up(settings: Settings, environ: Mapping[str, str], console: Console) -> 
 
 
 def supervise(
-    launch: Launch, launch_path: Path, specs: Sequence[ServiceSpec], console: Console
+    launch: Launch,
+    launch_path: Path,
+    specs: Sequence[ServiceSpec],
+    console: Console,
+    started: Mapping[str, Spawned] = NOTHING_STARTED,
 ) -> int:
-    """Run the services of a launch; prints the ready line when all of them are."""
+    """Run the services of a launch, some of them started already, by name.
+
+    Prints the ready line when all of them are.
+    """
     served: list[Launch] = []
 
     def on_ready(reports: Mapping[str, ReadyReport]) -> None:
@@ -91,7 +112,7 @@ def supervise(
         print("pageframe ready", *words, flush=True)
 
     async def run() -> int:
-        return await Supervisor(specs, console=console, on_ready=on_ready).run()
+        return await Supervisor(specs, console=console, on_ready=on_ready, started=started).run()
 
     try:
         return asyncio.run(run())

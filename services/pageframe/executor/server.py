@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import grpc
 
+from pageframe.config.imports import collecting_no_garbage
 from pageframe.config.launch import Launch
-from pageframe.config.service_main import collecting_no_garbage
 from pageframe.core.clock import SystemClock
 from pageframe.core.errors import OutOfRangeError
 from pageframe.core.trace import TraceSink
@@ -23,6 +23,7 @@ from pageframe.executor.operation_log import OperationLog
 from pageframe.executor.reading_ahead import read_ahead
 from pageframe.executor.servicer import ExecutorServicer
 from pageframe.executor.step_thread import StepThread
+from pageframe.executor.torch_import import import_torch
 from pageframe.rpc.access_file import AccessFile
 from pageframe.rpc.lifecycle import Service, serve
 from pageframe.rpc.ready import announce_progress
@@ -183,7 +184,7 @@ def build_engine(launch: Launch, trace: TraceSink) -> StepEngine:
     settings = launch.settings
     # Read by OpenMP when torch is imported. Workers that wait must sleep: one that spins keeps a
     # core from whatever the others wait for (docs/performance.md has the figures).
-    os.environ.setdefault("OMP_NUM_THREADS", str(launch.num_threads))
+    os.environ["OMP_NUM_THREADS"] = str(launch.num_threads)
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     runner = _load_runner(launch)
     size = size_pool(
@@ -226,6 +227,7 @@ _LONG_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 def _load_runner(launch: Launch) -> ModelRunner:
     read_ahead(launch.model_path)
     # Imported here: torch takes seconds, and health has to answer before that.
+    import_torch()
     import torch
 
     from pageframe.executor.model.loader import load_runner

@@ -1,11 +1,13 @@
 """The tokenisers of the replicas that are served now; each loaded once for its model folder."""
 
 import asyncio
+import contextlib
+import os
 from collections import OrderedDict
 from pathlib import Path
 from typing import Final
 
-from pageframe.core.errors import InvalidRequestError
+from pageframe.core.errors import InvalidRequestError, PreconditionError
 from pageframe.core.replica import ReplicaFacts
 from pageframe.gateway.tokenizer import TextCodec
 
@@ -26,8 +28,19 @@ class CodecStore:
             PreconditionError: the folder holds no usable tokeniser.
         """
         folder = facts.model_folder
-        if not folder:
-            return None
+        return await self._of_folder(folder) if folder else None
+
+    async def load_ahead(self, folder: Path) -> None:
+        """Load the codec of a folder that a replica is going to name.
+
+        A folder without a usable tokeniser is nothing to complain of before a replica names it.
+        """
+        # As an executor tells it.
+        name = await asyncio.to_thread(os.path.realpath, folder)
+        with contextlib.suppress(PreconditionError):
+            await self._of_folder(name)
+
+    async def _of_folder(self, folder: str) -> TextCodec:
         codec = self._codecs.get(folder)
         if codec is None:
             async with self._lock:

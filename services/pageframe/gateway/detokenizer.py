@@ -15,7 +15,6 @@ import copy
 import json
 import re
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Protocol
 
 from tokenizers import Tokenizer
@@ -55,8 +54,7 @@ class Vocabulary:
             self._tokens[token_id] = token
         added = tokenizer.get_added_tokens_decoder()
         self._special_ids = {token_id for token_id, token in added.items() if token.special}
-        decoder = json.loads(tokenizer.to_str())["decoder"]
-        self._is_byte_level = decoder is not None and decoder["type"] == "ByteLevel"
+        self._is_byte_level = _decoder_type(tokenizer) == "ByteLevel"
         self._bytes_of_token = (
             [_byte_level_bytes(token or "") for token in self._tokens]
             if self._is_byte_level
@@ -199,23 +197,33 @@ class WindowDetokenizer:
         return self._tokenizer.decode(token_ids, skip_special_tokens=False)
 
 
+def _decoder_type(tokenizer: Tokenizer) -> str | None:
+    """What ``tokenizer.json`` calls the decoder; None without one."""
+    if tokenizer.decoder is None:
+        return None
+    # Its pickled form is its JSON; that of the whole tokeniser would take a tenth of a second.
+    decoder: dict[str, str] = json.loads(tokenizer.decoder.__getstate__())
+    return decoder["type"]
+
+
 def _byte_level_bytes(token: str) -> bytes:
-    table = _byte_of_character()
     try:
-        return bytes([table[character] for character in token])
-    except KeyError:
+        return token.translate(_LATIN_OF_CHARACTER).encode("latin-1")
+    except UnicodeEncodeError:
         # Added tokens are plain text.
         return token.encode("utf-8")
 
 
-@lru_cache(maxsize=1)
-def _byte_of_character() -> dict[str, int]:
+def _latin_of_character() -> dict[int, int]:
     """The printable alphabet of byte-level tokenisers (Radford et al. 2019, GPT-2), reversed.
 
-    Bytes that are printable in Latin-1 stand for themselves, the others for U+0100 onwards.
+    Bytes that are printable in Latin-1 stand for themselves, the others for U+0100 onwards. Latin-1
+    characters that stand for no byte become one that is not in Latin-1.
     """
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    table = {chr(byte): byte for byte in printable}
-    others = [byte for byte in range(0x100) if chr(byte) not in table]
-    table.update({chr(0x100 + index): byte for index, byte in enumerate(others)})
-    return table
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = [byte for byte in range(0x100) if byte not in printable]
+    table = {0x100 + index: byte for index, byte in enumerate(others)}
+    return table | dict.fromkeys(others, ord(_REPLACEMENT_CHARACTER))
+
+
+_LATIN_OF_CHARACTER = _latin_of_character()

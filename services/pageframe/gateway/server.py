@@ -5,6 +5,7 @@ import functools
 import socket
 import uuid
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -32,7 +33,7 @@ from pageframe.telemetry import metrics
 from pageframe.telemetry.metrics import Reading
 from pageframe.telemetry.metrics_door import MetricsDoor
 from pageframe.telemetry.metrics_text import MetricsText
-from pageframe.telemetry.sink import RingTraceSink
+from pageframe.telemetry.sink import RingTraceSink, SilentTraceSink
 from pageframe.telemetry.spans import SERVICE_GATEWAY
 from pageframe.v1 import gateway_service_pb2
 
@@ -50,17 +51,11 @@ async def serve_gateway(launch: Launch) -> None:
     replicas = make_replicas(launch, clock)
     access_file = AccessFile(settings.api_keys)
     authenticator = access_file.authenticator()
-    service = GenerationService(replicas, CodecStore(), authenticator, clock, sink)
+    codecs = CodecStore()
+    service = GenerationService(replicas, codecs, authenticator, clock, sink)
     servicer = GatewayServicer(service, authenticator, clock)
     pool = make_pool_page(launch, authenticator, clock, service)
-    text = MetricsText(
-        lambda: (
-            *service.readings(),
-            *replicas.readings(),
-            *pool.readings(),
-            Reading(metrics.DROPPED_RECORDS, sink.num_dropped),
-        )
-    )
+    text = make_metrics_text(service, replicas, pool, sink)
     port = settings.metrics_port_of("gateway")
     metrics_door = MetricsDoor(port, text.render, host=settings.metrics_host)
     door = Door(service, authenticator, clock, text.render, pool, replicas.count)
@@ -69,6 +64,9 @@ async def serve_gateway(launch: Launch) -> None:
 
     async def start() -> None:
         linked.append(asyncio.create_task(replicas.run()))
+        if launch.model_path != Path():
+            # While the executor loads the same model, which takes longer; then nobody waits for it.
+            await codecs.load_ahead(launch.model_path)
         await replicas.wait_ready()
         await service.load()
         await metrics_door.start()
@@ -107,6 +105,23 @@ async def serve_gateway(launch: Launch) -> None:
             background=[wait_ended, access_file.watch],
             details=lambda: {} if http is None else {"http": http.address},
             tls=settings.server_tls(),
+        )
+    )
+
+
+def make_metrics_text(
+    service: GenerationService,
+    replicas: ReplicaSet,
+    pool: PoolPage,
+    sink: RingTraceSink | SilentTraceSink,
+) -> MetricsText:
+    """What the gateway tells of itself."""
+    return MetricsText(
+        lambda: (
+            *service.readings(),
+            *replicas.readings(),
+            *pool.readings(),
+            Reading(metrics.DROPPED_RECORDS, sink.num_dropped),
         )
     )
 

@@ -18,6 +18,8 @@ from pageframe.core.step import FinishReason, SequenceAccount, StepResult
 from pageframe.core.trace import (
     AttributeValue,
     NullTraceSink,
+    NumberColumns,
+    NumberRow,
     SpanKind,
     TraceSink,
     child_span_id,
@@ -36,6 +38,18 @@ _NUM_STEPS_PER_TRACE = 1000
 _NUM_SPANS_PER_TRACE = 5000
 # What OpenTelemetry lets a span have by default.
 _NUM_LINKS_MAX = 128
+_MASK_64 = (1 << 64) - 1
+_STEP_COLUMNS = NumberColumns(
+    {
+        spans.STEP_NUMBER: int,
+        spans.STEP_NUM_TOKENS: int,
+        spans.STEP_NUM_DECODES: int,
+        spans.STEP_NUM_SAMPLED: int,
+        spans.STEP_APPLY_MS: float,
+        spans.STEP_EXECUTE_MS: float,
+        spans.STEP_SAMPLE_MS: float,
+    }
+)
 
 
 class SchedulerTracer:
@@ -57,7 +71,11 @@ class SchedulerTracer:
         # Of this scheduler: those of an executor begin again with 1 when it does.
         self._num_steps = 0
         self._num_steps_traces = 0
+        self._steps_trace_id = self._next_steps_trace()
         self._num_spans_in_trace = 0
+        # Ids count on from two places of this scheduler's own: to draw each takes 1 us.
+        self._ids_start = child_span_id(seed, SpanKind.SEQUENCE, 0, 0)
+        self._step_ids_start = child_span_id(seed, SpanKind.SEQUENCE, 3, 0)
         self.clock = StepClock()
         self.is_enabled = not isinstance(sink, NullTraceSink)
 
@@ -102,7 +120,7 @@ class SchedulerTracer:
                 spans.GENERATION: sequence.generation,
                 **({spans.STALL_CAUSE: lost_cause.name.lower()} if lost_cause else {}),
             },
-            (self._steps_trace_id(), self._step_span_id()),
+            (self._steps_trace_id, self._step_span_id()),
         )
 
     def begin_run(self, sequence: Sequence, position: int, at_ns: int) -> None:
@@ -243,28 +261,28 @@ class SchedulerTracer:
         links = (_link(chunk.sequence) for chunk in flight.chunks)
         self._sink.span(
             spans.STEP,
-            trace_id=self._steps_trace_id(),
+            trace_id=self._steps_trace_id,
             span_id=self._step_span_id(),
             parent_span_id=0,
             start_ns=timing.start_ns,
             end_ns=timing.end_ns,
-            attributes={
-                spans.STEP_NUMBER: result.step,
-                spans.STEP_NUM_TOKENS: flight.num_decodes
-                + sum(chunk.num_tokens for chunk in flight.chunks),
-                spans.STEP_NUM_DECODES: flight.num_decodes,
-                spans.STEP_NUM_SAMPLED: len(result.sampled_ids),
-                spans.STEP_APPLY_MS: timing.apply_ns / 1e6,
-                spans.STEP_EXECUTE_MS: timing.execute_ns / 1e6,
-                spans.STEP_SAMPLE_MS: timing.sample_ns / 1e6,
-            },
+            attributes=NumberRow(
+                _STEP_COLUMNS,
+                result.step,
+                flight.num_decodes + sum(chunk.num_tokens for chunk in flight.chunks),
+                flight.num_decodes,
+                len(result.sampled_ids),
+                timing.apply_ns / NANOSECONDS_PER_MILLISECOND,
+                timing.execute_ns / NANOSECONDS_PER_MILLISECOND,
+                timing.sample_ns / NANOSECONDS_PER_MILLISECOND,
+            ),
             links=tuple(islice(filter(None, links), _NUM_LINKS_MAX)),
         )
         self._num_steps += 1
         self._num_spans_in_trace += 1
         is_full = self._num_spans_in_trace >= _NUM_SPANS_PER_TRACE
         if is_full or self._num_steps % _NUM_STEPS_PER_TRACE == 0:
-            self._num_steps_traces += 1
+            self._steps_trace_id = self._next_steps_trace()
             self._num_spans_in_trace = 0
 
     def _policy(
@@ -281,7 +299,7 @@ class SchedulerTracer:
         self._num_spans_in_trace += 1
         self._sink.span(
             name,
-            trace_id=self._steps_trace_id(),
+            trace_id=self._steps_trace_id,
             span_id=self._next_id(),
             parent_span_id=0,
             start_ns=at_ns,
@@ -342,17 +360,18 @@ class SchedulerTracer:
 
     def _step_span_id(self) -> int:
         """The span of the step whose result is taken in, or comes next."""
-        return child_span_id(self._seed, SpanKind.SEQUENCE, 3, self._num_steps)
+        return (self._step_ids_start + self._num_steps) & _MASK_64 or 1
 
-    def _steps_trace_id(self) -> bytes:
-        """The trace of that step and of what belongs to no request in it."""
+    def _next_steps_trace(self) -> bytes:
+        """A trace for steps to come, and for what belongs to no request in them."""
         serial = self._num_steps_traces
+        self._num_steps_traces += 1
         high = child_span_id(self._seed, SpanKind.SEQUENCE, 1, serial)
         low = child_span_id(self._seed, SpanKind.SEQUENCE, 2, serial)
         return high.to_bytes(8, "big") + low.to_bytes(8, "big")
 
     def _next_id(self) -> int:
-        return child_span_id(self._seed, SpanKind.SEQUENCE, 0, next(self._serials))
+        return (self._ids_start + next(self._serials)) & _MASK_64 or 1
 
 
 def _link(sequence: Sequence | None) -> Link | None:

@@ -76,12 +76,17 @@ _COVERS = {"all": {"all"}, "dev": {"all", "dev"}, "bench": {"all", "dev", "bench
 # these that takes ten times as long as importing them: not what the first start should wait for.
 _STARTED = (
     "pageframe.cli.main",
+    "pageframe.cli.commands",
     "pageframe.cli.up",
     "pageframe.gateway.server",
     "pageframe.scheduler.server",
     "pageframe.executor.server",
     "pageframe.executor.model.loader",
     "pageframe.telemetry.__main__",
+    # Imported late, for a collector.
+    "pageframe.telemetry.client",
+    # Imported late, for a terminal.
+    "rich.progress",
 )
 _FETCHED = re.compile(r"^\s*(?:Downloading|Using cached) (\S+\.whl)(.*)$")
 _UNPACKED = re.compile(r"^Installing collected packages: (.*)$")

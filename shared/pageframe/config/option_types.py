@@ -22,6 +22,9 @@ from pageframe.core.limits import LIMITS
 from pageframe.core.replica import TenantQuota
 from pageframe.core.units import is_power_of_two
 
+# Pydantic would read the metadata of every installed package in search of plugins.
+os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+
 
 @enum.unique
 class CpuKernelsName(enum.StrEnum):
@@ -201,4 +204,6 @@ class SettingsGroup(BaseModel):
         validate_by_name=True,
         validate_by_alias=True,
         protected_namespaces=(),
+        # Only ``Settings``, which has the fields of all groups, ever checks a value.
+        defer_build=True,
     )

@@ -1,34 +1,23 @@
 """The command line that all service processes have in common."""
 
 import argparse
-import contextlib
 import functools
-import gc
+import os
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from pageframe.config.launch import Launch
-from pageframe.rpc.lifecycle import run_service
-from pageframe.telemetry.logs import configure
+from pageframe.config.imports import collecting_no_garbage, without
 
-Serve = Callable[[Launch], Awaitable[None]]
+if TYPE_CHECKING:
+    from pageframe.config.launch import Launch
+
+Serve = Callable[["Launch"], Awaitable[None]]
 """Serves as a launch file says, until told to stop."""
 
-
-@contextlib.contextmanager
-def collecting_no_garbage() -> Iterator[None]:
-    """Import or load in the block, without looking for garbage among what is there to stay.
-
-    Modules and weights live as long as the process. While they come, the collector would go through
-    all that came before, again and again; behind the block it never looks at them any more.
-    """
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()
+STANDARD_INPUT = Path("-")
+"""In the place of a launch file: its name comes on standard input, as soon as there is one."""
 
 
 def run_from_launch_file(name: str, load: Callable[[], Serve]) -> None:
@@ -42,10 +31,29 @@ def run_from_launch_file(name: str, load: Callable[[], Serve]) -> None:
     """
     if not __debug__:
         sys.exit(f"{name}: assertions are off (python -O); they guard the block pool. Run without.")
-    with collecting_no_garbage():
+    # structlog would have rich draw tracebacks for people; ours are lines of JSON.
+    with collecting_no_garbage(), without("rich"):
+        from pageframe.config.launch import Launch
+        from pageframe.rpc.lifecycle import run_service
+        from pageframe.telemetry.logs import configure
+
         serve = load()
     parser = argparse.ArgumentParser(prog=name)
-    parser.add_argument("--settings", type=Path, required=True, help="launch file")
-    launch = Launch.read(parser.parse_args().settings)
+    parser.add_argument(
+        "--settings",
+        type=Path,
+        required=True,
+        help="launch file; - to be told which",
+    )
+    path = parser.parse_args().settings
+    launch = Launch.read(_told_path() if path == STANDARD_INPUT else path)
     configure(name, launch.settings.log_level.value)
     run_service(name, functools.partial(serve, launch))
+
+
+def _told_path() -> Path:
+    """Wait for the name of the launch file; whoever goes away without one wants no service."""
+    told = sys.stdin.buffer.read()
+    if not told:
+        sys.exit(0)
+    return Path(os.fsdecode(told))

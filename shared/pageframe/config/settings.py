@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
 from pageframe.config.memory_settings import MemorySettings
 from pageframe.config.model_settings import ModelSettings
@@ -32,23 +32,11 @@ from pageframe.config.option_types import (
 from pageframe.config.routing_settings import RoutingSettings
 from pageframe.config.scheduling_settings import SchedulingSettings
 from pageframe.config.tls_settings import TlsSettings
+from pageframe.config.variables import CONFIG_VARIABLE, ENV_PREFIX, OTHER_VARIABLES
 from pageframe.core.errors import InvalidRequestError
 from pageframe.core.trace import TraceMode
 
-ENV_PREFIX = "PAGEFRAME_"
-CONFIG_VARIABLE = "PAGEFRAME_CONFIG"
 CONFIG_FILE_NAME = "pageframe.toml"
-
-# Variables that begin like a setting and are none.
-OTHER_VARIABLES = frozenset(
-    {
-        CONFIG_VARIABLE,
-        "PAGEFRAME_MODELS_DIR",  # where prepared models are kept
-        "PAGEFRAME_READY_FD",  # from the supervisor to its children
-        "PAGEFRAME_SERVER",  # the server that client commands talk to
-        "PAGEFRAME_SERVER_TLS",  # and whether, and how, over TLS
-    }
-)
 
 
 def _default_state_dir() -> Path:
@@ -65,6 +53,8 @@ class Settings(TlsSettings, RoutingSettings, SchedulingSettings, MemorySettings,
 
     0 means "choose for me" wherever a count may be 0.
     """
+
+    model_config = ConfigDict(defer_build=False)
 
     trace: TraceMode = Field(
         TraceMode.ALL, description="audit is lossless, all may drop, sampled takes a share."

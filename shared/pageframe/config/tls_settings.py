@@ -1,12 +1,17 @@
 """Settings of TLS and of the connections between services."""
 
+from typing import TYPE_CHECKING
+
 from pydantic import Field
 
 from pageframe.config.option_types import OptionalFile, Seconds, SettingsGroup
 from pageframe.core.errors import InvalidRequestError
-from pageframe.rpc.channel import InnerChannels
 from pageframe.rpc.keepalive import Keepalive
-from pageframe.rpc.tls import ClientTls, ServerTls, make_client_tls, make_server_tls
+
+# gRPC is imported late: a supervisor without TLS has nothing to do with it.
+if TYPE_CHECKING:
+    from pageframe.rpc.channel import InnerChannels
+    from pageframe.rpc.tls import ClientTls, ServerTls
 
 
 class TlsSettings(SettingsGroup):
@@ -45,15 +50,19 @@ class TlsSettings(SettingsGroup):
         description='Time after which a service that is silent is taken to be lost ("15s").',
     )
 
-    def server_tls(self) -> ServerTls | None:
+    def server_tls(self) -> "ServerTls | None":
         """What this service serves with; None for plain text.
 
         Raises:
             InvalidRequestError: reason TLS_PAIR_INCOMPLETE.
         """
+        if not (self.tls_cert or self.tls_key or self.tls_client_ca):
+            return None
+        from pageframe.rpc.tls import make_server_tls
+
         return make_server_tls(self.tls_cert, self.tls_key, self.tls_client_ca)
 
-    def client_tls(self) -> ClientTls | None:
+    def client_tls(self) -> "ClientTls | None":
         """What this service calls others with; None for plain text.
 
         Raises:
@@ -70,18 +79,22 @@ class TlsSettings(SettingsGroup):
             return None
         if cert is None and key is None:
             cert, key = self.tls_cert, self.tls_key
+        from pageframe.rpc.tls import make_client_tls
+
         return make_client_tls(ca=self.tls_peer_ca, cert=cert, key=key, name=self.tls_peer_name)
 
     def keepalive(self) -> Keepalive:
         """How soon a peer that has vanished is noticed."""
         return Keepalive(notice_ms=round(self.peer_timeout_seconds * 1000))
 
-    def inner_channels(self) -> InnerChannels:
+    def inner_channels(self) -> "InnerChannels":
         """How other services are called.
 
         Raises:
             InvalidRequestError: as ``client_tls``.
         """
+        from pageframe.rpc.channel import InnerChannels
+
         return InnerChannels(tls=self.client_tls(), keepalive=self.keepalive())
 
     def check_tls(self) -> None:

@@ -11,12 +11,57 @@ A sink must be cheap (a packed record, no I/O) and must never block under ``all`
 """
 
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, Protocol
 
 from pageframe.core.limits import LIMITS
 
 AttributeValue = str | int | float | bool | Sequence[int] | Sequence[str]
+
+
+class NumberColumns:
+    """Keys and types of attributes that many spans have alike, all of them numbers.
+
+    Attributes:
+        names: Keys.
+        types: ``int`` or ``float``, of each.
+    """
+
+    __slots__ = ("names", "types")
+
+    def __init__(self, columns: Mapping[str, type[int] | type[float]]) -> None:
+        self.names = tuple(columns)
+        self.types = tuple(columns.values())
+
+
+class NumberRow(Mapping[str, int | float]):
+    """Attributes of one span: a row of numbers under columns that were named once.
+
+    For spans that every step writes: a sink takes the numbers as they are and asks for no key.
+
+    Attributes:
+        columns: Made once, for all spans of a name.
+        numbers: One for each column.
+    """
+
+    __slots__ = ("columns", "numbers")
+
+    def __init__(self, columns: NumberColumns, *numbers: float) -> None:
+        self.columns = columns
+        self.numbers = numbers
+
+    def __getitem__(self, key: str) -> int | float:
+        try:
+            return self.numbers[self.columns.names.index(key)]
+        except ValueError:
+            raise KeyError(key) from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.columns.names)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
 
 _MASK_64 = (1 << 64) - 1
 

@@ -3,9 +3,9 @@
 import argparse
 import signal
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Final
 
 from pageframe.telemetry.destinations import choose_destination
@@ -17,22 +17,31 @@ from pageframe.telemetry.spool import SPOOL_BYTES_DEFAULT
 from pageframe.telemetry.supervise import DRAIN_S_DEFAULT
 
 _EXIT_USAGE: Final = 2
+_LOOK_INTERVAL_S: Final = 1.0
 
 
 class _StopSignal:
-    """Remembers that a signal came; the main loop looks here."""
+    """Waits for SIGTERM, which stays blocked: so it ends a wait at once, and nothing else.
+
+    Attributes:
+        came: Whether it came.
+    """
 
     def __init__(self) -> None:
         self.came = False
-        signal.signal(signal.SIGTERM, self._note)
+        # ``supervise`` starts this process with both blocked, so that none was missed until now.
+        # Threads inherit what is blocked, so this comes before the first of them.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         # Ctrl-C reaches the whole process group: services drain first, then the supervisor
         # ends this process.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        # ``supervise`` starts this process with both blocked, so that none was missed until now.
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT})
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.came = True
+    def wait(self, timeout_s: float) -> bool:
+        """Whether it came, now or within so many seconds."""
+        if not self.came:
+            self.came = signal.sigtimedwait({signal.SIGTERM}, timeout_s) is not None
+        return self.came
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -64,13 +73,35 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def _orphan_watch(parent_pid: int | None) -> Callable[[], bool]:
+    """Says whether the parent is dead, by what was seen at most ``_LOOK_INTERVAL_S`` ago.
+
+    To look takes longer than all that an idle pass over the rings does.
+    """
+    if parent_pid is None:
+        return lambda: False
+    parent = ProcessIdentity.of(parent_pid)
+    is_dead = False
+    next_look_s = 0.0
+
+    def is_orphan() -> bool:
+        nonlocal is_dead, next_look_s
+        now_s = time.monotonic()
+        if not is_dead and now_s >= next_look_s:
+            next_look_s = now_s + _LOOK_INTERVAL_S
+            is_dead = not parent.is_alive()
+        return is_dead
+
+    return is_orphan
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run until SIGTERM or the parent's death, then drain; the exit code."""
     options = parse_arguments(arguments)
     stop = _StopSignal()
     configure("pageframe-telemetry")
     lower_priority()
-    parent = None if options.parent_pid is None else ProcessIdentity.of(options.parent_pid)
+    is_orphan = _orphan_watch(options.parent_pid)
     try:
         destination = choose_destination(
             options.state_dir,
@@ -82,13 +113,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         get_logger().error("cannot start exporting", error=str(error))
         return _EXIT_USAGE
 
-    def is_orphan() -> bool:
-        return parent is not None and not parent.is_alive()
-
     for path in remove_dead_rings():
         get_logger().info("removed the ring of a run that was killed", path=str(path))
     exporter = Exporter(options.ring, destination)
-    exporter.run(lambda: stop.came or is_orphan())
+    exporter.run(lambda timeout_s: stop.wait(timeout_s) or is_orphan())
     exporter.drain(options.drain_seconds, until_finished=not stop.came)
     return 0
 

@@ -10,10 +10,11 @@ from opentelemetry.sdk.trace import ReadableSpan
 
 from pageframe.telemetry.kv_encoder import KvEncoder
 from pageframe.telemetry.mapping import SpanMapper
+from pageframe.telemetry.memo import Memo
 from pageframe.telemetry.record_batch import Producer, RecordBatch
-from pageframe.telemetry.records import unpack_span
 from pageframe.telemetry.ring import RecordKind
-from pageframe.telemetry.span_form import Memo, SpanForm
+from pageframe.telemetry.span_encoder import SpanEncoder
+from pageframe.telemetry.span_form import SpanForm
 
 _logger = logging.getLogger(__name__)
 
@@ -21,6 +22,7 @@ _logger = logging.getLogger(__name__)
 REQUEST_BYTES_MAX: Final = 2 * 1024 * 1024
 _NUM_PRODUCERS_REMEMBERED_MAX: Final = 16
 _KV: Final = int(RecordKind.KV)
+_SPAN: Final = int(RecordKind.SPAN)
 
 
 class BatchEncoder:
@@ -34,6 +36,7 @@ class BatchEncoder:
         self.num_spans_failed = 0
         self._form = form
         self._request_bytes_max = request_bytes_max
+        self._spans = SpanEncoder(form)
         self._encoders: Memo[Producer, tuple[SpanMapper, KvEncoder]] = Memo(
             self._new_encoders, _NUM_PRODUCERS_REMEMBERED_MAX
         )
@@ -56,8 +59,10 @@ class BatchEncoder:
                 try:
                     if kind == _KV:
                         entries.append(encoder.encode(batch.records, start, made))
+                    elif kind == _SPAN:
+                        entries.append(self._spans.encode(batch.records, start))
                     else:
-                        made += mapper.spans(unpack_span(batch.records[start:end]))
+                        raise ValueError(f"a record of kind {kind}")
                 except (ValueError, KeyError, TypeError, struct.error):
                     self.num_spans_failed += 1
                     _logger.exception("a record of %d bytes is not understood", end - start)
@@ -75,11 +80,9 @@ class BatchEncoder:
         try:
             return self._form.spans(spans)
         except Exception:
-            # The last resort of a process that must outlive a bad span: find it, say it, go on.
-            if len(spans) > 1:
-                return [entry for span in spans for entry in self._encode([span])]
-            self.num_spans_failed += 1
-            _logger.exception("the span %s cannot be encoded", spans[0].name)
+            # The last resort of a process that must outlive bad spans: say it, go on.
+            self.num_spans_failed += len(spans)
+            _logger.exception("%d spans cannot be encoded", len(spans))
             return []
 
     def _new_encoders(self, producer: Producer) -> tuple[SpanMapper, KvEncoder]:

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, Protocol
 
-from pageframe.telemetry.client import OtlpClient
 from pageframe.telemetry.record_batch import RecordBatch
 from pageframe.telemetry.sender import RequestClient, Sender
 from pageframe.telemetry.spool import SPOOL_BYTES_DEFAULT, Spool
@@ -125,6 +124,9 @@ def choose_destination(
     if any(environment.get(name, "").strip() for name in _ENDPOINT_VARIABLES):
         protocol = next(filter(None, map(environment.get, _PROTOCOL_VARIABLES)), "grpc")
         if protocol == "grpc":
+            # Imported late: gRPC and OpenTelemetry's exporter are of use for a collector alone.
+            from pageframe.telemetry.client import OtlpClient
+
             client = OtlpClient()
         else:
             _logger.error(

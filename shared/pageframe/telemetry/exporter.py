@@ -1,8 +1,10 @@
 """The process beside the services: empties their rings into a destination.
 
-A ring is emptied when enough waits in it, or after a short while. Only when the destination has
-taken the records, the ring is told that they may be overwritten. So a killed exporter loses
-nothing: the next one reads from the last batch on.
+A ring is emptied when enough waits in it. When something has waited for a while in one, all are
+emptied: one batch a second costs the processor less than ten small ones, and rings that are
+emptied together are due together. Only when the destination has taken the records, the ring is told
+that they may be overwritten. So a killed exporter loses nothing: the next one reads from the last
+batch on.
 """
 
 import logging
@@ -21,17 +23,20 @@ from pageframe.telemetry.ring import RingReader
 
 _logger = logging.getLogger(__name__)
 
-# A ring is emptied at the first of these: so much waits, or a quarter of it, or for so long.
+# A ring is emptied when so much waits, or a quarter of what it holds.
 _RING_BYTES_DUE: Final = 256 * 1024
-_WAIT_NS_MAX: Final = NANOSECONDS_PER_SECOND // 5
+# All rings are emptied when something has waited for so long.
+_WAIT_NS_MAX: Final = NANOSECONDS_PER_SECOND
 # Bytes taken at once: no ring waits long for another, and the spans fit into one request.
 _BATCH_BYTES_MAX: Final = 512 * 1024
 # Room that must be in the destination before records of a lossless ring are taken.
 _ROOM_BYTES_MIN: Final = 8 * 1024 * 1024
 
-_PAUSE_S_MIN: Final = 0.005
-_PAUSE_S_MAX: Final = 0.050
+# To wake up costs more than to look. A ring of the usual size takes seconds to fill up.
+_PAUSE_S: Final = 0.1
+_DRAIN_PAUSE_S: Final = 0.005
 _ATTACH_INTERVAL_NS: Final = NANOSECONDS_PER_SECOND // 4
+_LOOK_INTERVAL_NS: Final = NANOSECONDS_PER_SECOND
 _REPORT_INTERVAL_NS: Final = NANOSECONDS_PER_SECOND
 
 
@@ -44,6 +49,7 @@ class RingSource:
         self._producer = Producer("", 1, 0)
         self._waiting_since_ns = 0
         self._next_attach_ns = 0
+        self._next_look_ns = 0
         self._next_report_ns = 0
         self._last_problem = ""
 
@@ -57,26 +63,35 @@ class RingSource:
         reader = self._reader
         return reader is None or (reader.is_producer_gone() and not reader.num_bytes_waiting)
 
-    def is_outdated(self) -> bool:
-        """Whether the ring is read out and another one lies at its path."""
+    def is_outdated(self, now_ns: int) -> bool:
+        """Whether the ring is read out and another one lies at its path; looks now and then."""
         reader = self._reader
-        return reader is not None and not reader.num_bytes_waiting and reader.is_replaced()
+        if reader is None or reader.num_bytes_waiting or now_ns < self._next_look_ns:
+            return False
+        self._next_look_ns = now_ns + _LOOK_INTERVAL_NS
+        return reader.is_replaced()
 
-    def is_due(self, now_ns: int) -> bool:
-        """Whether enough waits, or for long enough, or drops are to be told."""
+    def waited_ns(self, now_ns: int) -> int:
+        """For how long something has been seen to wait in the ring; 0 when nothing waits."""
+        if self._reader is None or not self._reader.num_bytes_waiting:
+            self._waiting_since_ns = 0
+            return 0
+        self._waiting_since_ns = self._waiting_since_ns or now_ns
+        return now_ns - self._waiting_since_ns
+
+    def is_due(self, now_ns: int, *, is_time: bool) -> bool:
+        """Whether the ring is to be emptied, or drops are to be told.
+
+        ``is_time`` empties it whatever waits.
+        """
         reader = self._reader
         if reader is None:
             return False
         num_bytes = reader.num_bytes_waiting
         if not num_bytes:
-            self._waiting_since_ns = 0
             has_news = reader.num_dropped > reader.num_dropped_reported
             return has_news and now_ns >= self._next_report_ns
-        self._waiting_since_ns = self._waiting_since_ns or now_ns
-        return (
-            num_bytes >= min(_RING_BYTES_DUE, reader.capacity_bytes // 4)
-            or now_ns - self._waiting_since_ns >= _WAIT_NS_MAX
-        )
+        return is_time or num_bytes >= min(_RING_BYTES_DUE, reader.capacity_bytes // 4)
 
     def attach(self, now_ns: int) -> None:
         """Look for a ring if there is none yet; at most a few times a second."""
@@ -167,15 +182,15 @@ class Exporter:
         self._now_ns = now_ns
         self._num_lost_reported = 0
 
-    def run(self, is_stopping: Callable[[], bool]) -> None:
-        """Pass after pass until ``is_stopping``; pauses grow while nothing happens."""
-        pause_s = _PAUSE_S_MIN
-        while not is_stopping():
-            if self.run_pass():
-                pause_s = _PAUSE_S_MIN
-            else:
-                time.sleep(pause_s)
-                pause_s = min(2 * pause_s, _PAUSE_S_MAX)
+    def run(self, wait: Callable[[float], bool]) -> None:
+        """Pass after pass, with a pause after each that moved nothing.
+
+        Args:
+            wait: Waits for at most so many seconds; whether that is the end.
+        """
+        pause_s = 0.0
+        while not wait(pause_s):
+            pause_s = 0.0 if self.run_pass() else _PAUSE_S
 
     def run_pass(self, *, is_draining: bool = False) -> int:
         """One look at every ring; how many records were moved.
@@ -186,13 +201,16 @@ class Exporter:
         num_records = 0
         for source in self._sources:
             source.attach(now_ns)
+        longest_ns = max((source.waited_ns(now_ns) for source in self._sources), default=0)
+        is_time = longest_ns >= _WAIT_NS_MAX
+        for source in self._sources:
             if source.is_lossless and not self._destination.has_room(_ROOM_BYTES_MIN):
                 continue  # The ring fills up and its producer waits: that is what it asked for.
-            if is_draining or source.is_due(now_ns):
+            if is_draining or source.is_due(now_ns, is_time=is_time):
                 num_records += self._move(source, now_ns, is_last=is_draining)
         if not num_records:
             for source in self._sources:
-                if source.is_outdated():
+                if source.is_outdated(now_ns):
                     source.detach()
         return num_records
 
@@ -210,7 +228,7 @@ class Exporter:
                 continue
             if not until_finished or all(source.is_finished() for source in self._sources):
                 break
-            time.sleep(_PAUSE_S_MIN)
+            time.sleep(_DRAIN_PAUSE_S)
         for source in self._sources:
             source.detach()
         self._destination.close(max(0.0, deadline_s - time.monotonic()))

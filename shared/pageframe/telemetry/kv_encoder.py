@@ -23,8 +23,9 @@ from pageframe.telemetry.mapping import (
     kv_parent_span_id,
     kv_span_id_start,
 )
+from pageframe.telemetry.memo import Memo
 from pageframe.telemetry.records import KV_FIXED, RecordContext, unpack_context
-from pageframe.telemetry.span_form import Memo, SpanForm
+from pageframe.telemetry.span_form import SpanForm
 from pageframe.telemetry.trace_parts import PartKind, part_root
 
 _NUM_CONTEXTS_REMEMBERED_MAX: Final = 4096

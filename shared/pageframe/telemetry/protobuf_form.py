@@ -6,17 +6,20 @@ as many bytes. Numbers and types are those of ``opentelemetry/proto/trace/v1/tra
 ``common/v1/common.proto``; a test reads what is written here with the official classes.
 """
 
+import json
 import struct
 from collections.abc import Callable, Iterable, Sequence
-from typing import Final
+from typing import Any, Final
 
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
 
 from pageframe.telemetry import spans as names
-from pageframe.telemetry.mapping import any_span
-from pageframe.telemetry.span_form import Memo
+from pageframe.telemetry.mapping import any_span, clean_value
+from pageframe.telemetry.memo import Memo
+from pageframe.telemetry.span_form import NUM_TEXTS_REMEMBERED_MAX, TEXT_BYTES_REMEMBERED_MAX
+from pageframe.telemetry.span_records import ColumnType
 
 _NUM_IDS_REMEMBERED_MAX: Final = 1 << 17
 _NUM_KEYS_MAX: Final = 1024
@@ -33,7 +36,9 @@ _SPAN_LINK: Final = b"\x6a"
 _KEY: Final = b"\x0a"
 _VALUE: Final = b"\x12"
 _STRING_VALUE: Final = b"\x0a"
+_BOOL_VALUE: Final = b"\x10"
 _INT_VALUE: Final = b"\x18"
+_DOUBLE_VALUE: Final = b"\x21"
 _ARRAY_VALUE: Final = b"\x2a"
 _ARRAY_ITEM: Final = b"\x0a"
 
@@ -42,11 +47,19 @@ _SPAN_ID: Final = struct.Struct(">2sQ")
 _SPAN_ID_HEAD: Final = b"\x12\x08"
 _PARENT_ID_HEAD: Final = b"\x22\x08"
 _KIND_INTERNAL: Final = b"\x30\x01"
+_KIND_SERVER: Final = b"\x30\x02"
 _INSTANT: Final = struct.Struct("<cQcQ")
 _START_TIME: Final = b"\x39"
 _END_TIME: Final = b"\x41"
-# An unset status, and the flag that says that it is known whether the parent is remote.
-_SPAN_END: Final = b"\x7a\x00" + b"\x85\x01" + struct.pack("<I", 0x100)
+_TIME: Final = struct.Struct("<cQ")
+_DOUBLE: Final = struct.Struct("<d")
+_STATUS: Final = b"\x7a"
+_STATUS_MESSAGE: Final = b"\x12"
+_STATUS_CODE_ERROR: Final = b"\x18\x02"
+# The flag that says that it is known whether the parent is remote.
+_FLAGS: Final = b"\x85\x01" + struct.pack("<I", 0x100)
+# An unset status, and that flag.
+_SPAN_END: Final = b"\x7a\x00" + _FLAGS
 # The same flag of a link.
 _LINK_END: Final = b"\x35" + struct.pack("<I", 0x100)
 
@@ -63,6 +76,9 @@ def _varint(number: int) -> bytes:
 
 _NUM_LOW_BITS: Final = 14
 _LOW_MASK: Final = (1 << _NUM_LOW_BITS) - 1
+_MASK_64: Final = (1 << 64) - 1
+_NUM_VARINT_BYTES_MAX: Final = 10
+_SHORT_MAX: Final = (1 << 2 * _NUM_LOW_BITS) - 1
 # All varints of up to two bytes, and the same bytes with more to follow.
 _SHORT_VARINTS: Final = [_varint(number) for number in range(1 << _NUM_LOW_BITS)]
 _LOW_VARINTS: Final = [
@@ -83,10 +99,14 @@ class ProtobufForm:
     def __init__(self) -> None:
         self._array_items = Memo(_array_item, _NUM_IDS_REMEMBERED_MAX)
         self._high_varints = Memo(_varint, 1 << _NUM_LOW_BITS)
-        self._keys: Memo[str, bytes] = Memo(lambda key: _sized(_KEY, key.encode()), _NUM_KEYS_MAX)
+        self._keys: Memo[str, bytes] = Memo(_key, _NUM_KEYS_MAX)
+        # What writes a column is the same in all shapes, and so are the texts that it remembers.
+        self._columns: Memo[tuple[str, ColumnType], Callable[[Any], bytes]] = Memo(
+            lambda column: _column(self._keys[column[0]], column[1]), _NUM_KEYS_MAX
+        )
         self._envelopes = Memo(_envelope, _NUM_RESOURCES_REMEMBERED_MAX)
         # By the length of the number's varint: what stands before it.
-        self._first_attribute_heads = [self._first_attribute_head(length) for length in range(11)]
+        self._first_attribute_heads = _int_heads(self._keys[names.KV_OPERATION])
 
     def trace(self, trace_id: bytes) -> bytes:
         """See ``SpanForm``."""
@@ -98,15 +118,23 @@ class ProtobufForm:
 
     def parent(self, span_id: int) -> bytes:
         """See ``SpanForm``."""
-        return _SPAN_ID.pack(_PARENT_ID_HEAD, span_id)
+        return _SPAN_ID.pack(_PARENT_ID_HEAD, span_id) if span_id else b""
 
-    def name(self, name: str) -> bytes:
+    def name(self, name: str, *, is_server: bool = False) -> bytes:
         """See ``SpanForm``."""
-        return _sized(_SPAN_NAME, name.encode()) + _KIND_INTERNAL
+        written = _sized(_SPAN_NAME, name.encode()) if name else b""
+        return written + (_KIND_SERVER if is_server else _KIND_INTERNAL)
 
     def instant(self, time_ns: int) -> bytes:
         """See ``SpanForm``."""
         return _INSTANT.pack(_START_TIME, time_ns, _END_TIME, time_ns)
+
+    def interval(self, start_ns: int, end_ns: int) -> bytes:
+        """See ``SpanForm``."""
+        if start_ns and end_ns:
+            return _INSTANT.pack(_START_TIME, start_ns, _END_TIME, end_ns)
+        start = _TIME.pack(_START_TIME, start_ns) if start_ns else b""
+        return start + (_TIME.pack(_END_TIME, end_ns) if end_ns else b"")
 
     def first_attribute(self, number: int) -> bytes:
         """See ``SpanForm``."""
@@ -118,21 +146,21 @@ class ProtobufForm:
 
     def attribute(self, key: str, value: int | str) -> bytes:
         """See ``SpanForm``."""
-        if isinstance(value, str):
-            written = _sized(_STRING_VALUE, value.encode())
-        else:
-            written = _INT_VALUE + _varint(value)
-        return _sized(_SPAN_ATTRIBUTE, self._keys[key] + _sized(_VALUE, written))
+        return _sized(_SPAN_ATTRIBUTE, self._keys[key] + _sized(_VALUE, _any_value(value)))
+
+    def columns(
+        self, columns: Sequence[tuple[str, ColumnType]]
+    ) -> Sequence[Callable[[Any], bytes]]:
+        """See ``SpanForm``."""
+        return [self._columns[column] for column in columns]
 
     def id_list(self, key: str) -> Callable[[Sequence[int]], bytes]:
         """See ``SpanForm``."""
         items, written_key = self._array_items, self._keys[key]
 
         def head(num_array_bytes: int) -> bytes:
-            # A field's length is all that its head needs to know of what follows.
-            value = _sized(_VALUE, _sized(_ARRAY_VALUE, bytes(num_array_bytes)))
-            whole = _sized(_SPAN_ATTRIBUTE, written_key + value)
-            return whole[: len(whole) - num_array_bytes]
+            array = _sized(_ARRAY_VALUE, bytes(num_array_bytes))
+            return _head(written_key, array[: len(array) - num_array_bytes], num_array_bytes)
 
         def write_one(number: int) -> bytes:
             item = items[number]
@@ -152,8 +180,7 @@ class ProtobufForm:
 
     def link(self, trace_id: bytes, span_id: int) -> bytes:
         """See ``SpanForm``."""
-        ids = _TRACE_ID_HEAD + trace_id + _SPAN_ID.pack(_SPAN_ID_HEAD, span_id)
-        return _sized(_SPAN_LINK, ids + _LINK_END)
+        return _link(trace_id, span_id)
 
     def span(self, parts: Iterable[bytes], link: bytes = b"") -> bytes:
         """See ``SpanForm``."""
@@ -162,6 +189,16 @@ class ProtobufForm:
         if num_bytes > _LOW_MASK:
             return _sized(_SCOPE_SPANS_SPAN, written)
         return _SCOPE_SPANS_SPAN + _SHORT_VARINTS[num_bytes] + written
+
+    def finished_span(
+        self, parts: Iterable[bytes], links: Sequence[tuple[bytes, int]], error: bytes
+    ) -> bytes:
+        """See ``SpanForm``."""
+        end = _SPAN_END
+        if error:
+            end = _sized(_STATUS, _sized(_STATUS_MESSAGE, error) + _STATUS_CODE_ERROR) + _FLAGS
+        written = b"".join((*parts, *[_link(*link) for link in links], end))
+        return _sized(_SCOPE_SPANS_SPAN, written)
 
     def spans(self, spans: Sequence[ReadableSpan]) -> list[bytes]:
         """See ``SpanForm``."""
@@ -179,12 +216,82 @@ class ProtobufForm:
         resource_spans = resource_fields + _sized(_RESOURCE_SPANS_SCOPE_SPANS, scope_spans)
         return _sized(_REQUEST_RESOURCE_SPANS, resource_spans)
 
-    def _first_attribute_head(self, num_varint_bytes: int) -> bytes:
-        whole = _sized(
-            _SPAN_ATTRIBUTE,
-            self._keys[names.KV_OPERATION] + _sized(_VALUE, _INT_VALUE + bytes(num_varint_bytes)),
-        )
-        return whole[: len(whole) - num_varint_bytes]
+
+def _key(key: str) -> bytes:
+    return _sized(_KEY, key.encode()) if key else b""
+
+
+def _head(key: bytes, before: bytes, num_bytes: int) -> bytes:
+    """What stands in an attribute before the last ``num_bytes`` of its value."""
+    # A field's length is all that its head needs to know of what follows.
+    whole = _sized(_SPAN_ATTRIBUTE, key + _sized(_VALUE, before + bytes(num_bytes)))
+    return whole[: len(whole) - num_bytes]
+
+
+def _int_heads(key: bytes) -> list[bytes]:
+    """What stands before a number in an attribute, by the length of the number's varint."""
+    return [_head(key, _INT_VALUE, length) for length in range(_NUM_VARINT_BYTES_MAX + 1)]
+
+
+def _column(key: bytes, column: ColumnType) -> Callable[[Any], bytes]:
+    """What writes an attribute."""
+
+    def write(value: Any) -> bytes:
+        return _sized(_SPAN_ATTRIBUTE, key + _sized(_VALUE, _any_value(value)))
+
+    def write_text(raw: bytes) -> bytes:
+        return texts[raw] if len(raw) <= TEXT_BYTES_REMEMBERED_MAX else write(raw.decode())
+
+    def write_int(value: int) -> bytes:
+        if 0 <= value <= _LOW_MASK:
+            written = _SHORT_VARINTS[value]
+        elif 0 < value <= _SHORT_MAX:
+            written = _LOW_VARINTS[value & _LOW_MASK] + _SHORT_VARINTS[value >> _NUM_LOW_BITS]
+        else:
+            written = _varint(value & _MASK_64)
+        return int_heads[len(written)] + written
+
+    match column:
+        case ColumnType.INTEGER:
+            int_heads = _int_heads(key)
+            return write_int
+        case ColumnType.FLAG:
+            return (write(False), write(True)).__getitem__
+        case ColumnType.NUMBER:
+            head, pack = _head(key, _DOUBLE_VALUE, _DOUBLE.size), _DOUBLE.pack
+            return lambda value: head + pack(value)
+        case ColumnType.TEXT:
+            texts: Memo[bytes, bytes] = Memo(
+                lambda raw: write(raw.decode()), NUM_TEXTS_REMEMBERED_MAX
+            )
+            return write_text
+        case ColumnType.OTHER:
+            return lambda raw: write(clean_value(json.loads(raw)))
+
+
+def _any_value(value: Any) -> bytes:
+    """An ``AnyValue``.
+
+    Raises:
+        TypeError: if it is none that an attribute may have.
+    """
+    if isinstance(value, bool):
+        return _BOOL_VALUE + _varint(value)
+    if isinstance(value, str):
+        return _sized(_STRING_VALUE, value.encode())
+    if isinstance(value, int):
+        return _INT_VALUE + _varint(value & _MASK_64)
+    if isinstance(value, float):
+        return _DOUBLE_VALUE + _DOUBLE.pack(value)
+    if isinstance(value, tuple):
+        items = [_sized(_ARRAY_ITEM, _any_value(item)) for item in value]
+        return _sized(_ARRAY_VALUE, b"".join(items))
+    raise TypeError(f"an attribute cannot be {value!r}")
+
+
+def _link(trace_id: bytes, span_id: int) -> bytes:
+    ids = _TRACE_ID_HEAD + trace_id + _SPAN_ID.pack(_SPAN_ID_HEAD, span_id)
+    return _sized(_SPAN_LINK, ids + _LINK_END)
 
 
 def _array_item(number: int) -> bytes:

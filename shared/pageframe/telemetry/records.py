@@ -1,29 +1,27 @@
-"""What lies in the ring: one packed record per KV operation, one per finished span.
+"""What lies in the ring: one packed record per KV operation; ``span_records`` has finished spans.
 
 A KV record carries the trace context of its sequence, so each can be understood alone: a reader
 that comes late or restarts, and a record lost before it, change nothing for those after it.
 
     KV     header, part of the trace, time, operation number, sequence, step, generation, position,
            free blocks, operation, cause, sizes │ trace id, span id, tenant │ block ids │ target ids
-    SPAN   header, trace id, span id, parent, start, end │ JSON: name, attributes, links, error
 
 Integers are little-endian; block ids take four bytes each.
 """
 
-import json
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
-from pageframe.core.trace import AttributeValue, KvCause, KvOperation
+from pageframe.core.trace import KvCause, KvOperation
 from pageframe.telemetry.context import SPAN_ID_BYTES, TRACE_ID_BYTES
 from pageframe.telemetry.ring import ALIGNMENT_BYTES, RECORD_HEADER, RecordKind
+from pageframe.telemetry.span_records import SpanRecord, unpack_span
 
 KV_FIXED: Final = struct.Struct("<IHHQQQQIIIBBHII")
 _KV_HEADER: Final = struct.Struct("<IHH")
 _KV_SIZES: Final = struct.Struct("<HII")
-_SPAN_FIXED: Final = struct.Struct("<IHxx16sQQQQI")
 _BLOCK_ID_BYTES: Final = 4
 _TENANT_BYTES_MAX: Final = 256
 _IDS_BYTES: Final = TRACE_ID_BYTES + SPAN_ID_BYTES
@@ -68,21 +66,6 @@ class KvRecord:
     block_ids: tuple[int, ...]
     target_ids: tuple[int, ...]
     part: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SpanRecord:
-    """One finished span; fields as in ``core.trace.TraceSink.span``."""
-
-    name: str
-    trace_id: bytes
-    span_id: int
-    parent_span_id: int
-    start_ns: int
-    end_ns: int
-    attributes: Mapping[str, Any]
-    links: tuple[tuple[bytes, int], ...] = ()
-    error: str = ""
 
 
 def pack_context(trace_id: bytes, span_id: bytes, tenant: str) -> bytes:
@@ -181,64 +164,6 @@ def unpack_kv(record: bytes) -> KvRecord:
         block_ids=ids[:num_block_ids],
         target_ids=ids[num_block_ids:],
         part=part,
-    )
-
-
-def pack_span(
-    name: str,
-    *,
-    trace_id: bytes,
-    span_id: int,
-    parent_span_id: int,
-    start_ns: int,
-    end_ns: int,
-    attributes: Mapping[str, AttributeValue],
-    links: Sequence[tuple[bytes, int]],
-    error: str,
-) -> bytes:
-    """A whole SPAN record. JSON is cheap enough: spans are rare beside KV operations."""
-    body = json.dumps(
-        {
-            "name": name,
-            "attributes": dict(attributes),
-            "links": [(link_trace.hex(), link_span) for link_trace, link_span in links],
-            "error": error,
-        },
-        separators=(",", ":"),
-        default=list,
-    ).encode()
-    length = _SPAN_FIXED.size + len(body)
-    padding = -length % ALIGNMENT_BYTES
-    # fmt: off
-    fixed = _SPAN_FIXED.pack(
-        length + padding, RecordKind.SPAN, trace_id, span_id, parent_span_id,
-        start_ns, end_ns, len(body),
-    )
-    # fmt: on
-    return fixed + body + bytes(padding)
-
-
-def unpack_span(record: bytes) -> SpanRecord:
-    """Inverse of ``pack_span``; sequences come back as lists.
-
-    Raises:
-        ValueError: if the JSON is broken.
-        struct.error: if the record is shorter than it says.
-    """
-    (_length, _kind, trace_id, span_id, parent_span_id, start_ns, end_ns, num_body_bytes) = (
-        _SPAN_FIXED.unpack_from(record)
-    )
-    body = json.loads(record[_SPAN_FIXED.size : _SPAN_FIXED.size + num_body_bytes])
-    return SpanRecord(
-        name=body["name"],
-        trace_id=trace_id,
-        span_id=span_id,
-        parent_span_id=parent_span_id,
-        start_ns=start_ns,
-        end_ns=end_ns,
-        attributes=body["attributes"],
-        links=tuple((bytes.fromhex(trace), span) for trace, span in body["links"]),
-        error=body["error"],
     )
 
 

@@ -53,11 +53,12 @@ _IS_STRONGLY_ORDERED: Final = platform.machine() in {"x86_64", "AMD64", "i686"}
 
 @enum.unique
 class RecordKind(enum.IntEnum):
-    """What a record holds."""
+    """What a record holds. The numbers stay: a spool may hold what an older version recorded."""
 
     PAD = 0
     KV = 1
-    SPAN = 2
+    # 2 was a span whose attributes were JSON.
+    SPAN = 3
 
 
 class _Word(enum.IntEnum):

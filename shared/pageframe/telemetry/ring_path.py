@@ -21,7 +21,7 @@ from pageframe.telemetry.ring import RingReader
 
 SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108, private by mode 0600
 _SUFFIX: Final = ".ring"
-_RING_NAME: Final = re.compile(r"pageframe-(\d+)-(\d+)-[0-9a-f]{12}-[a-z]+\.ring")
+_RING_NAME: Final = re.compile(r"pageframe-(\d+)-(\d+)-[0-9a-f]{12}-[a-z]+(?:-\d+)?\.ring")
 
 
 def ring_path(
@@ -34,7 +34,7 @@ def ring_path(
     Args:
         run_dir: Folder of the run.
         supervisor_pid: Process that started the run.
-        service: Short name, in lower-case letters.
+        service: Short name, in lower-case letters; ``-<number>`` may follow, of a replica.
         folder: Shared memory.
     """
     if not os.access(folder, os.W_OK | os.X_OK):

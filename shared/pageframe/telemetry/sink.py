@@ -23,10 +23,10 @@ from pageframe.telemetry.records import (
     KvLayout,
     kv_layout,
     pack_context,
-    pack_span,
     unpack_context,
 )
 from pageframe.telemetry.ring import CAPACITY_BYTES_DEFAULT, RingWriter, record_bytes_max
+from pageframe.telemetry.span_records import pack_span
 from pageframe.telemetry.trace_parts import (
     KIND_OF_SPAN,
     PartKind,
@@ -94,9 +94,9 @@ class RingTraceSink:
         self._no_context = self._know(pack_context(b"", b"", ""), self._parts.endless)
         # What a sequence without a context gets; None: its records are not wanted.
         self._context_default = None if mode is TraceMode.SAMPLED else self._no_context
+        self._record_bytes_max = record_bytes_max(ring.capacity_bytes)
         self._num_ids_max = min(
-            _NUM_IDS_PER_RECORD_MAX,
-            (record_bytes_max(ring.capacity_bytes) - KV_OVERHEAD_BYTES_MAX) // 4,
+            _NUM_IDS_PER_RECORD_MAX, (self._record_bytes_max - KV_OVERHEAD_BYTES_MAX) // 4
         )
         assert self._num_ids_max >= 2, f"a ring of {ring.capacity_bytes} bytes is too small"
         self._tail_when_lost = -1
@@ -298,13 +298,14 @@ class RingTraceSink:
             self._write(record)
 
     def _write(self, record: bytes) -> None:
-        if len(record) > record_bytes_max(self._ring.capacity_bytes):
+        if len(record) > self._record_bytes_max:
             self._ring.count_dropped()
-        elif self._make_room(len(record)):
+        elif not self._ring.try_write(record) and self._make_room(len(record)):
             self._ring.try_write(record)
 
     def _is_wanted(self, trace_id: bytes) -> bool:
-        return bool(trace_id) and is_sampled(trace_id, self._sample_ratio)
+        is_all = self._sample_ratio == 1.0
+        return bool(trace_id) and (is_all or is_sampled(trace_id, self._sample_ratio))
 
     def _kv_in_parts(
         self,

@@ -31,13 +31,15 @@ from typing import Final
 
 from pageframe.core.trace import AttributeValue
 from pageframe.telemetry import spans as names
-from pageframe.telemetry.records import pack_span
+from pageframe.telemetry.context import TRACE_ID_BYTES
+from pageframe.telemetry.span_records import pack_span
 
 NUM_SPANS_PER_TRACE_MAX: Final = 10_000
 NUM_TRACES_REMEMBERED_MAX: Final = 4096
 # As many parts as a record can name.
 NUM_PARTS_MAX: Final = (1 << 16) - 1
 _ENDLESS: Final = 1 << 62
+_NO_TRACES: Final = frozenset({b"", bytes(TRACE_ID_BYTES)})
 
 
 @enum.unique
@@ -162,17 +164,22 @@ class TraceParts:
     """
 
     def __init__(self) -> None:
-        self._rooms: OrderedDict[tuple[bytes, PartKind], Room] = OrderedDict()
+        # By kind and trace; an index and a key of bytes, since a member of an enum hashes slowly.
+        self._rooms: list[OrderedDict[bytes, Room]] = [
+            OrderedDict() for _ in range(max(PartKind) + 1)
+        ]
         self.endless = Room(b"", PartKind.OPERATIONS, 0, _ENDLESS)
 
     def room(self, trace_id: bytes, kind: PartKind) -> Room:
         """Where spans of a kind go now; ``endless`` for what belongs to no request's trace."""
-        if not any(trace_id):
+        if trace_id in _NO_TRACES:
             return self.endless
-        key = (trace_id, kind)
-        room = self._rooms.get(key)
-        if room is None:
-            room = Room(trace_id, kind, 0, NUM_SPANS_IN_FIRST_PART[kind])
+        rooms = self._rooms[kind]
+        room = rooms.get(trace_id)
+        if room is not None:
+            rooms.move_to_end(trace_id)
+            return room
+        room = Room(trace_id, kind, 0, NUM_SPANS_IN_FIRST_PART[kind])
         self._remember(room)
         return room
 
@@ -199,8 +206,8 @@ class TraceParts:
         return room.successor, True
 
     def _remember(self, room: Room) -> None:
-        key = (room.trace_id, room.kind)
-        self._rooms[key] = room
-        self._rooms.move_to_end(key)
-        if len(self._rooms) > NUM_TRACES_REMEMBERED_MAX * len(PartKind):
-            self._rooms.popitem(last=False)
+        rooms = self._rooms[room.kind]
+        rooms[room.trace_id] = room
+        rooms.move_to_end(room.trace_id)
+        if len(rooms) > NUM_TRACES_REMEMBERED_MAX:
+            rooms.popitem(last=False)

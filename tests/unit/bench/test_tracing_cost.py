@@ -30,3 +30,16 @@ def test_processor_time_is_told_for_each_process_and_token():
         OFF: {"executor": 500.0},
         ALL: {"executor": 750.0, "telemetry": 250.0},
     }
+
+
+def test_processor_time_of_all_processes_is_compared_round_by_round():
+    def round_of(off_s: float, all_s: float, exporter_s: float) -> dict[str, Turn]:
+        return {
+            OFF: Turn(OFF, 1.0, {"executor": off_s}, 1000),
+            ALL: Turn(ALL, 1.0, {"executor": all_s, "telemetry": exporter_s}, 1000),
+        }
+
+    # In the last round the machine was ten times slower for both.
+    verdict = judge([round_of(1.0, 1.0, 0.1), round_of(1.0, 1.0, 0.3), round_of(10.0, 10.0, 1.0)])
+    assert verdict.cpu_ratio == 1.1
+    assert verdict.cpu_us_per_token[ALL]["telemetry"] == 300.0

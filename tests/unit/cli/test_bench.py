@@ -67,7 +67,7 @@ def test_the_server_is_started_with_the_settings_of_the_measurement(
         assert address == "127.0.0.1:5"
     started = []
 
-    def run_up(settings, environ, console):
+    def run_up(settings, environ, console, ahead=None):
         started.append(settings)
         return 0
 

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from pageframe.cli import child as child_module
+from pageframe.cli import spawn as spawn_module
 from pageframe.cli.child import Child, ServiceSpec
 
 # Starts a child that would sleep, and is interrupted before that has become its program.
 _INTERRUPTED = """
 import asyncio, os, signal, sys
 from pathlib import Path
-from pageframe.cli import child
-in_child = child._in_child
+from pageframe.cli import child, spawn
+in_child = spawn._in_child
 
 def interrupt(*arguments):
     prepare = in_child(*arguments)
@@ -31,7 +31,7 @@ def end(number, frame):
 
 async def start():
     signal.signal(signal.{signal}, end)
-    child._in_child = interrupt
+    spawn._in_child = interrupt
     spec = child.ServiceSpec(
         name="sleeper", argv=("sleep", "60"), environ=dict(os.environ),
         log_path=Path(sys.argv[1]), stop_timeout_seconds=1.0, reports_ready=False,
@@ -76,7 +76,7 @@ def start(argv: tuple[str, ...], log_path: Path, lines: list[bytes], **changes) 
 def test_a_signal_for_the_child_ends_the_child_and_is_not_taken_for_the_parents(
     tmp_path, monkeypatch
 ):
-    in_child, taken = child_module._in_child, []
+    in_child, taken = spawn_module._in_child, []
 
     def signalled(*arguments):
         prepare = in_child(*arguments)
@@ -87,7 +87,7 @@ def test_a_signal_for_the_child_ends_the_child_and_is_not_taken_for_the_parents(
 
         return run
 
-    monkeypatch.setattr(child_module, "_in_child", signalled)
+    monkeypatch.setattr(spawn_module, "_in_child", signalled)
 
     async def run() -> int:
         loop = asyncio.get_running_loop()

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from pageframe.cli.main import wanted_command
+from pageframe.cli.commands import wanted_command
 
 MAIN = "from pageframe.cli.main import main; main()"
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pageframe.cli.main import join_switch_words, main
+from pageframe.cli.commands import join_switch_words
+from pageframe.cli.main import main
 from pageframe.config.settings import OPTION_FIELDS
 from pageframe.core.errors import InvalidRequestError, PreconditionError
 from pageframe.rpc.ready import announce_failure, announce_progress, announce_ready

@@ -7,8 +7,9 @@ import os
 import pytest
 from typer.testing import CliRunner
 
+from pageframe.cli.commands import build_app
 from pageframe.cli.executor_address import find_executors
-from pageframe.cli.main import build_app, main
+from pageframe.cli.main import main
 from pageframe.config.launch import Launch
 from pageframe.config.settings import Settings
 from pageframe.core.errors import PreconditionError

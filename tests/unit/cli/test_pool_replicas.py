@@ -10,8 +10,8 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
+from pageframe.cli.commands import build_app
 from pageframe.cli.executor_address import choose_executor, find_executors
-from pageframe.cli.main import build_app
 from pageframe.cli.pool_replicas import render_pools, run_pools_live
 from pageframe.config.launch import Launch
 from pageframe.config.settings import Settings

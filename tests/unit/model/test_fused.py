@@ -8,11 +8,13 @@ import torch
 from safetensors.torch import save_file
 
 from pageframe.core.errors import InternalError, PreconditionError
+from pageframe.core.sampling import SamplingParams
 from pageframe.executor.batch import StepBatch
 from pageframe.executor.model.decoder_config import parse_decoder_config
 from pageframe.executor.model.fused import FusedDecoder, why_not
 from pageframe.executor.model.loader import load_runner
 from pageframe.kernels.cpu import library
+from pageframe.kernels.cpu.draw import CpuDraw
 from pageframe.kernels.cpu.model import PHASES
 
 _VOCABULARY, _HIDDEN, _INTERMEDIATE, _LAYERS, _HEADS, _KV_HEADS, _DIM = 67, 24, 40, 2, 6, 2, 8
@@ -157,6 +159,30 @@ def test_logits_equal_those_of_pytorch(folder, name):
     assert fused.facts.group_windows == plain.facts.group_windows
     assert fused.facts.window_tokens == plain.facts.window_tokens
     torch.testing.assert_close(_logits(fused), _logits(plain), atol=2e-5, rtol=2e-5)
+
+
+@pytest.mark.parametrize(("cpu_kernels", "num_calls"), [("auto", 2), ("torch", 0)])
+def test_tokens_are_drawn_where_logits_are_computed(folder, monkeypatch, cpu_kernels, num_calls):
+    called = []
+    for name in ("draw", "total_weights"):
+        method = getattr(CpuDraw, name)
+
+        def counting(*arguments, method=method, **parameters):
+            called.append(method)
+            return method(*arguments, **parameters)
+
+        monkeypatch.setattr(CpuDraw, name, counting)
+    runner = _load(folder(), cpu_kernels)
+    runner.admit(
+        0,
+        sampling=SamplingParams(temperature=0.9, seed=5, num_logprobs=2),
+        sample_index=0,
+        token_ids=np.arange(9, dtype=np.int32),
+        num_prompt_tokens=9,
+    )
+    output = runner.execute(_step(runner, 0, 9, 16))
+    assert 0 <= output.token_ids[0] < _VOCABULARY
+    assert len(called) == num_calls
 
 
 @pytest.mark.parametrize("name", ["tied", "mixed windows"])

@@ -74,7 +74,8 @@ def test_slots_take_memory_once_they_are_stored_to():
     host = HostArena(1000, block_bytes, _CPU)
     assert host.untouched_bytes == 1000 << 20
     host.write(17, bytes(block_bytes))
-    assert host.untouched_bytes == 999 << 20
+    # A page of the range may be larger than the slot.
+    assert 998 << 20 <= host.untouched_bytes <= 999 << 20
 
 
 def test_no_slots_are_no_tier():

@@ -11,10 +11,19 @@ import torch
 from pageframe.core.sampling import SamplingParams
 from pageframe.executor.model.draw import Draws, total_weights
 from pageframe.executor.model.sampler import Sampler
+from unit.sampling.paths import PATHS, kernels_of
 
 NUM_ROWS = 64
 # That of the embedded model, and an odd one, whose rows begin anywhere in a vector.
 VOCAB_SIZES = pytest.mark.parametrize("vocab_size", [49_152, 32_003])
+
+
+KERNELS = None
+
+
+@pytest.fixture(autouse=True, params=PATHS)
+def _path(request, monkeypatch):
+    monkeypatch.setitem(globals(), "KERNELS", kernels_of(request.param))
 
 
 def _logits(vocab_size: int) -> torch.Tensor:
@@ -34,6 +43,7 @@ def _draws(logits: torch.Tensor) -> Draws:
         top_p=np.ones(num_rows),
         min_p=np.zeros(num_rows, np.float32),
         uniforms=np.zeros(num_rows),
+        kernels=KERNELS,
     )
 
 
@@ -62,7 +72,7 @@ def test_every_kind_of_choice_is_the_same(vocab_size):
     ]
 
     def choose(rows: list[int]) -> dict[int, tuple[int, float]]:
-        sampler = Sampler(vocab_size, NUM_ROWS, (2,))
+        sampler = Sampler(vocab_size, NUM_ROWS, (2,), kernels=KERNELS)
         for row in rows:
             sampler.admit(
                 row,

@@ -14,6 +14,7 @@ from transformers import (
 from pageframe.executor.model import draw as draw_module
 from pageframe.executor.model.draw import WEIGHT_ONE, Draws, draw, total_weights
 from pageframe.executor.model.philox import uniform
+from unit.sampling.paths import PATHS, kernels_of
 
 # The longest one makes the short list a search by blocks.
 VOCAB_SIZES = [3, 100, 1000, 20_037]
@@ -35,6 +36,14 @@ FILTERS = [
 ]
 
 
+KERNELS = None
+
+
+@pytest.fixture(autouse=True, params=PATHS)
+def _path(request, monkeypatch):
+    monkeypatch.setitem(globals(), "KERNELS", kernels_of(request.param))
+
+
 def make_draws(logits, uniforms, *, index=None, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
     count, vocab_size = len(uniforms), logits.shape[1]
     return Draws(
@@ -46,6 +55,7 @@ def make_draws(logits, uniforms, *, index=None, temperature=1.0, top_k=0, top_p=
         top_p=np.full(count, top_p, np.float64),
         min_p=np.full(count, min_p, np.float32),
         uniforms=np.array(uniforms, np.float64),
+        kernels=KERNELS,
     )
 
 
@@ -106,6 +116,8 @@ def test_counts_of_drawn_tokens_fit_the_exact_distribution(filters):
 
 @pytest.mark.parametrize("filters", FILTERS, ids=str)
 def test_short_list_sorting_and_whole_vocabulary_draw_the_same(monkeypatch, filters):
+    if KERNELS is not None:
+        pytest.skip("kernels have one way only")
     logits = torch.randn(8, 9000, generator=torch.Generator().manual_seed(5)).mul(4)
     logits = (logits * 8).round() / 8  # ties, also at the thresholds
     uniforms = np.random.default_rng(2).random(200)

@@ -14,11 +14,20 @@ from pageframe.executor.model.masked_rows import Masked, list_allowed, without_f
 from pageframe.executor.model.sampler import Sampler
 from pageframe.grammar.library import load_vocabulary
 from unit.gateway.tiny_tokenizers import byte_level
+from unit.sampling.paths import PATHS, kernels_of
 from unit.sampling.tiny_vocabulary import regex
 
 VOCAB_SIZE, END, NUM_ROWS = 405, 1, 24
 # Few tokens, all but few, and something between, one after the other.
 GRAMMARS = [regex(text) for text in ("[01]{30}", ".{30}", "[ -~]{30}", "(7[^{}]){20}")]
+
+
+KERNELS = None
+
+
+@pytest.fixture(autouse=True, params=PATHS)
+def _path(request, monkeypatch):
+    monkeypatch.setitem(globals(), "KERNELS", kernels_of(request.param))
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +39,7 @@ def store(tmp_path_factory):
 
 
 def sampler_of(store, params):
-    sampler = Sampler(VOCAB_SIZE, NUM_ROWS, (END,), grammars=store)
+    sampler = Sampler(VOCAB_SIZE, NUM_ROWS, (END,), grammars=store, kernels=KERNELS)
     for row, sampling in enumerate(params):
         sampler.admit(
             row, sampling=sampling, sample_index=0,

@@ -7,6 +7,14 @@ import torch
 from pageframe.core.errors import InternalError
 from pageframe.core.sampling import SamplingParams
 from pageframe.executor.model.sampler import Sampler
+from unit.sampling.paths import PATHS, kernels_of
+
+KERNELS = None
+
+
+@pytest.fixture(autouse=True, params=PATHS)
+def _path(request, monkeypatch):
+    monkeypatch.setitem(globals(), "KERNELS", kernels_of(request.param))
 
 
 def make_logits(num_rows, vocab_size, seed=0):
@@ -15,7 +23,7 @@ def make_logits(num_rows, vocab_size, seed=0):
 
 
 def sample_rows(logits, params):
-    sampler = Sampler(logits.shape[1], len(params), (), "cpu")
+    sampler = Sampler(logits.shape[1], len(params), (), "cpu", kernels=KERNELS)
     for row, sampling in enumerate(params):
         sampler.admit(
             row,
@@ -70,7 +78,7 @@ def test_equals_are_listed_by_id_even_when_they_are_many():
 
 def test_prompt_logprobs_describe_each_next_token():
     logits = make_logits(7, 3000)
-    sampler = Sampler(3000, 4, (), "cpu")
+    sampler = Sampler(3000, 4, (), "cpu", kernels=KERNELS)
     for row, num_best in ((1, 3), (2, -1), (3, 0)):
         sampler.admit(
             row,
@@ -96,7 +104,7 @@ def test_prompt_logprobs_describe_each_next_token():
 
 
 def test_prompt_logits_with_nan_name_the_row():
-    sampler = Sampler(100, 4, (), "cpu")
+    sampler = Sampler(100, 4, (), "cpu", kernels=KERNELS)
     sampler.admit(
         2,
         sampling=SamplingParams(num_prompt_logprobs=0),

@@ -10,13 +10,22 @@ from transformers import RepetitionPenaltyLogitsProcessor
 from pageframe.core.errors import InternalError
 from pageframe.core.sampling import SamplingParams
 from pageframe.executor.model.sampler import Sampler
+from unit.sampling.paths import PATHS, kernels_of
 
 VOCAB_SIZE = 3000
 EOS = (2, 7)
 
 
+KERNELS = None
+
+
+@pytest.fixture(autouse=True, params=PATHS)
+def _path(request, monkeypatch):
+    monkeypatch.setitem(globals(), "KERNELS", kernels_of(request.param))
+
+
 def make_sampler(vocab_size=VOCAB_SIZE, num_rows=64):
-    return Sampler(vocab_size, num_rows, EOS, "cpu")
+    return Sampler(vocab_size, num_rows, EOS, "cpu", kernels=KERNELS)
 
 
 def make_logits(num_rows, vocab_size=VOCAB_SIZE, seed=0, spread=3.0):

@@ -8,14 +8,14 @@ from pageframe.telemetry.json_form import JsonForm
 from pageframe.telemetry.mapping import SpanMapper
 from pageframe.telemetry.protobuf_form import ProtobufForm
 from pageframe.telemetry.record_batch import Loss, Producer, RecordBatch
-from pageframe.telemetry.records import pack_span
 from pageframe.telemetry.ring import RECORD_HEADER, RecordKind, RingReader
 from pageframe.telemetry.sink import RingTraceSink
+from pageframe.telemetry.span_records import pack_span
 from unit.telemetry.records_of import EXECUTOR, make_batch, read_packed
 from unit.telemetry.spans_of_request import names_in, spans_in
 
 
-def make_span(name="step", *, link_span_id=1):
+def make_span(name="step", **attributes):
     return pack_span(
         name,
         trace_id=bytes(range(16)),
@@ -23,8 +23,8 @@ def make_span(name="step", *, link_span_id=1):
         parent_span_id=2,
         start_ns=1,
         end_ns=2,
-        attributes={},
-        links=[(bytes(range(16)), link_span_id)],
+        attributes=attributes,
+        links=[(bytes(range(16)), 1)],
         error="",
     )
 
@@ -156,10 +156,26 @@ def test_padding_between_records_is_no_record():
 def test_a_span_that_cannot_be_encoded_is_counted_and_its_neighbours_are_not():
     encoder = BatchEncoder(JsonForm())
     batch = make_batch(
-        make_span("before"), make_span("broken", link_span_id=2**64), make_span("after")
+        make_span("before"), make_span("broken", answer={"no": "attribute"}), make_span("after")
     )
     assert all_names(encoder.requests(batch)) == ["before", "after"]
     assert encoder.num_spans_failed == 1
+
+
+class NoClasses(JsonForm):
+    """Without the official encoder."""
+
+    def spans(self, spans):
+        raise RuntimeError("nobody knows why")
+
+
+def test_spans_of_the_exporter_itself_that_cannot_be_encoded_are_counted_and_others_are_sent(
+    tmp_path,
+):
+    encoder = BatchEncoder(NoClasses())
+    batch = make_batch(*make_operations(tmp_path / "ring", 1), losses=[Loss("ring", 3, 10)])
+    assert all_names(encoder.requests(batch)) == ["kv.allocate"]
+    assert encoder.num_spans_failed == len(["pool", "trace.drop"])
 
 
 @pytest.mark.parametrize("num_bytes_lost", [1, 100])

@@ -13,8 +13,8 @@ from pageframe.telemetry.destinations import (
     choose_destination,
 )
 from pageframe.telemetry.json_form import JsonForm
-from pageframe.telemetry.records import pack_span
 from pageframe.telemetry.sender import Sender
+from pageframe.telemetry.span_records import pack_span
 from pageframe.telemetry.spool import Spool
 from pageframe.telemetry.trace_files import TraceFiles
 from unit.telemetry.records_of import make_batch

@@ -110,6 +110,29 @@ def test_records_wait_for_company_but_not_long(path, destination, time):
     assert destination.operations == [1]
 
 
+def test_when_something_has_waited_in_one_ring_all_are_emptied(tmp_path, destination, time):
+    sinks = [make_sink(tmp_path / name) for name in ("a", "b", "c")]
+    exporter = Exporter([tmp_path / name for name in ("a", "b", "c")], destination, now_ns=time)
+    record_kv(sinks[0])
+    assert exporter.run_pass() == 0
+    time.now_ns += SECOND_NS - 1
+    record_kv(sinks[1], times=2)
+    assert exporter.run_pass() == 0
+    time.now_ns += 1
+    assert exporter.run_pass() == 3
+    assert [batch.num_records for batch in destination.batches] == [1, 2]
+    record_kv(sinks[2])
+    assert exporter.run_pass() == 0
+
+
+def test_a_crowded_ring_does_not_empty_the_others(tmp_path, destination, time):
+    crowded, other = make_sink(tmp_path / "a"), make_sink(tmp_path / "b")
+    exporter = Exporter([tmp_path / "a", tmp_path / "b"], destination, now_ns=time)
+    record_kv(crowded, times=20)
+    record_kv(other)
+    assert exporter.run_pass() == 20
+
+
 def test_a_crowded_ring_is_emptied_at_once(path, destination, time):
     sink = make_sink(path)
     exporter = Exporter([path], destination, now_ns=time)

@@ -7,7 +7,8 @@ from opentelemetry.trace import StatusCode
 from pageframe.core.trace import KvCause, KvOperation, SpanKind, child_span_id
 from pageframe.telemetry.mapping import SpanMapper, home_root_span_id, home_trace_id, kv_span_id
 from pageframe.telemetry.record_batch import Loss, Producer
-from pageframe.telemetry.records import KvRecord, SpanRecord
+from pageframe.telemetry.records import KvRecord
+from pageframe.telemetry.span_records import SpanRecord
 from pageframe.telemetry.trace_parts import PartKind, part_root
 
 TRACE_ID = bytes(range(16))

@@ -8,8 +8,8 @@ from pageframe.core.errors import InvalidRequestError, NotFoundError
 from pageframe.telemetry.mapping import SpanMapper
 from pageframe.telemetry.reader import Span, read_spans, spans_by_trace
 from pageframe.telemetry.record_batch import Producer
-from pageframe.telemetry.records import SpanRecord
 from pageframe.telemetry.render import render_trace
+from pageframe.telemetry.span_records import SpanRecord
 from pageframe.telemetry.trace_files import TraceFiles
 
 TRACE_ID = bytes(range(16))

@@ -7,9 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pageframe.core.trace import KvCause, KvOperation, TraceMode
-from pageframe.telemetry.records import KvRecord, SpanRecord, pack_span, unpack
+from pageframe.telemetry.records import KvRecord, unpack
 from pageframe.telemetry.ring import RECORD_HEADER, RingReader
 from pageframe.telemetry.sink import RingTraceSink
+from pageframe.telemetry.span_records import SpanRecord, pack_span
 from unit.telemetry.records_of import read_all
 
 ids = st.lists(st.integers(0, 2**32 - 1), max_size=40)
@@ -107,6 +108,7 @@ def test_ranges_and_tuples_are_taken_as_block_ids_and_attributes():
         RECORD_HEADER.pack(16, 99) + bytes(8),
         RECORD_HEADER.pack(8, 1),
         RECORD_HEADER.pack(8, 2),
+        RECORD_HEADER.pack(8, 3),
         RECORD_HEADER.pack(96, 1) + bytes(88),
     ],
 )

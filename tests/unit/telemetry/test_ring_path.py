@@ -49,8 +49,9 @@ def test_without_shared_memory_the_ring_lies_in_the_run_folder(tmp_path):
     assert path == tmp_path / "executor.ring"
 
 
-def test_the_ring_of_a_killed_run_is_removed(tmp_path, folder):
-    path = ring_path(tmp_path, dead_pid(), "executor", folder=folder)
+@pytest.mark.parametrize("service", [*SERVICES, "scheduler-1", "executor-12"])
+def test_the_ring_of_a_killed_run_is_removed(tmp_path, folder, service):
+    path = ring_path(tmp_path, dead_pid(), service, folder=folder)
     make_ring(path).close()
     assert remove_dead_rings(folder=folder) == [path]
     assert list(folder.iterdir()) == []

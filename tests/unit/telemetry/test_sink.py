@@ -10,9 +10,10 @@ from pageframe.core.clock import ManualClock
 from pageframe.core.errors import InvalidRequestError
 from pageframe.core.trace import KvCause, KvOperation, NullTraceSink, TraceMode
 from pageframe.telemetry.context import is_sampled
-from pageframe.telemetry.records import KvRecord, SpanRecord
+from pageframe.telemetry.records import KvRecord
 from pageframe.telemetry.ring import RingReader, RingWriter
 from pageframe.telemetry.sink import LockedRingTraceSink, RingTraceSink, SilentTraceSink
+from pageframe.telemetry.span_records import SpanRecord
 from unit.telemetry.records_of import read_all
 
 TRACE_ID = bytes(range(16))

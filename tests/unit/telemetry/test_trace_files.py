@@ -9,7 +9,7 @@ from opentelemetry.proto_json.collector.trace.v1.trace_service import (
 
 from pageframe.telemetry.mapping import SpanMapper
 from pageframe.telemetry.reader import read_spans
-from pageframe.telemetry.records import SpanRecord
+from pageframe.telemetry.span_records import SpanRecord
 from pageframe.telemetry.trace_files import TraceFiles
 from unit.telemetry.records_of import EXECUTOR
 

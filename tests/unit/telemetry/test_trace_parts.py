@@ -174,7 +174,7 @@ def test_what_serves_no_traced_request_never_moves(house):
 
 
 def test_only_so_many_traces_are_remembered(monkeypatch):
-    monkeypatch.setattr(trace_parts, "NUM_TRACES_REMEMBERED_MAX", 1)
+    monkeypatch.setattr(trace_parts, "NUM_TRACES_REMEMBERED_MAX", 3)
     parts = TraceParts()
     rooms = [parts.room(bytes([1 + number] * 16), PartKind.WAITING) for number in range(4)]
     assert parts.room(rooms[1].trace_id, PartKind.WAITING) is rooms[1]

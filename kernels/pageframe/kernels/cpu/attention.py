@@ -4,6 +4,7 @@ Steps run them inside ``CpuModel.forward``; here tests and benches call them.
 """
 
 import ctypes
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -14,6 +15,7 @@ from pageframe.kernels.cpu.library import DTYPE_F32, CpuLibrary, Pool, check
 from pageframe.kernels.cpu.model_abi import ArenaStruct
 
 _I32, _I64, _POINTER = ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p
+_SHARED_TILE_FIELDS: Final = 6
 
 
 class AttentionCall(ctypes.Structure):
@@ -34,7 +36,7 @@ class AttentionCall(ctypes.Structure):
         ("num_heads", _I64),
         ("window", _I64),
         ("mixed_dtype", _I32),
-        ("reserved", _I32),
+        ("min_shared_keys", _I32),
     )
 
 
@@ -48,6 +50,21 @@ _PROTOTYPES: Final = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class SharedTile:
+    """Keys that several sequences share, taken in once for some of them.
+
+    Attributes:
+        keys: Positions [first, end).
+        heads: KV heads [first, end).
+        tokens: Of the batch.
+    """
+
+    keys: tuple[int, int]
+    heads: tuple[int, int]
+    tokens: tuple[int, ...]
+
+
 class CpuParts:
     """Parts of a step over one pool.
 
@@ -55,15 +72,20 @@ class CpuParts:
         library: Compiled kernels.
         arena: The pool; whoever has its memory keeps it.
         place: Which layer of a block.
+        min_shared_keys: How many keys sequences must share to take them in together; 0 for as
+            many as in a step of a model.
     """
 
-    def __init__(self, library: CpuLibrary, arena: ArenaStruct, place: int) -> None:
+    def __init__(
+        self, library: CpuLibrary, arena: ArenaStruct, place: int, min_shared_keys: int = 0
+    ) -> None:
         self._functions = library.functions
         for name, (result, arguments) in _PROTOTYPES.items():
             function = getattr(self._functions, name)
             function.restype, function.argtypes = result, arguments
         self._arena = arena
         self._place = place
+        self._min_shared_keys = min_shared_keys
 
     def write(self, side: int, slots: NDArray[np.int64], channels: torch.Tensor) -> None:
         """Put keys (``side`` 0) or values (1) into slots.
@@ -114,10 +136,77 @@ class CpuParts:
         """
         scaled = (query * scale).contiguous()
         mixed = torch.empty_like(scaled)
-        call = AttentionCall(
+        call = self._call(
+            query_start, context_lens, block_tables, window, group=group, num_groups=num_groups
+        )
+        call.queries, call.mixed = scaled.data_ptr(), mixed.data_ptr()
+        call.num_heads = query.shape[1]
+        check(self._functions.pf_attention(pool.handle, ctypes.byref(call)))
+        return mixed
+
+    def shared_tiles(
+        self,
+        *,
+        query_start: NDArray[np.int32],
+        context_lens: NDArray[np.int32],
+        block_tables: NDArray[np.int32],
+        num_heads: int,
+        num_threads: int = 1,
+        window: int | None = None,
+        group: int | None = 0,
+        num_groups: int = 1,
+    ) -> list[SharedTile]:
+        """What ``attend`` takes in once for several sequences; arguments as there.
+
+        Args:
+            query_start: int32 [S + 1].
+            context_lens: int32 [S].
+            block_tables: int32 [S, W * num_groups].
+            num_heads: Query heads.
+            num_threads: Of the pool.
+            window: Positions that a token sees, itself included; None for all.
+            group: Whose tables; None for layers of all groups.
+            num_groups: Groups of layers.
+
+        Returns:
+            Shared tiles in the order in which threads take them.
+        """
+        place = -1 if group is None else group
+        call = self._call(
+            query_start, context_lens, block_tables, window, group=place, num_groups=num_groups
+        )
+        call.num_heads = num_heads
+        function = self._functions.pf_attention_shared_tiles
+        function.restype = _I64
+        function.argtypes = (ctypes.POINTER(AttentionCall), _I64, _I64, _POINTER, _POINTER)
+        members: NDArray[np.int64] = np.zeros(int(query_start[-1]), np.int64)
+
+        def fill(tiles: NDArray[np.int64]) -> int:
+            byref = ctypes.byref(call)
+            addresses = tiles.ctypes.data, members.ctypes.data
+            return int(function(byref, num_threads, len(tiles), *addresses))
+
+        none: NDArray[np.int64] = np.zeros((0, _SHARED_TILE_FIELDS), np.int64)
+        tiles: NDArray[np.int64] = np.zeros((fill(none), _SHARED_TILE_FIELDS), np.int64)
+        fill(tiles)
+        return [
+            SharedTile((key, end_key), (head, end_head), tuple(members[first:end].tolist()))
+            for key, end_key, head, end_head, first, end in tiles.tolist()
+        ]
+
+    def _call(
+        self,
+        query_start: NDArray[np.int32],
+        context_lens: NDArray[np.int32],
+        block_tables: NDArray[np.int32],
+        window: int | None,
+        *,
+        group: int,
+        num_groups: int,
+    ) -> AttentionCall:
+        """A call without its queries."""
+        return AttentionCall(
             arena=ctypes.pointer(self._arena),
-            queries=scaled.data_ptr(),
-            mixed=mixed.data_ptr(),
             query_start=query_start.ctypes.data,
             context_lens=context_lens.ctypes.data,
             block_tables=block_tables.ctypes.data,
@@ -126,12 +215,10 @@ class CpuParts:
             num_groups=num_groups,
             group=group,
             place=self._place,
-            num_heads=query.shape[1],
             window=window or 0,
             mixed_dtype=DTYPE_F32,
+            min_shared_keys=self._min_shared_keys,
         )
-        check(self._functions.pf_attention(pool.handle, ctypes.byref(call)))
-        return mixed
 
 
 def exp_below_one(library: CpuLibrary, x: torch.Tensor) -> torch.Tensor:

@@ -19,10 +19,13 @@ The token is the first one, by id, at which the running sum of kept weights pass
 has to be: the random key has one number per (seed, sample index, position), and a method that
 draws one per vocabulary entry (the Gumbel trick) costs V of them, one that draws until it
 accepts costs an unknown number.
+
+Where there are compiled CPU kernels they draw, by the same definition (``kernels.cpu.draw``); what
+follows here is the way on a GPU, and everywhere else.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,6 +33,7 @@ import torch
 from numpy.typing import NDArray
 
 from pageframe.executor.model.selection import best_tokens, reduce_blocks, sorted_values
+from pageframe.kernels.cpu.draw import CpuDraw
 
 WEIGHT_ONE = 2.0**40
 """The weight of the best token of a row."""
@@ -57,6 +61,7 @@ class Draws:
         top_p: float64 [n], in ``(0, 1]``; 1 keeps all.
         min_p: float32 [n], in ``[0, 1]``.
         uniforms: float64 [n], in ``[0, 1)``.
+        kernels: Who draws instead of PyTorch, where the logits are on the CPU; None for nobody.
     """
 
     logits: torch.Tensor
@@ -67,15 +72,15 @@ class Draws:
     top_p: NDArray[np.float64]
     min_p: NDArray[np.float32]
     uniforms: NDArray[np.float64]
+    kernels: CpuDraw | None = None
 
     def __len__(self) -> int:
         return len(self.index)
 
     def take(self, which: NDArray[np.int64] | slice) -> "Draws":
         """The draws at ``which``, in that order."""
-        return Draws(
-            logits=self.logits,
-            maxima=self.maxima,
+        return replace(
+            self,
             index=self.index[which],
             temperature=self.temperature[which],
             top_k=self.top_k[which],
@@ -120,6 +125,17 @@ def draw(draws: Draws) -> NDArray[np.int64]:
     Returns:
         Token ids int64 [n].
     """
+    if draws.kernels is not None:
+        return draws.kernels.draw(
+            draws.logits,
+            draws.maxima,
+            draws.index,
+            temperature=draws.temperature,
+            top_k=draws.top_k,
+            top_p=draws.top_p,
+            min_p=draws.min_p,
+            uniforms=draws.uniforms,
+        )
     vocab_size = draws.logits.shape[1]
     has_top_k, has_top_p = draws.top_k < vocab_size, draws.top_p < 1.0
     # A huge top-k would make the short list long for its neighbours too.
@@ -147,6 +163,11 @@ def total_weights(draws: Draws) -> torch.Tensor:
 
     ``log(total / WEIGHT_ONE) + best / temperature`` is the row's log-sum-exp.
     """
+    if draws.kernels is not None:
+        totals = draws.kernels.total_weights(
+            draws.logits, draws.maxima, draws.index, temperature=draws.temperature
+        )
+        return torch.from_numpy(totals[:, None])
     return _block_weights(draws).sum(1, keepdim=True)
 
 

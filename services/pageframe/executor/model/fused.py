@@ -15,6 +15,7 @@ from pageframe.executor.model.packing import PackingThreads, Part
 from pageframe.executor.model.paged_kv import PagedKv
 from pageframe.executor.model.rope import inverse_frequencies
 from pageframe.executor.model.weights import Progress, WeightReader
+from pageframe.kernels.cpu.draw import CpuDraw
 from pageframe.kernels.cpu.library import CpuLibrary
 from pageframe.kernels.cpu.linear import DTYPES, GATE, UP, PackedLinear
 from pageframe.kernels.cpu.model import (
@@ -48,6 +49,7 @@ class FusedDecoder:
         kv_shape: Keys and values per token.
         windows: Of each layer, positions that a token sees, itself included; 0 for all.
         model: The kernels' side; measures its phases when asked to.
+        draw: Draws tokens from its logits, by the same threads.
     """
 
     def __init__(
@@ -85,7 +87,9 @@ class FusedDecoder:
             PackingThreads(num_threads) as threads,
         ):
             weights = _Packer(library, config, dtype, reader, threads).model()
-        self.model = CpuModel(library, library.create_pool(num_threads), weights)
+        pool = library.create_pool(num_threads)
+        self.model = CpuModel(library, pool, weights)
+        self.draw = CpuDraw(library, pool)
         self._arena: CpuArena | None = None
         self._arena_of: PagedKv | None = None
 

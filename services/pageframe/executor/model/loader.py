@@ -45,6 +45,7 @@ from pageframe.executor.model.sampler import Sampler
 from pageframe.executor.model.sim import SimConfig, SimCost, SimRunner
 from pageframe.executor.model.weights import Progress
 from pageframe.executor.model.window_probe import probe_windows
+from pageframe.executor.torch_import import complete_torch
 from pageframe.kernels.cpu.library import AUTO, TORCH
 from pageframe.kernels.layouts import QUANTISED_DTYPES, KvLayout
 
@@ -232,10 +233,19 @@ def _load(request: _Request, max_num_sequences: int, max_step_tokens: int) -> Mo
     loaded = _load_decoder(request)
     groups = _groups(request, loaded)
     facts, grammars = open_store(_facts(request, loaded, groups))
+    decoder = loaded.decoder
+    sampler = Sampler(
+        facts.vocab_size,
+        max_num_sequences,
+        facts.eos_token_ids,
+        request.device,
+        grammars,
+        kernels=decoder.draw if isinstance(decoder, FusedDecoder) else None,
+    )
     return PagedRunner(
-        loaded.decoder,
+        decoder,
         facts,
-        Sampler(facts.vocab_size, max_num_sequences, facts.eos_token_ids, request.device, grammars),
+        sampler,
         request.device,
         request.kv_dtype,
         max_step_tokens=max_step_tokens,
@@ -288,6 +298,8 @@ def _load_decoder(request: _Request) -> _Loaded:
             return _Loaded(decoder, "native", kernels)
     if request.is_deterministic:
         raise not_deterministic("the transformers runner computes with PyTorch")
+    # Models of others are made on the meta device, and filled with weights then.
+    complete_torch()
     # Imported late: the import takes seconds, and the native runner does without.
     from pageframe.executor.model.transformers_runner import TransformersDecoder
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pageframe.core.step import TokenLogprobs
 from pageframe.executor.model.draw import WEIGHT_ONE, Draws, total_weights
 from pageframe.executor.model.selection import best_tokens
+from pageframe.kernels.cpu.draw import CpuDraw
 
 # More than the most that may be asked for, so that ties at the end of a list are seen.
 _NUM_BEST = 64
@@ -22,6 +23,7 @@ def token_logprobs(
     index: NDArray[np.int64],
     token_ids: NDArray[np.int64],
     num_best: NDArray[np.int64],
+    kernels: CpuDraw | None = None,
 ) -> list[TokenLogprobs]:
     """Describe one token of each of n rows of logits, and the best tokens beside it.
 
@@ -31,6 +33,7 @@ def token_logprobs(
         index: int64 [n], which rows.
         token_ids: int64 [n], the token of each of them.
         num_best: int64 [n], how many best tokens to list; equals are listed by id.
+        kernels: Who sums weights instead of PyTorch; see ``Draws``.
 
     Returns:
         n descriptions; probabilities are computed in float64 from float32 logits.
@@ -45,6 +48,7 @@ def token_logprobs(
         top_p=np.ones(num_rows),
         min_p=np.zeros(num_rows, dtype=np.float32),
         uniforms=np.zeros(num_rows),
+        kernels=kernels,
     )
     rows = plain.column(index).squeeze(1)
     best_logits = maxima[rows].double().cpu().numpy()

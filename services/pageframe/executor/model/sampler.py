@@ -37,6 +37,7 @@ from pageframe.executor.model.grammar_store import GrammarStore
 from pageframe.executor.model.logit_edits import LogitEdits
 from pageframe.executor.model.logprobs import token_logprobs
 from pageframe.executor.model.selection import best_token, check_finite
+from pageframe.kernels.cpu.draw import CpuDraw
 
 _DRAWS = 1
 _EDITS = 2
@@ -59,6 +60,7 @@ class Sampler:
         eos_token_ids: The model's own end-of-sequence tokens.
         device: Where logits will be.
         grammars: Compiled grammars; None where no sequence can have one.
+        kernels: Who draws instead of PyTorch, where ``device`` is the CPU; None for nobody.
     """
 
     def __init__(
@@ -68,10 +70,12 @@ class Sampler:
         eos_token_ids: Iterable[int],
         device: torch.device | str = "cpu",
         grammars: GrammarStore | None = None,
+        kernels: CpuDraw | None = None,
     ) -> None:
         self._vocab_size = vocab_size
         self._device = torch.device(device)
         self._grammars = grammars
+        self._kernels = kernels
         self._edits = LogitEdits(vocab_size, eos_token_ids, grammars)
         self._flags = np.zeros(max_num_rows, dtype=np.uint8)
         self._seed = np.zeros(max_num_rows, dtype=np.uint64)
@@ -151,7 +155,8 @@ class Sampler:
         return self._edits.failures()
 
     def close(self) -> None:
-        """Give back what was compiled."""
+        """Give back what was compiled, and the threads that drew."""
+        self._kernels = None
         if self._grammars is not None:
             self._grammars.close()
 
@@ -280,6 +285,7 @@ class Sampler:
             np.arange(num_tokens),
             next_token_ids.astype(np.int64),
             np.full(num_tokens, self._num_prompt_logprobs[row]),
+            self._kernels,
         )
 
     def _draws(
@@ -299,6 +305,7 @@ class Sampler:
             top_p=self._top_p[rows],
             min_p=self._min_p[rows],
             uniforms=philox.uniform(self._seed[rows], self._sample_index[rows], positions),
+            kernels=self._kernels,
         )
 
     def _logprobs(
@@ -313,7 +320,7 @@ class Sampler:
         if not asking.size:
             return {}
         num_best = self._num_logprobs[rows[asking]]
-        found = token_logprobs(logits, maxima, asking, tokens[asking], num_best)
+        found = token_logprobs(logits, maxima, asking, tokens[asking], num_best, self._kernels)
         return dict(zip(asking.tolist(), found, strict=True))
 
 

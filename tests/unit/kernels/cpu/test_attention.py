@@ -135,11 +135,11 @@ def test_threads_change_no_bit(library, num_threads, window):
 
 
 @pytest.mark.parametrize("heads", [(6, 2, 16), (9, 3, 64)], ids=["dim16", "dim64"])
-@pytest.mark.parametrize("chunk", [1, 2, 7, 64])
+@pytest.mark.parametrize("chunk", [1, 2, 3, 6, 7, 64])
 @pytest.mark.parametrize("window", [None, 45])
 @pytest.mark.parametrize("dtype", KV_DTYPES, ids=str)
 def test_chunks_change_no_bit(library, chunk, window, dtype, heads):
-    # Chunks of one and two tokens use keys and values where they lie, longer ones turn them.
+    # Short chunks use keys and values where they lie, longer ones turn them.
     num_tokens = 150
     setup = Setup(library, ((num_tokens, num_tokens),), 16, heads, dtype)
     setup.window = window

@@ -4,9 +4,8 @@
 #include <cstring>
 #include <iterator>
 
-#include "attention_rows.h"
-#include "kv_words.h"
-#include "row_products.h"
+#include "attention_item.h"
+#include "attention_shared.h"
 
 namespace pf {
 namespace {
@@ -54,7 +53,7 @@ void merge_row(const SplitState& into, bool is_first, float split_max, float spl
 //     row     head 0: token 0 [group] | token 1 [group] ..   head 1: ..
 class Item {
 public:
-    Item(const AttentionCall& call, const QueryTile& tile, const QueryTile* next, float* scratch)
+    Item(const AttentionCall& call, const QueryTile& tile, const QueryTile* next, float* memory)
         : call_(call),
           tile_(tile),
           next_(next),
@@ -63,22 +62,22 @@ public:
           num_heads_(tile.num_heads()),
           head_rows_(tile.num_tokens * shape_.group()),
           is_in_place_(is_used_in_place(call.layer.arena(), head_rows_)) {
-        const int64_t rows = num_heads_ * head_rows_;
-        // Pointers first: only the start is sure to be aligned for them.
-        queries_ = reinterpret_cast<const float**>(scratch);
-        scratch += rows * kPointerFloats;
-        kv_.place(scratch, shape_.head_dim);
-        scratch += KvTile::scratch_floats(shape_.head_dim);
-        state_.place(scratch, rows);
-        scratch += RowState::floats(rows, shape_.head_dim);
-        merged_.place(scratch, rows);
-        scratch += SplitState::floats(rows, shape_.head_dim);
-        place_queries(scratch, rows);
+        const int64_t rows = num_heads_ * head_rows_, dim = shape_.head_dim;
+        const AttentionScratch scratch(memory, rows, dim);
+        kv_.place(scratch.kv, dim);
+        state_.place(scratch.state, rows);
+        merged_.place(scratch.rest, rows);
+        queries_ = scratch.queries;
+        for (int64_t row = 0; row < rows; row++) {
+            const int64_t token = tile.first_token + token_of(row);
+            const float* query = call.queries + token * call.query_stride + query_head(row) * dim;
+            queries_[row] = place_query(query, dim, call.layer.arena().dtype, is_in_place_,
+                                        scratch.query_copies + row * dim);
+        }
     }
 
     static int64_t scratch_floats(int64_t num_rows, int64_t head_dim) {
-        return KvTile::scratch_floats(head_dim) + RowState::floats(num_rows, head_dim) +
-               SplitState::floats(num_rows, head_dim) + num_rows * (kPointerFloats + head_dim);
+        return AttentionScratch::floats(num_rows, head_dim) + SplitState::floats(num_rows, head_dim);
     }
 
     // Attend and write the result, or leave the state of the one split.
@@ -102,8 +101,6 @@ public:
     }
 
 private:
-    static constexpr int64_t kPointerFloats = int64_t{sizeof(float*)} / int64_t{sizeof(float)};
-
     int64_t row_floats() const { return padded_dim(shape_.head_dim); }
     int64_t last_position() const { return tile_.first_position + tile_.num_tokens - 1; }
     int64_t token_of(int64_t row) const { return row % head_rows_ / shape_.group(); }
@@ -111,26 +108,11 @@ private:
         return (first_head_ + row / head_rows_) * shape_.group() + row % shape_.group();
     }
 
-    // Channels of queries as the tiles want them; `copies` is [rows][head_dim].
-    void place_queries(float* copies, int64_t rows) {
-        const int64_t dim = shape_.head_dim;
-        const int32_t dtype = call_.layer.arena().dtype;
-        const bool is_reordered = is_in_place_ && dtype != PF_F32;
-        for (int64_t row = 0; row < rows; row++) {
-            const int64_t token = tile_.first_token + token_of(row);
-            const float* query = call_.queries + token * call_.query_stride + query_head(row) * dim;
-            queries_[row] = is_reordered ? copies + row * dim : query;
-            if (!is_reordered) continue;
-            if (dtype == PF_BF16) order_by_parts<bf16>(query, dim, copies + row * dim);
-            if (dtype == PF_INT8) order_by_parts<int8_t>(query, dim, copies + row * dim);
-        }
-    }
-
     void run_split(int64_t split) {
-        state_.clear(num_heads_ * head_rows_, shape_.head_dim);
-        const BlockTable table = call_.tables->table(tile_.sequence, call_.group);
-        int64_t first = std::max(split * kSplitKeys, call_.plan->first_key(tile_.first_position));
+        int64_t first = std::max(split * kSplitKeys, tile_.first_key);
         const int64_t end = std::min((split + 1) * kSplitKeys, last_position() + 1);
+        begin(split, first < end);
+        const BlockTable table = call_.tables->table(tile_.sequence, call_.group);
         while (first < end) {
             const int64_t tile_end = std::min((first / kTileKeys + 1) * kTileKeys, end);
             kv_.find(call_.layer, table, first, tile_end);
@@ -143,22 +125,34 @@ private:
         }
     }
 
+    // A split begins with nothing, or where shared tiles left it, channels in order.
+    void begin(int64_t split, bool goes_on) {
+        const int64_t rows = num_heads_ * head_rows_, dim = shape_.head_dim;
+        is_by_parts_ = is_in_place_ && goes_on;
+        if (!call_.plan->has_state(tile_.first_member, split)) return state_.clear(rows, dim);
+        const int64_t group = shape_.group();
+        for (int64_t row = 0; row < rows; row += group) {
+            Membership member = tile_.first_member;
+            member.member += token_of(row);
+            const int64_t head = first_head_ + row / head_rows_;
+            const int64_t index = call_.plan->state(member, split, head, shape_);
+            state_.copy(row, shared_state(call_, index), 0, group, dim);
+        }
+        if (is_by_parts_) state_.order_by_parts(0, rows, dim, call_.layer.arena().dtype);
+    }
+
     // Behind the last keys of this item come the first ones of the item that follows in the plan.
     void look_ahead(const BlockTable& table, int64_t first) {
         const int64_t end = last_position() + 1;
-        // About as often as a whole tile calls `ask`.
-        const int64_t num_squares = call_.layer.head_bytes() * kTileKeys / (4 * kLanes * kLanes);
-        const int64_t num_batches = 2 * kTileKeys / kKeysInPlace;
-        const int64_t num_asks = num_heads_ * (is_in_place_ ? num_batches : num_squares);
+        const int64_t asks = num_heads_ * num_asks(head_rows_, shape_.head_dim, is_in_place_);
         if (first < end || next_ == nullptr)
             return kv_.look_ahead(call_.layer, table, first_head_, num_heads_, first,
-                                  std::min(first + kTileKeys, end), num_asks);
+                                  std::min(first + kTileKeys, end), asks);
         const int64_t next_end = next_->first_position + next_->num_tokens;
-        const int64_t next_first = std::max(next_->first_split * kSplitKeys,
-                                            call_.plan->first_key(next_->first_position));
+        const int64_t next_first = std::max(next_->first_split * kSplitKeys, next_->first_key);
         kv_.look_ahead(call_.layer, call_.tables->table(next_->sequence, call_.group),
                        next_->first_head, next_->num_heads(), next_first,
-                       std::min(next_first + kTileKeys, next_end), num_asks);
+                       std::min(next_first + kTileKeys, next_end), asks);
     }
 
     // Tokens [low, high) of the item see all of the tile; the head's rows begin at `first_row`.
@@ -193,7 +187,7 @@ private:
     // The state of a head with its lanes summed up and its channels in order.
     SplitState state_rows(int64_t head) {
         const int64_t first = head * head_rows_;
-        if (is_in_place_)
+        if (is_by_parts_)
             state_.order_by_channels(first, head_rows_, shape_.head_dim, call_.layer.arena().dtype);
         for (int64_t row = 0; row < head_rows_; row++)
             state_.sum[first + row] = sum_lanes(load(state_.sum + (first + row) * kLanes));
@@ -213,7 +207,8 @@ private:
     SplitState partial(int64_t slot, int64_t head) const {
         SplitState left;
         const int64_t floats = SplitState::floats(shape_.tile_rows(), shape_.head_dim);
-        left.place(call_.partials + (slot + head) * floats, head_rows_);
+        float* first = call_.partials + shared_state_floats(*call_.plan, shape_);
+        left.place(first + (slot + head) * floats, head_rows_);
         return left;
     }
 
@@ -255,6 +250,7 @@ private:
     const int64_t num_heads_;
     const int64_t head_rows_;
     const bool is_in_place_;
+    bool is_by_parts_ = false;  // the channels of the state
     KvTile kv_;
     RowState state_;
     SplitState merged_;
@@ -270,13 +266,15 @@ int64_t attention_scratch_floats(const HeadShape& shape) {
 }
 
 int64_t attention_partial_floats(const AttentionPlan& plan, const HeadShape& shape) {
-    return plan.num_partials * SplitState::floats(shape.tile_rows(), shape.head_dim);
+    return shared_state_floats(plan, shape) +
+           plan.num_partials * SplitState::floats(shape.tile_rows(), shape.head_dim);
 }
 
 void attend(Worker& worker, const AttentionCall& call) {
     const AttentionPlan& plan = *call.plan;
     float* scratch = call.scratch + worker.index() * attention_scratch_floats(call.shape);
     const std::vector<QueryTile>& tiles = plan.tiles;
+    attend_shared(worker, call);
     worker.parallel_for(std::ssize(tiles), [&](int64_t task) {
         const QueryTile* tile = tiles.data() + task;
         const bool is_last = task + 1 == std::ssize(tiles);

@@ -33,13 +33,13 @@ struct AttentionCall {
     void* mixed;          // [T, num_heads * head_dim] of mixed_dtype
     int32_t mixed_dtype;  // PF_F32 or PF_BF16
     float* scratch;       // attention_scratch_floats for each thread
-    float* partials;      // attention_partial_floats
+    float* partials;      // attention_partial_floats: what one phase leaves for the next
 };
 
 int64_t attention_scratch_floats(const HeadShape& shape);
 int64_t attention_partial_floats(const AttentionPlan& plan, const HeadShape& shape);
 
-// Two phases of a run, the second only where splits are to be merged.
+// Up to three phases of a run: keys that sequences share, everything else, splits to be merged.
 void attend(Worker& worker, const AttentionCall& call);
 
 }  // namespace pf

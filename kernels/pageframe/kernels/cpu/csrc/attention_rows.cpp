@@ -1,6 +1,7 @@
 #include "attention_rows.h"
 
 #include <algorithm>
+#include <cstring>
 #include <limits>
 
 #include "fold.h"
@@ -22,7 +23,7 @@ constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 // scores[i][lane] = query i * key of the lane. Of each class of words that share a lane in
 // row_products.h one chain over the channels, in their order; the classes are folded.
 template <int rows, int per_word>
-PF_INLINE void score(const float* const* queries, const KvTile& tile, int64_t head_dim,
+PF_INLINE void score(const float* const* queries, KvTile& tile, int64_t head_dim,
                      float (*scores)[kTileKeys]) {
     for (int at = 0; at < kTileKeys; at += kVectors * kLanes) {
         FoldStack<rows, kVectors> stack;
@@ -42,6 +43,7 @@ PF_INLINE void score(const float* const* queries, const KvTile& tile, int64_t he
                     });
                 });
             stack.push(word, sums);
+            tile.ask();
         }
         times<rows>([&](auto i) PF_EACH {
             times<kVectors>([&](auto v) PF_EACH { store(scores[i] + at + v * kLanes, sums[i][v]); });
@@ -120,7 +122,7 @@ PF_INLINE void mix_in(float (*weights)[kTileKeys], const KvTile& tile, Lanes lan
 template <class T>
 struct InPlace {
     static constexpr int kMaxRows = kRowsInPlace;
-    static constexpr int kVectors = std::max(4, kPerWord<T>);
+    static constexpr int kVectors = std::max(kVectorsInPlace, kPerWord<T>);
     static constexpr int kLastVectors = kPerWord<T>;
 
     template <int rows>
@@ -205,8 +207,43 @@ void RowState::clear(int64_t num_rows, int64_t head_dim) {
 void RowState::order_by_channels(int64_t first, int64_t num_rows, int64_t head_dim, int32_t dtype) {
     float* rows = mix + first * padded_dim(head_dim);
     const int64_t count = num_rows * padded_dim(head_dim);
-    if (dtype == PF_BF16) pf::order_by_channels<bf16>(rows, count);
-    if (dtype == PF_INT8) pf::order_by_channels<int8_t>(rows, count);
+    if (dtype == PF_BF16) pf::order_by_channels<bf16>(rows, count, rows);
+    if (dtype == PF_INT8) pf::order_by_channels<int8_t>(rows, count, rows);
+}
+
+void RowState::order_by_parts(int64_t first, int64_t num_rows, int64_t head_dim, int32_t dtype) {
+    float* rows = mix + first * padded_dim(head_dim);
+    const int64_t count = num_rows * padded_dim(head_dim);
+    if (dtype == PF_BF16) pf::order_by_parts<bf16>(rows, count, rows);
+    if (dtype == PF_INT8) pf::order_by_parts<int8_t>(rows, count, rows);
+}
+
+void RowState::copy(int64_t first, const RowState& from, int64_t from_first, int64_t num_rows,
+                    int64_t head_dim) {
+    const auto take = [=](float* to, const float* rows, int64_t row_floats) {
+        std::memcpy(to + first * row_floats, rows + from_first * row_floats,
+                    sizeof(float) * static_cast<size_t>(num_rows * row_floats));
+    };
+    take(max, from.max, 1);
+    take(sum, from.sum, kLanes);
+    take(mix, from.mix, padded_dim(head_dim));
+}
+
+const float* place_query(const float* query, int64_t head_dim, int32_t dtype, bool is_in_place,
+                         float* copy) {
+    if (!is_in_place || !has_parts(dtype)) return query;
+    if (dtype == PF_BF16) order_by_parts<bf16>(query, head_dim, copy);
+    if (dtype == PF_INT8) order_by_parts<int8_t>(query, head_dim, copy);
+    return copy;
+}
+
+int64_t num_asks(int64_t num_rows, int64_t head_dim, bool is_in_place) {
+    const auto num_tiles = [=](int64_t rows) { return (num_rows + rows - 1) / rows; };
+    if (!is_in_place) return num_tiles(kRows) * (kTileKeys / kVectors);
+    // For each few keys once, and for their values as often as a mix is walked through.
+    constexpr int64_t kFloats = kVectorsInPlace * kLanes;
+    const int64_t num_walks = 1 + (padded_dim(head_dim) + kFloats - 1) / kFloats;
+    return num_tiles(kRowsInPlace) * num_walks * (kTileKeys / kKeysInPlace);
 }
 
 void absorb(const RowState& state, const float* const* queries, int64_t first, int64_t count,

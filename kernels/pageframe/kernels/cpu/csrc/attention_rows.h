@@ -26,7 +26,20 @@ struct RowState {
 
     // Of mixes from a tile of `dtype` in place, whose channels are by parts until then.
     void order_by_channels(int64_t first, int64_t num_rows, int64_t head_dim, int32_t dtype);
+    // The reverse.
+    void order_by_parts(int64_t first, int64_t num_rows, int64_t head_dim, int32_t dtype);
+
+    // Rows [first, first + num_rows) become those of `from` that begin at `from_first`.
+    void copy(int64_t first, const RowState& from, int64_t from_first, int64_t num_rows,
+              int64_t head_dim);
 };
+
+// Whether a tile of `dtype` in place has channels in another order than rows have.
+inline bool has_parts(int32_t dtype) { return dtype != PF_F32; }
+
+// The channels of a query as a tile of `dtype` wants them: where they are, or in `copy`.
+const float* place_query(const float* query, int64_t head_dim, int32_t dtype, bool is_in_place,
+                         float* copy);
 
 // Lanes of a tile that all rows of a call see: [low, high), not empty.
 struct Lanes {
@@ -37,5 +50,8 @@ struct Lanes {
 // the mix is then, where the tile is used in place.
 void absorb(const RowState& state, const float* const* queries, int64_t first, int64_t count,
             KvTile& tile, Lanes lanes, int64_t head_dim);
+
+// About how often `absorb` asks for some of what lies ahead while so many rows take in one tile.
+int64_t num_asks(int64_t num_rows, int64_t head_dim, bool is_in_place);
 
 }  // namespace pf

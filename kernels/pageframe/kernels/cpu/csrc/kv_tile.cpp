@@ -42,17 +42,13 @@ PF_INLINE void turn_square(const KvTile& tile, int64_t lane, int64_t from, int64
     }
 }
 
-// Between two squares some rows of the next tile are asked for: all at once would be more than the
-// machine can have under way, and it would stand still until they are there.
 template <class T>
 void turn_keys(int64_t head_dim, KvTile& tile) {
     const int64_t num_words = head_dim / kPerWord<T>;
     for (int64_t lane = 0; lane < kTileKeys; lane += kLanes) {
         int64_t from = 0;
-        for (; from + kLanes <= num_words; from += kLanes) {
+        for (; from + kLanes <= num_words; from += kLanes)
             turn_square<T, true>(tile, lane, from, num_words);
-            tile.ask();
-        }
         if (from < num_words) turn_square<T, false>(tile, lane, from, num_words);
     }
 }

@@ -21,12 +21,14 @@ static_assert(kTileKeys % kLanes == 0);
 // head_dim rounded up to whole vectors: how far apart rows of scratch are.
 inline int64_t padded_dim(int64_t head_dim) { return (head_dim + kLanes - 1) / kLanes * kLanes; }
 
-// So few query rows use a key or a value once or twice: to turn or to copy it would cost more.
-inline constexpr int64_t kFewRows = 6;
+// So few query rows use a key or a value one to a few times: to turn or to copy it would cost more. The
+// narrower a channel, the more it costs; measured.
+inline int64_t few_rows(int32_t dtype) { return dtype == PF_F32 ? 6 : dtype == PF_BF16 ? 9 : 18; }
 
 // Whether so many rows of a head use keys and values where they lie: whole vectors of words only.
 inline bool is_used_in_place(const pf_kv_arena& arena, int64_t num_rows) {
-    return num_rows <= kFewRows && arena.head_dim * dtype_bytes(arena.dtype) % (4 * kLanes) == 0;
+    return num_rows <= few_rows(arena.dtype) &&
+           arena.head_dim * dtype_bytes(arena.dtype) % (4 * kLanes) == 0;
 }
 
 struct KvTile {
@@ -73,7 +75,8 @@ struct KvTile {
     const uint8_t* key_row(int64_t lane) const { return tokens[lane] + key_offset; }
     const uint8_t* value_row(int64_t lane) const { return tokens[lane] + value_offset; }
 
-    // Ask for some more of what lies ahead.
+    // Ask for some more of what lies ahead: all at once would be more than the machine can have under
+    // way, and it would stand still until that is there.
     PF_INLINE void ask() {
         constexpr int64_t kLineBytes = 64;
         const int64_t wanted = next_ahead + num_ahead_at_once;

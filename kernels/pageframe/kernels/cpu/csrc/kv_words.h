@@ -9,6 +9,7 @@
 #pragma once
 
 #include <cstdint>
+#include <utility>
 
 #include "simd.h"
 
@@ -35,25 +36,82 @@ PF_INLINE f32v load_channel(const uint8_t* words, int part) {
     return channel_of<T>(load_as<f32v>(words), part);
 }
 
-// `count` channels, a multiple of kLanes * kPerWord<T>, from their order to that by parts.
-template <class T>
-inline void order_by_parts(const float* channels, int64_t count, float* parts) {
-    for (int64_t at = 0; at < count; at += kLanes * kPerWord<T>)
-        for (int part = 0; part < kPerWord<T>; part++)
-            for (int lane = 0; lane < kLanes; lane++)
-                parts[at + part * kLanes + lane] = channels[at + lane * kPerWord<T> + part];
+namespace ordering {
+
+// Of two vectors, every second lane from `first` on.
+template <int first, int... j>
+PF_INLINE f32v every_second(f32v a, f32v b, std::integer_sequence<int, j...>) {
+    return __builtin_shufflevector(a, b, (2 * j + first)...);
 }
 
-// The reverse, in place.
-template <class T>
-inline void order_by_channels(float* parts, int64_t count) {
-    for (int64_t at = 0; at < count; at += kLanes * kPerWord<T>) {
-        float block[kLanes * kPerWord<T>];
-        std::memcpy(block, parts + at, sizeof block);
-        for (int lane = 0; lane < kLanes; lane++)
-            for (int part = 0; part < kPerWord<T>; part++)
-                parts[at + lane * kPerWord<T> + part] = block[part * kLanes + lane];
+// The lanes of both in turns, half of them from `first` on.
+template <int first, int... j>
+PF_INLINE f32v in_turns(f32v a, f32v b, std::integer_sequence<int, j...>) {
+    return __builtin_shufflevector(a, b, (first / 2 + j / 2 + j % 2 * kLanes)...);
+}
+
+using Lane = std::make_integer_sequence<int, kLanes>;
+
+// What kPerWord vectors in a row become; a word of four is a pair of pairs.
+template <int per_word>
+PF_INLINE void by_parts(f32v* v) {
+    if constexpr (per_word == 1) return;
+    if constexpr (per_word == 2) {
+        const f32v even = every_second<0>(v[0], v[1], Lane{});
+        v[1] = every_second<1>(v[0], v[1], Lane{});
+        v[0] = even;
     }
+    if constexpr (per_word == 4) {
+        by_parts<2>(v);
+        by_parts<2>(v + 2);
+        f32v even[] = {v[0], v[2]}, odd[] = {v[1], v[3]};
+        by_parts<2>(even);
+        by_parts<2>(odd);
+        v[0] = even[0], v[1] = odd[0], v[2] = even[1], v[3] = odd[1];
+    }
+}
+
+template <int per_word>
+PF_INLINE void by_channels(f32v* v) {
+    if constexpr (per_word == 2) {
+        const f32v low = in_turns<0>(v[0], v[1], Lane{});
+        v[1] = in_turns<kLanes>(v[0], v[1], Lane{});
+        v[0] = low;
+    }
+    if constexpr (per_word == 4) {
+        f32v even[] = {v[0], v[2]}, odd[] = {v[1], v[3]};
+        by_channels<2>(even);
+        by_channels<2>(odd);
+        v[0] = even[0], v[1] = odd[0], v[2] = even[1], v[3] = odd[1];
+        by_channels<2>(v);
+        by_channels<2>(v + 2);
+    }
+}
+
+template <class T, class Order>
+PF_INLINE void order(const float* from, int64_t count, float* to, Order&& order_word) {
+    constexpr int kVectors = kPerWord<T>;
+    for (int64_t at = 0; at < count; at += kVectors * kLanes) {
+        f32v words[kVectors];
+        for (int v = 0; v < kVectors; v++) words[v] = load(from + at + v * kLanes);
+        order_word(words);
+        for (int v = 0; v < kVectors; v++) store(to + at + v * kLanes, words[v]);
+    }
+}
+
+}  // namespace ordering
+
+// `count` channels, a multiple of kLanes * kPerWord<T>, from their order to that by parts, perhaps
+// in place.
+template <class T>
+inline void order_by_parts(const float* channels, int64_t count, float* parts) {
+    ordering::order<T>(channels, count, parts, ordering::by_parts<kPerWord<T>>);
+}
+
+// The reverse.
+template <class T>
+inline void order_by_channels(const float* parts, int64_t count, float* channels) {
+    ordering::order<T>(parts, count, channels, ordering::by_channels<kPerWord<T>>);
 }
 
 }  // namespace pf

@@ -70,6 +70,11 @@ int64_t heads_stride(const pf_model_config& config) {
     return (config.num_heads + 2 * config.num_kv_heads) * config.head_dim;
 }
 
+StepTables step_tables(const pf_step& step) {
+    return {step.num_sequences, step.query_start, step.context_lens,    step.block_tables,
+            step.table_entries, step.num_groups,  step.arena->block_size};
+}
+
 // Row `row` of a matrix of `dtype`.
 void* row_at(void* rows, int32_t dtype, int64_t row, int64_t stride) {
     return static_cast<uint8_t*>(rows) + row * stride * dtype_bytes(dtype);
@@ -86,8 +91,7 @@ public:
           worker_(worker),
           account_(worker.index() == 0 ? step.phase_ns : nullptr),
           shape_(head_shape(model.config)),
-          tables_{step.num_sequences, step.query_start, step.context_lens,
-                  step.block_tables,  step.table_entries, step.num_groups},
+          tables_(step_tables(step)),
           num_rows_(step.num_tokens),
           hidden_(rows.hidden),
           mixed_(rows.mixed) {}
@@ -269,12 +273,25 @@ Rows take_rows(pf_model& model, int64_t num_rows, int64_t num_threads) {
     return rows;
 }
 
+// Groups of the layers that have a plan, each once.
+std::vector<int64_t> groups_of(const pf_model& model, const pf_step& step, size_t plan) {
+    std::vector<int64_t> groups;
+    for (size_t layer = 0; layer < model.layers.size(); layer++)
+        if (static_cast<size_t>(model.plan_of_layer[layer]) == plan)
+            groups.push_back(step.layer_groups[layer]);
+    std::sort(groups.begin(), groups.end());
+    groups.erase(std::unique(groups.begin(), groups.end()), groups.end());
+    return groups;
+}
+
 // One plan for each window that layers have.
 void plan_attention(pf_model& model, const pf_step& step, int64_t num_threads) {
-    const StepTables tables{step.num_sequences, step.query_start,   step.context_lens,
-                            step.block_tables,  step.table_entries, step.num_groups};
-    for (AttentionPlan& plan : model.plans)
-        plan.build(tables, head_shape(model.config), plan.window, num_threads);
+    const StepTables tables = step_tables(step);
+    for (size_t at = 0; at < model.plans.size(); at++) {
+        AttentionPlan& plan = model.plans[at];
+        plan.build(tables, head_shape(model.config), groups_of(model, step, at), plan.window,
+                   num_threads);
+    }
 }
 
 bool is_possible(const pf_model_config& config) {

@@ -177,7 +177,33 @@ PF_API int32_t pf_forward(pf_pool* pool, pf_model* model, const pf_step* step);
 PF_API int32_t pf_logits(pf_pool* pool, pf_model* model, const float* outputs, int64_t num_rows,
                          float* logits);
 
+/* ---- drawing tokens: see draw.h ------------------------------------------------------------------ */
+
+/* n draws from rows of logits; arrays of n. */
+typedef struct pf_draw_call {
+    const float* logits; /* [.., num_columns] */
+    const float* best;   /* by row: the highest logit, finite */
+    const int64_t* rows;
+    const float* temperature; /* above zero */
+    const int64_t* top_k;     /* in [1, num_columns], which keeps all */
+    const double* top_p;      /* in (0, 1]; 1 keeps all */
+    const float* min_p;       /* in [0, 1]; 0 keeps all */
+    const double* uniforms;   /* in [0, 1) */
+    void* scratch;            /* pf_draw_scratch_bytes for each thread of the pool, 64-byte aligned */
+    int64_t num_draws;
+    int64_t num_columns;
+    int64_t stride; /* from a row to the next, >= num_columns */
+} pf_draw_call;
+
+PF_API int64_t pf_draw_scratch_bytes(int64_t num_columns);
+/* Token ids [num_draws]. PF_ERROR_ARGUMENT also where `best` is no logit of its row. */
+PF_API int32_t pf_draw(pf_pool* pool, const pf_draw_call* call, int64_t* token_ids);
+/* Sums of all weights [num_draws], in parts of 2^-40; filters and uniforms are not read. */
+PF_API int32_t pf_total_weights(pf_pool* pool, const pf_draw_call* call, int64_t* totals);
+
 /* ---- single parts, for tests ------------------------------------------------------------------- */
+
+#define PF_SHARED_TILE_FIELDS 6
 
 typedef struct pf_attention_call {
     const pf_kv_arena* arena;
@@ -194,10 +220,16 @@ typedef struct pf_attention_call {
     int64_t num_heads;
     int64_t window;
     int32_t mixed_dtype;
-    int32_t reserved;
+    int32_t min_shared_keys; /* that sequences take in together; 0: as in a step of a model */
 } pf_attention_call;
 
 PF_API int32_t pf_attention(pf_pool* pool, const pf_attention_call* call);
+/* Tiles of keys that several sequences share, as a plan for so many threads has them: of each
+ * PF_SHARED_TILE_FIELDS numbers: first and end key, first and end KV head, first and end member. Members
+ * [T] are tokens. A negative group stands for layers of all groups. Returns how many tiles there are,
+ * and writes no more than `capacity` of them. */
+PF_API int64_t pf_attention_shared_tiles(const pf_attention_call* call, int64_t num_threads,
+                                         int64_t capacity, int64_t* tiles, int64_t* members);
 /* Keys (side 0) or values (1), [num_tokens, num_kv_heads, head_dim], into slots [num_tokens]. */
 PF_API int32_t pf_kv_write(const pf_kv_arena* arena, int64_t place, int32_t side,
                            const int64_t* slots, int64_t num_tokens, const float* channels);

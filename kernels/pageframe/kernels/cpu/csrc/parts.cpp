@@ -1,5 +1,8 @@
 // Single parts of a step behind the C interface, so that tests can compare each with its reference.
 #include <algorithm>
+#include <iterator>
+#include <numeric>
+#include <vector>
 
 #include "attention.h"
 #include "buffer.h"
@@ -8,17 +11,36 @@
 #include "pool_handle.h"
 #include "softmax.h"
 
+namespace {
+
+pf::HeadShape head_shape(const pf_attention_call& call) {
+    return {call.num_heads, call.arena->num_kv_heads, call.arena->head_dim};
+}
+
+pf::StepTables step_tables(const pf_attention_call& call) {
+    return {call.num_sequences, call.query_start, call.context_lens,      call.block_tables,
+            call.table_entries, call.num_groups,  call.arena->block_size};
+}
+
+pf::AttentionPlan plan_of(const pf_attention_call& call) {
+    pf::AttentionPlan plan{};
+    if (call.min_shared_keys != 0) plan.min_shared_keys = call.min_shared_keys;
+    return plan;
+}
+
+}  // namespace
+
 int32_t pf_attention(pf_pool* pool, const pf_attention_call* call) {
     const pf_kv_arena& arena = *call->arena;
     if (arena.head_dim % 8 != 0 || call->num_heads % arena.num_kv_heads != 0)
         return PF_ERROR_ARGUMENT;
     pf::Pool& threads = pool->pool;
-    const pf::HeadShape shape{call->num_heads, arena.num_kv_heads, arena.head_dim};
-    const pf::StepTables tables{call->num_sequences, call->query_start,   call->context_lens,
-                                call->block_tables,  call->table_entries, call->num_groups};
-    pf::AttentionPlan plan;
-    plan.build(tables, shape, call->window, threads.num_threads());
-    pf::Buffer scratch, partials;
+    const pf::HeadShape shape = head_shape(*call);
+    const pf::StepTables tables = step_tables(*call);
+    pf::AttentionPlan plan = plan_of(*call);
+    plan.build(tables, shape, {call->group}, call->window, threads.num_threads());
+    // Kept between calls, as a model keeps its own.
+    static thread_local pf::Buffer scratch, partials;
     const pf::AttentionCall inner{
         &plan,
         &tables,
@@ -35,6 +57,29 @@ int32_t pf_attention(pf_pool* pool, const pf_attention_call* call) {
     if (inner.scratch == nullptr || inner.partials == nullptr) return PF_ERROR_MEMORY;
     threads.run([&](pf::Worker& worker) { pf::attend(worker, inner); });
     return PF_OK;
+}
+
+int64_t pf_attention_shared_tiles(const pf_attention_call* call, int64_t num_threads,
+                                  int64_t capacity, int64_t* tiles, int64_t* members) {
+    std::vector<int64_t> groups{call->group};
+    if (call->group < 0) {
+        groups.resize(static_cast<size_t>(call->num_groups));
+        std::iota(groups.begin(), groups.end(), int64_t{0});
+    }
+    pf::AttentionPlan plan = plan_of(*call);
+    plan.build(step_tables(*call), head_shape(*call), groups, call->window, num_threads);
+    const auto num_tiles = std::ssize(plan.shared_tiles);
+    for (int64_t at = 0; at < std::min(num_tiles, capacity); at++) {
+        const pf::SharedTile& tile = plan.shared_tiles[static_cast<size_t>(at)];
+        const pf::SharedKeys& keys = plan.sharing.keys[static_cast<size_t>(tile.keys)];
+        const int64_t first = keys.first_member + tile.first_member;
+        const int64_t fields[PF_SHARED_TILE_FIELDS] = {
+            tile.first_key,  tile.end_key, tile.first_head,
+            tile.end_head, first,        first + tile.num_members};
+        std::copy_n(fields, PF_SHARED_TILE_FIELDS, tiles + at * PF_SHARED_TILE_FIELDS);
+    }
+    std::copy(plan.sharing.members.begin(), plan.sharing.members.end(), members);
+    return num_tiles;
 }
 
 int32_t pf_kv_write(const pf_kv_arena* arena, int64_t place, int32_t side, const int64_t* slots,

@@ -19,6 +19,8 @@ namespace pf {
 inline constexpr int kRowsInPlace = 3;
 inline constexpr int kKeysInPlace = 4;
 static_assert(kTileKeys % kKeysInPlace == 0);
+// Vectors of a mix that are under way together: again twelve sums.
+inline constexpr int kVectorsInPlace = 4;
 
 // The compiler takes `place` for a new one, and loads again what it loaded there.
 template <class Place>

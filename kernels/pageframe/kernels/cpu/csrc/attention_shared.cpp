@@ -1,0 +1,129 @@
+#include "attention_shared.h"
+
+#include <algorithm>
+#include <iterator>
+
+#include "attention_item.h"
+
+namespace pf {
+namespace {
+
+// One shared tile. Rows of a head stand together:
+//
+//     row     head 0: member 0 [group] | member 1 [group] ..   head 1: ..
+class SharedItem {
+public:
+    SharedItem(const AttentionCall& call, const SharedTile& tile, const SharedTile* next,
+               float* memory)
+        : call_(call),
+          tile_(tile),
+          next_(next),
+          shape_(call.shape),
+          head_rows_(tile.num_members * shape_.group()),
+          is_in_place_(is_used_in_place(call.layer.arena(), head_rows_)) {
+        const int64_t dim = shape_.head_dim;
+        const int32_t dtype = call.layer.arena().dtype;
+        const AttentionScratch scratch(memory, num_rows(), dim);
+        kv_.place(scratch.kv, dim);
+        state_.place(scratch.state, num_rows());
+        queries_ = scratch.queries;
+        for (int64_t row = 0; row < num_rows(); row++) {
+            const int64_t head = tile.first_head + row / head_rows_;
+            const int64_t query_head = head * shape_.group() + row % shape_.group();
+            const float* query =
+                call.queries + token_of(row) * call.query_stride + query_head * dim;
+            queries_[row] =
+                place_query(query, dim, dtype, is_in_place_, scratch.query_copies + row * dim);
+        }
+    }
+
+    void run() {
+        state_.clear(num_rows(), shape_.head_dim);
+        for (int64_t first = tile_.first_key; first < tile_.end_key;) {
+            const int64_t end = std::min((first / kTileKeys + 1) * kTileKeys, tile_.end_key);
+            kv_.find(call_.layer, table_of(tile_), first, end);
+            look_ahead(end);
+            for (int64_t head = 0; head < tile_.num_heads(); head++) {
+                kv_.load(call_.layer, tile_.first_head + head, head_rows_);
+                absorb(state_, queries_, head * head_rows_, head_rows_, kv_, {kv_.low, kv_.high},
+                       shape_.head_dim);
+            }
+            first = end;
+        }
+        leave();
+    }
+
+private:
+    int64_t num_rows() const { return tile_.num_heads() * head_rows_; }
+    const SharedKeys& keys_of(const SharedTile& tile) const {
+        return call_.plan->sharing.keys[static_cast<size_t>(tile.keys)];
+    }
+    BlockTable table_of(const SharedTile& tile) const {
+        return call_.tables->table(keys_of(tile).sequence, call_.group);
+    }
+    int64_t token_of(int64_t row) const {
+        const int64_t member = tile_.first_member + row % head_rows_ / shape_.group();
+        const int64_t at = keys_of(tile_).first_member + member;
+        return call_.plan->sharing.members[static_cast<size_t>(at)];
+    }
+
+    // Behind the last keys of this tile come the first ones of the next.
+    void look_ahead(int64_t first) {
+        const bool is_over = first == tile_.end_key && next_ != nullptr;
+        const SharedTile& tile = is_over ? *next_ : tile_;
+        if (is_over) first = tile.first_key;
+        kv_.look_ahead(call_.layer, table_of(tile), tile.first_head, tile.num_heads(), first,
+                       std::min(first + kTileKeys, tile.end_key),
+                       tile_.num_heads() * num_asks(head_rows_, shape_.head_dim, is_in_place_));
+    }
+
+    void leave() {
+        const int64_t group = shape_.group(), split = tile_.first_key / kSplitKeys;
+        if (is_in_place_)
+            state_.order_by_channels(0, num_rows(), shape_.head_dim, call_.layer.arena().dtype);
+        for (int64_t head = 0; head < tile_.num_heads(); head++)
+            for (int64_t at = 0; at < tile_.num_members; at++) {
+                const Membership member{tile_.keys, tile_.first_member + at};
+                const int64_t index =
+                    call_.plan->state(member, split, tile_.first_head + head, shape_);
+                shared_state(call_, index)
+                    .copy(0, state_, head * head_rows_ + at * group, group, shape_.head_dim);
+            }
+    }
+
+    const AttentionCall& call_;
+    const SharedTile& tile_;
+    const SharedTile* const next_;  // who comes next, most likely on this thread; may be null
+    const HeadShape shape_;
+    const int64_t head_rows_;
+    const bool is_in_place_;
+    KvTile kv_;
+    RowState state_;
+    const float** queries_;
+};
+
+}  // namespace
+
+int64_t shared_state_floats(const AttentionPlan& plan, const HeadShape& shape) {
+    return plan.num_states * RowState::floats(shape.group(), shape.head_dim);
+}
+
+RowState shared_state(const AttentionCall& call, int64_t index) {
+    const HeadShape& shape = call.shape;
+    RowState state;
+    state.place(call.partials + index * RowState::floats(shape.group(), shape.head_dim),
+                shape.group());
+    return state;
+}
+
+void attend_shared(Worker& worker, const AttentionCall& call) {
+    const std::vector<SharedTile>& tiles = call.plan->shared_tiles;
+    float* scratch = call.scratch + worker.index() * attention_scratch_floats(call.shape);
+    worker.parallel_for(std::ssize(tiles), [&](int64_t task) {
+        const SharedTile* tile = tiles.data() + task;
+        const bool is_last = task + 1 == std::ssize(tiles);
+        SharedItem(call, *tile, is_last ? nullptr : tile + 1, scratch).run();
+    });
+}
+
+}  // namespace pf

@@ -1,0 +1,170 @@
+"""Drawing tokens on compiled CPU kernels: the Python side of ``csrc/draw.h``.
+
+What a draw is, and why it is exact, ``executor/model/draw.py`` says, which also has it in PyTorch.
+The two draw the same token unless their exponentials round a weight differently right at a border.
+"""
+
+import ctypes
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pageframe.kernels.cpu.library import CpuLibrary, Memory, Pool, check
+
+_I32, _I64, _POINTER = ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p
+
+
+class _DrawCall(ctypes.Structure):
+    """``pf_draw_call``."""
+
+    _fields_ = (
+        ("logits", _POINTER),
+        ("best", _POINTER),
+        ("rows", _POINTER),
+        ("temperature", _POINTER),
+        ("top_k", _POINTER),
+        ("top_p", _POINTER),
+        ("min_p", _POINTER),
+        ("uniforms", _POINTER),
+        ("scratch", _POINTER),
+        ("num_draws", _I64),
+        ("num_columns", _I64),
+        ("stride", _I64),
+    )
+
+
+_CALL: Final = ctypes.POINTER(_DrawCall)
+_PROTOTYPES: Final = {
+    "pf_draw_scratch_bytes": (_I64, (_I64,)),
+    "pf_draw": (_I32, (_POINTER, _CALL, _POINTER)),
+    "pf_total_weights": (_I32, (_POINTER, _CALL, _POINTER)),
+}
+
+
+class CpuDraw:
+    """Draws of one caller at a time, each row by one thread of a pool.
+
+    Args:
+        library: Compiled kernels.
+        pool: Who computes; others may use it meanwhile.
+    """
+
+    def __init__(self, library: CpuLibrary, pool: Pool) -> None:
+        self._library = library
+        self._functions = library.functions
+        for name, (result, arguments) in _PROTOTYPES.items():
+            function = getattr(self._functions, name)
+            function.restype, function.argtypes = result, arguments
+        self._pool = pool
+        self._scratch: Memory | None = None
+
+    def draw(
+        self,
+        logits: torch.Tensor,
+        maxima: torch.Tensor,
+        rows: NDArray[np.int64],
+        *,
+        temperature: NDArray[np.float32],
+        top_k: NDArray[np.int64],
+        top_p: NDArray[np.float64],
+        min_p: NDArray[np.float32],
+        uniforms: NDArray[np.float64],
+    ) -> NDArray[np.int64]:
+        """Draw n tokens.
+
+        Args:
+            logits: float32 [K, V], on the CPU.
+            maxima: float32 [K], the best logit of each row, finite.
+            rows: int64 [n], which of the K each draw is from.
+            temperature: float32 [n], above zero.
+            top_k: int64 [n], in ``[1, V]``; V keeps all.
+            top_p: float64 [n], in ``(0, 1]``; 1 keeps all.
+            min_p: float32 [n], in ``[0, 1]``; 0 keeps all.
+            uniforms: float64 [n], in ``[0, 1)``.
+
+        Returns:
+            Token ids int64 [n].
+
+        Raises:
+            InternalError: ``KERNEL_ARGUMENT``, also where ``maxima`` are none of their rows'.
+            ResourceExhaustedError: ``OUT_OF_MEMORY``.
+        """
+        logits = _contiguous(logits)
+        token_ids = np.empty(len(rows), np.int64)
+        call = self._call(logits, maxima, rows, temperature)
+        call.top_k = _address(top_k, np.int64, len(rows))
+        call.top_p = _address(top_p, np.float64, len(rows))
+        call.min_p = _address(min_p, np.float32, len(rows))
+        call.uniforms = _address(uniforms, np.float64, len(rows))
+        pool = self._pool.handle
+        check(self._functions.pf_draw(pool, ctypes.byref(call), token_ids.ctypes.data))
+        return token_ids
+
+    def total_weights(
+        self,
+        logits: torch.Tensor,
+        maxima: torch.Tensor,
+        rows: NDArray[np.int64],
+        *,
+        temperature: NDArray[np.float32],
+    ) -> NDArray[np.int64]:
+        """Sums of all weights of n rows, in parts of 2**-40; arguments and errors as of ``draw``.
+
+        Returns:
+            int64 [n].
+        """
+        logits = _contiguous(logits)
+        totals = np.empty(len(rows), np.int64)
+        call = self._call(logits, maxima, rows, temperature)
+        pool = self._pool.handle
+        check(self._functions.pf_total_weights(pool, ctypes.byref(call), totals.ctypes.data))
+        return totals
+
+    def _call(
+        self,
+        logits: torch.Tensor,
+        maxima: torch.Tensor,
+        rows: NDArray[np.int64],
+        temperature: NDArray[np.float32],
+    ) -> _DrawCall:
+        """What both calls share; the caller keeps all that is given."""
+        num_rows, num_columns = logits.shape
+        assert maxima.shape == (num_rows,), f"{tuple(maxima.shape)} maxima of {num_rows} rows"
+        assert maxima.dtype == torch.float32, maxima.dtype
+        assert maxima.is_contiguous(), f"strides {maxima.stride()}"
+        return _DrawCall(
+            logits=logits.data_ptr(),
+            best=maxima.data_ptr(),
+            rows=_address(rows, np.int64, len(rows)),
+            temperature=_address(temperature, np.float32, len(rows)),
+            scratch=self._scratch_for(num_columns),
+            num_draws=len(rows),
+            num_columns=num_columns,
+            stride=logits.stride(0) if num_rows > 1 else num_columns,
+        )
+
+    def _scratch_for(self, num_columns: int) -> int:
+        num_bytes = self._functions.pf_draw_scratch_bytes(num_columns)
+        check(num_bytes)
+        num_bytes *= self._pool.num_threads
+        if self._scratch is None or self._scratch.num_bytes < num_bytes:
+            self._scratch = self._library.allocate(num_bytes)
+        return self._scratch.address
+
+
+def _contiguous(logits: torch.Tensor) -> torch.Tensor:
+    """Logits whose columns lie side by side; rows may lie apart."""
+    assert logits.dtype == torch.float32, logits.dtype
+    assert logits.device.type == "cpu", logits.device
+    return logits if logits.stride(1) == 1 else logits.contiguous()
+
+
+def _address(array: NDArray[Any], dtype: type[np.generic], length: int) -> int:
+    """Where an array lies; the caller keeps it."""
+    assert array.dtype == dtype, f"{array.dtype}, not {dtype}"
+    assert array.shape == (length,), f"shape {array.shape}, not {length}"
+    assert array.flags.c_contiguous, f"strides {array.strides}"
+    address: int = array.__array_interface__["data"][0]
+    return address
