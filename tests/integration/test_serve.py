@@ -60,7 +60,8 @@ def test_services_apart_serve_survive_and_end_well(apart: dict[str, Alone]) -> N
     for name, alone in apart.items():
         spans = read_spans(alone.state_dir / "traces")
         assert {s.service for s in spans if s.trace_id.hex() == trace_id} == {f"pageframe-{name}"}
-        assert list((alone.state_dir / "run").iterdir()) == []
+        # It lies elsewhere where this path is too long for a socket.
+        assert list((alone.state_dir / "run").glob("*")) == []
         assert f"pageframe ready service={name} " in alone.output()
         assert [log_failures(path) for path in (alone.state_dir / "logs").glob(f"{name}.log")] == [
             []
