@@ -13,8 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from pageframe.cli.spawn import Spawned, module_command, spawn
-from pageframe.config import machine
-from pageframe.config.variables import service_environment
+from pageframe.config.variables import num_threads_unless_set, service_environment
 
 EXECUTOR = "executor"
 _QUESTIONS = frozenset({"--help", "-h"})
@@ -51,8 +50,7 @@ def started_ahead(arguments: Sequence[str], environ: Mapping[str, str]) -> Itera
     if arguments[:1] != ["up"] or not _QUESTIONS.isdisjoint(arguments):
         yield None
         return
-    threads = environ.get("OMP_NUM_THREADS", "")
-    num_threads = int(threads) if threads.isdecimal() else machine.num_usable_cpus()
+    num_threads = num_threads_unless_set(environ)
     command = module_command(f"pageframe.{EXECUTOR}", "--settings", "-")
     try:
         ahead = Ahead(spawn(command, service_environment(environ, num_threads), is_told=True))

@@ -6,10 +6,9 @@ from pathlib import Path
 
 from pageframe.cli.child import ServiceSpec
 from pageframe.cli.spawn import module_command
-from pageframe.config import machine
 from pageframe.config.launch import Launch, process_name
 from pageframe.config.settings import Settings
-from pageframe.config.variables import service_environment
+from pageframe.config.variables import num_threads_unless_set, service_environment
 from pageframe.core.trace import TraceMode
 from pageframe.telemetry.supervise import EXPORTER_MODULE, exporter_arguments
 
@@ -23,10 +22,7 @@ _EXPORTER_DRAIN_SECONDS = 10.0
 
 def count_threads(settings: Settings, environ: Mapping[str, str]) -> int:
     """Threads for computing: as set, as OMP_NUM_THREADS says, or what the machine grants."""
-    wanted = environ.get("OMP_NUM_THREADS", "")
-    if settings.threads:
-        return settings.threads
-    return int(wanted) if wanted.isdecimal() and int(wanted) else machine.num_usable_cpus()
+    return settings.threads or num_threads_unless_set(environ)
 
 
 def service_specs(

@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 
+from pageframe.config import machine
+
 ENV_PREFIX = "PAGEFRAME_"
 CONFIG_VARIABLE = "PAGEFRAME_CONFIG"
 
@@ -15,6 +17,12 @@ OTHER_VARIABLES = frozenset(
         "PAGEFRAME_SERVER_TLS",  # and whether, and how, over TLS
     }
 )
+
+
+def num_threads_unless_set(environ: Mapping[str, str]) -> int:
+    """Threads for computing where no setting says: OMP_NUM_THREADS, or what the machine grants."""
+    wanted = environ.get("OMP_NUM_THREADS", "")
+    return int(wanted) if wanted.isdecimal() and int(wanted) else machine.num_usable_cpus()
 
 
 def service_environment(environ: Mapping[str, str], num_threads: int) -> dict[str, str]:

@@ -13,9 +13,9 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
 
 from pageframe.telemetry import spans as names
-from pageframe.telemetry.mapping import any_span, clean_value
+from pageframe.telemetry.mapping import any_span
 from pageframe.telemetry.memo import Memo
-from pageframe.telemetry.span_form import NUM_TEXTS_REMEMBERED_MAX, TEXT_BYTES_REMEMBERED_MAX
+from pageframe.telemetry.span_form import column_writer
 from pageframe.telemetry.span_records import ColumnType
 
 _NUM_IDS_REMEMBERED_MAX: Final = 1 << 17
@@ -157,23 +157,9 @@ def _column(at: tuple[str, ColumnType, bool, bool]) -> Callable[[Any], bytes]:
     def write(value: Any) -> bytes:
         return b"%s%s%s" % (before, _any_value(value), after)
 
-    def write_text(raw: bytes) -> bytes:
-        return texts[raw] if len(raw) <= TEXT_BYTES_REMEMBERED_MAX else write(raw.decode())
-
-    match column:
-        case ColumnType.INTEGER:
-            return (before.replace(b"%", b"%%") + b'{"intValue":"%d"}' + after).__mod__
-        case ColumnType.FLAG:
-            return (write(False), write(True)).__getitem__
-        case ColumnType.NUMBER:
-            return write
-        case ColumnType.TEXT:
-            texts: Memo[bytes, bytes] = Memo(
-                lambda raw: write(raw.decode()), NUM_TEXTS_REMEMBERED_MAX
-            )
-            return write_text
-        case ColumnType.OTHER:
-            return lambda raw: write(clean_value(json.loads(raw)))
+    if column is ColumnType.INTEGER:
+        return (before.replace(b"%", b"%%") + b'{"intValue":"%d"}' + after).__mod__
+    return column_writer(column, write)
 
 
 def _any_value(value: Any) -> bytes:

@@ -6,7 +6,6 @@ as many bytes. Numbers and types are those of ``opentelemetry/proto/trace/v1/tra
 ``common/v1/common.proto``; a test reads what is written here with the official classes.
 """
 
-import json
 import struct
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
@@ -16,9 +15,9 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
 
 from pageframe.telemetry import spans as names
-from pageframe.telemetry.mapping import any_span, clean_value
+from pageframe.telemetry.mapping import any_span
 from pageframe.telemetry.memo import Memo
-from pageframe.telemetry.span_form import NUM_TEXTS_REMEMBERED_MAX, TEXT_BYTES_REMEMBERED_MAX
+from pageframe.telemetry.span_form import column_writer
 from pageframe.telemetry.span_records import ColumnType
 
 _NUM_IDS_REMEMBERED_MAX: Final = 1 << 17
@@ -239,9 +238,6 @@ def _column(key: bytes, column: ColumnType) -> Callable[[Any], bytes]:
     def write(value: Any) -> bytes:
         return _sized(_SPAN_ATTRIBUTE, key + _sized(_VALUE, _any_value(value)))
 
-    def write_text(raw: bytes) -> bytes:
-        return texts[raw] if len(raw) <= TEXT_BYTES_REMEMBERED_MAX else write(raw.decode())
-
     def write_int(value: int) -> bytes:
         if 0 <= value <= _LOW_MASK:
             written = _SHORT_VARINTS[value]
@@ -255,18 +251,11 @@ def _column(key: bytes, column: ColumnType) -> Callable[[Any], bytes]:
         case ColumnType.INTEGER:
             int_heads = _int_heads(key)
             return write_int
-        case ColumnType.FLAG:
-            return (write(False), write(True)).__getitem__
         case ColumnType.NUMBER:
             head, pack = _head(key, _DOUBLE_VALUE, _DOUBLE.size), _DOUBLE.pack
             return lambda value: head + pack(value)
-        case ColumnType.TEXT:
-            texts: Memo[bytes, bytes] = Memo(
-                lambda raw: write(raw.decode()), NUM_TEXTS_REMEMBERED_MAX
-            )
-            return write_text
-        case ColumnType.OTHER:
-            return lambda raw: write(clean_value(json.loads(raw)))
+        case _:
+            return column_writer(column, write)
 
 
 def _any_value(value: Any) -> bytes:

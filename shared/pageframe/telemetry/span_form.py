@@ -9,17 +9,46 @@ The forms know how a part is written; ``kv_encoder`` knows which parts an operat
 ``span_encoder`` which a finished span has.
 """
 
+import json
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, Protocol
 
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
 
+from pageframe.telemetry.mapping import clean_value
+from pageframe.telemetry.memo import Memo
 from pageframe.telemetry.span_records import ColumnType
 
 # Values of one attribute that are remembered; longer ones are hardly ever the same twice.
-NUM_TEXTS_REMEMBERED_MAX: Final = 1024
-TEXT_BYTES_REMEMBERED_MAX: Final = 64
+_NUM_TEXTS_REMEMBERED_MAX: Final = 1024
+_TEXT_BYTES_REMEMBERED_MAX: Final = 64
+
+
+def column_writer(column: ColumnType, write: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
+    """What writes an attribute from a value as ``SpanShape.read`` has it.
+
+    Args:
+        column: Its type.
+        write: Writes the attribute from the value itself; numbers, which are often new, go to it as
+            they are, so a form that has a faster way for them takes that instead.
+    """
+
+    def write_text(raw: bytes) -> bytes:
+        return texts[raw] if len(raw) <= _TEXT_BYTES_REMEMBERED_MAX else write(raw.decode())
+
+    match column:
+        case ColumnType.INTEGER | ColumnType.NUMBER:
+            return write
+        case ColumnType.FLAG:
+            return (write(False), write(True)).__getitem__
+        case ColumnType.TEXT:
+            texts: Memo[bytes, bytes] = Memo(
+                lambda raw: write(raw.decode()), _NUM_TEXTS_REMEMBERED_MAX
+            )
+            return write_text
+        case ColumnType.OTHER:
+            return lambda raw: write(clean_value(json.loads(raw)))
 
 
 class SpanForm(Protocol):

@@ -120,8 +120,7 @@ def test_a_shape_that_was_seen_before_does_not_bring_its_old_values_along():
 
 
 def test_more_texts_than_are_remembered_are_written_alike(monkeypatch):
-    for form in ("json_form", "protobuf_form"):
-        monkeypatch.setattr(f"pageframe.telemetry.{form}.NUM_TEXTS_REMEMBERED_MAX", 2)
+    monkeypatch.setattr("pageframe.telemetry.span_form._NUM_TEXTS_REMEMBERED_MAX", 2)
     check([pack("sequence", attributes={"id": str(index % 5)}) for index in range(30)])
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pageframe.kernels.cpu.library import DTYPE_F32, CpuLibrary, Pool, check
+from pageframe.kernels.cpu.library import DTYPE_F32, CpuLibrary, Pool, check, declare
 from pageframe.kernels.cpu.model_abi import ArenaStruct
 
 _I32, _I64, _POINTER = ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p
@@ -80,9 +80,7 @@ class CpuParts:
         self, library: CpuLibrary, arena: ArenaStruct, place: int, min_shared_keys: int = 0
     ) -> None:
         self._functions = library.functions
-        for name, (result, arguments) in _PROTOTYPES.items():
-            function = getattr(self._functions, name)
-            function.restype, function.argtypes = result, arguments
+        declare(self._functions, _PROTOTYPES)
         self._arena = arena
         self._place = place
         self._min_shared_keys = min_shared_keys
@@ -223,8 +221,7 @@ class CpuParts:
 
 def exp_below_one(library: CpuLibrary, x: torch.Tensor) -> torch.Tensor:
     """Powers of e, of non-positive numbers, as the softmax has them; float32, contiguous."""
-    function = library.functions.pf_exp
-    function.restype, function.argtypes = _PROTOTYPES["pf_exp"]
+    declare(library.functions, _PROTOTYPES)
     to = torch.empty_like(x)
-    function(x.data_ptr(), x.numel(), to.data_ptr())
+    library.functions.pf_exp(x.data_ptr(), x.numel(), to.data_ptr())
     return to

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pageframe.kernels.cpu.library import CpuLibrary, Memory, Pool, check
+from pageframe.kernels.cpu.library import CpuLibrary, Memory, Pool, address_of, check, declare
 
 _I32, _I64, _POINTER = ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p
 
@@ -54,9 +54,7 @@ class CpuDraw:
     def __init__(self, library: CpuLibrary, pool: Pool) -> None:
         self._library = library
         self._functions = library.functions
-        for name, (result, arguments) in _PROTOTYPES.items():
-            function = getattr(self._functions, name)
-            function.restype, function.argtypes = result, arguments
+        declare(self._functions, _PROTOTYPES)
         self._pool = pool
         self._scratch: Memory | None = None
 
@@ -162,9 +160,6 @@ def _contiguous(logits: torch.Tensor) -> torch.Tensor:
 
 
 def _address(array: NDArray[Any], dtype: type[np.generic], length: int) -> int:
-    """Where an array lies; the caller keeps it."""
-    assert array.dtype == dtype, f"{array.dtype}, not {dtype}"
+    """Where an array of so many entries lies; the caller keeps it."""
     assert array.shape == (length,), f"shape {array.shape}, not {length}"
-    assert array.flags.c_contiguous, f"strides {array.strides}"
-    address: int = array.__array_interface__["data"][0]
-    return address
+    return address_of(array, dtype)

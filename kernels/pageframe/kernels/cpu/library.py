@@ -6,12 +6,15 @@ is passed by address, so a caller keeps its arrays and tensors alive until the c
 
 import ctypes
 import weakref
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+import numpy as np
 import structlog
+from numpy.typing import NDArray
 
 from pageframe.core.errors import (
     InternalError,
@@ -32,6 +35,9 @@ CHOICES: Final = (AUTO, TORCH, *isas.NAMES)
 DTYPE_F32: Final = 0
 DTYPE_BF16: Final = 1
 DTYPE_INT8: Final = 2
+
+Prototypes = Mapping[str, tuple[Any, Sequence[Any]]]
+"""Type of the result and of each argument, by name of a function; for ctypes."""
 
 _LOG = structlog.get_logger(__name__)
 
@@ -144,9 +150,7 @@ class CpuLibrary:
         self.isa = isa
         self.path = path
         self.functions = ctypes.CDLL(str(path))
-        for name, (result, arguments) in _PROTOTYPES.items():
-            function = getattr(self.functions, name)
-            function.restype, function.argtypes = result, arguments
+        declare(self.functions, _PROTOTYPES)
         version = self.functions.pf_abi_version()
         assert version == ABI_VERSION, f"{path} speaks version {version}, not {ABI_VERSION}"
         self.num_lanes: int = self.functions.pf_num_lanes()
@@ -170,6 +174,21 @@ class CpuLibrary:
             ResourceExhaustedError: ``OUT_OF_MEMORY``.
         """
         return Memory(self, num_bytes)
+
+
+def declare(functions: ctypes.CDLL, prototypes: Prototypes) -> None:
+    """Tell ctypes the result and the arguments of functions, by name."""
+    for name, (result, arguments) in prototypes.items():
+        function = getattr(functions, name)
+        function.restype, function.argtypes = result, arguments
+
+
+def address_of(array: NDArray[Any], dtype: type[np.generic]) -> int:
+    """Where an array lies; the caller keeps it."""
+    assert array.dtype == dtype, f"{array.dtype}, not {dtype}"
+    assert array.flags.c_contiguous, f"strides {array.strides}"
+    address: int = array.__array_interface__["data"][0]
+    return address
 
 
 def check(code: int) -> None:

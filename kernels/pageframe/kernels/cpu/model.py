@@ -8,7 +8,7 @@ import ctypes
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import torch
@@ -21,7 +21,9 @@ from pageframe.kernels.cpu.library import (
     DTYPE_INT8,
     CpuLibrary,
     Pool,
+    address_of,
     check,
+    declare,
 )
 from pageframe.kernels.cpu.linear import PackedLinear
 from pageframe.kernels.cpu.model_abi import (
@@ -174,9 +176,7 @@ class CpuModel:
     def __init__(self, library: CpuLibrary, pool: Pool, weights: CpuWeights) -> None:
         """Take weights, which stay where they are."""
         self._functions = library.functions
-        for name, (result, arguments) in PROTOTYPES.items():
-            function = getattr(self._functions, name)
-            function.restype, function.argtypes = result, arguments
+        declare(self._functions, PROTOTYPES)
         self._pool = pool
         self._weights = weights
         self._hidden_size = int(weights.final_norm.shape[0])
@@ -216,17 +216,17 @@ class CpuModel:
         assert step.block_tables.strides[1] == step.block_tables.itemsize, "a table lies apart"
         call = StepStruct(
             arena=ctypes.pointer(arena.struct),
-            layer_groups=_address(arena.groups, np.int32),
-            layer_places=_address(arena.places, np.int32),
-            token_ids=_address(step.token_ids, np.int32),
-            positions=_address(step.positions, np.int32),
-            slots=_address(step.slots, np.int64),
-            query_start=_address(step.query_start, np.int32),
-            context_lens=_address(step.context_lens, np.int32),
+            layer_groups=address_of(arena.groups, np.int32),
+            layer_places=address_of(arena.places, np.int32),
+            token_ids=address_of(step.token_ids, np.int32),
+            positions=address_of(step.positions, np.int32),
+            slots=address_of(step.slots, np.int64),
+            query_start=address_of(step.query_start, np.int32),
+            context_lens=address_of(step.context_lens, np.int32),
             block_tables=step.block_tables.__array_interface__["data"][0],
             rows=rows.data_ptr(),
             outputs=outputs.data_ptr(),
-            phase_ns=None if self.phase_ns is None else _address(self.phase_ns, np.int64),
+            phase_ns=None if self.phase_ns is None else address_of(self.phase_ns, np.int64),
             num_tokens=num_tokens,
             num_sequences=len(step.context_lens),
             num_rows=rows.shape[0],
@@ -297,12 +297,4 @@ def _vector(values: torch.Tensor) -> int:
     assert values.dtype == torch.float32, values.dtype
     assert values.is_contiguous(), f"strides {values.stride()}"
     address: int = values.data_ptr()
-    return address
-
-
-def _address(array: NDArray[Any], dtype: type[np.generic]) -> int:
-    """Where an array lies; the caller keeps it."""
-    assert array.dtype == dtype, f"{array.dtype}, not {dtype}"
-    assert array.flags.c_contiguous, f"strides {array.strides}"
-    address: int = array.__array_interface__["data"][0]
     return address

@@ -4,13 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from pageframe.kernels.cpu.attention import CpuParts, exp_below_one
+from pageframe.kernels.cpu.attention import exp_below_one
 from pageframe.kernels.cpu.library import CpuLibrary
 from pageframe.kernels.cpu.model import KV_DTYPES
-from pageframe.kernels.cpu.model_abi import ArenaStruct
 from pageframe.kernels.reference.paged_attention import paged_attention
 from pageframe.kernels.reference.quantise import quantise
-from unit.kernels.cpu.libraries import USABLE, loaded
+from unit.kernels.cpu.libraries import USABLE, loaded, parts_of
 from unit.kernels.pools import garbage_pool
 
 _SCALE = 0.3
@@ -41,7 +40,7 @@ class Setup:
         self.starts = np.cumsum([0] + [new for new, _ in shapes]).astype(np.int32)
         widths = -(-self.contexts // block_size)
         self.pool = garbage_pool(int(widths.sum()) + 3, block_size, num_kv_heads, head_dim, dtype)
-        self.parts = parts_of(library, self.pool)
+        self.parts = parts_of(library, self.pool, _MIDDLE)
         self.tables = np.full((len(shapes), int(widths.max()) + 2), _OUTSIDE, np.int32)
         free = iter(np.random.default_rng(seed).permutation(int(widths.sum()) + 3).tolist())
         for sequence, (num_new, context_len) in enumerate(shapes):
@@ -83,20 +82,6 @@ class Setup:
             window=self.window,
             kv_scales=self.pool.scales,
         )
-
-
-def parts_of(library, pool):
-    layout = pool.layout
-    arena = ArenaStruct(
-        blocks=pool.rows.data_ptr(),
-        block_bytes=layout.block_bytes,
-        payload_bytes=layout.payload_bytes_per_block,
-        block_size=layout.block_size,
-        num_kv_heads=layout.num_kv_heads,
-        head_dim=layout.head_dim,
-        dtype=KV_DTYPES[layout.dtype],
-    )
-    return CpuParts(library, arena, _MIDDLE)
 
 
 def _check(setup):
@@ -197,7 +182,7 @@ def test_a_written_row_is_what_the_reference_stores(library, dtype, head_dim):
     channels[2, 1, 3] = -1e-30
     slots = np.array([0, 11, 5, 7, 2])
     neighbours = pool.rows.clone()
-    parts_of(library, pool).write(1, slots, channels)
+    parts_of(library, pool, _MIDDLE).write(1, slots, channels)
     at = (torch.from_numpy(slots // 3), torch.from_numpy(slots % 3))
     stored = pool.layer[:, 1][at]
     if pool.scales is None:
@@ -218,7 +203,7 @@ def test_a_row_that_is_not_finite_gets_no_finite_scale(library):
     channels = torch.ones(3, 1, 8)
     channels[0, 0, 5] = torch.nan
     channels[1, 0, 2] = torch.inf
-    parts_of(library, pool).write(0, np.arange(3), channels)
+    parts_of(library, pool, _MIDDLE).write(0, np.arange(3), channels)
     assert pool.scales is not None
     assert pool.scales[0, 0, :3, 0].isfinite().tolist() == [False, False, True]
 

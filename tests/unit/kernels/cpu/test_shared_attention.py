@@ -7,8 +7,7 @@ import torch
 from pageframe.kernels.cpu.attention import CpuParts, SharedTile
 from pageframe.kernels.cpu.library import CpuLibrary
 from pageframe.kernels.cpu.model import KV_DTYPES
-from pageframe.kernels.cpu.model_abi import ArenaStruct
-from unit.kernels.cpu.libraries import USABLE, loaded
+from unit.kernels.cpu.libraries import USABLE, loaded, parts_of
 from unit.kernels.pools import garbage_pool
 
 _SCALE = 0.3
@@ -32,17 +31,7 @@ def planner() -> CpuParts:
 
 
 def _parts(library, pool, min_shared_keys=_MIN_KEYS):
-    layout = pool.layout
-    arena = ArenaStruct(
-        blocks=pool.rows.data_ptr(),
-        block_bytes=layout.block_bytes,
-        payload_bytes=layout.payload_bytes_per_block,
-        block_size=layout.block_size,
-        num_kv_heads=layout.num_kv_heads,
-        head_dim=layout.head_dim,
-        dtype=KV_DTYPES[layout.dtype],
-    )
-    return CpuParts(library, arena, _MIDDLE, min_shared_keys)
+    return parts_of(library, pool, _MIDDLE, min_shared_keys)
 
 
 def _tiles(planner, tables, contexts, *, new=None, num_heads=9, **options):
