@@ -106,8 +106,8 @@ test-compose: setup ## Build the images and run the compose file for real (Debia
 bench-gpu: setup ## Measure all kernels on this machine's GPU (ARGS="--dry-run" without one)
 	@python -m bench.gpu $(ARGS)
 
-bench: setup ## Measure what the split into processes costs
-	@pageframe bench split $(ARGS)
+bench: setup ## Measure all that a CPU has to reach (ARGS="--peer openvino=PYTHON", ARGS="--only split")
+	@python -m bench $(ARGS)
 
 setup-bench:
 	@$(INSTALL) --extra bench
