@@ -96,15 +96,20 @@ gate: setup .venv-gate/triton-$(GATE_TRITON) ## Compile all GPU kernels for ever
 	@.venv-gate/bin/python -m pip install --quiet --no-compile --disable-pip-version-check triton==$(GATE_TRITON)
 	@touch $@
 
-test-gpu: setup ## Test all kernels on this machine's GPU
-	@python -m pytest -m gpu tests/unit/kernels $(ARGS)
+# A machine that can install nothing takes what was carried there (docs/gpu.md): SETUP= says so.
+SETUP ?= setup
+GPU_PYTHON = $(if $(SETUP),python,$(PYTHON) -m bench.gpu.carry run)
+GPU_TESTS := tests/unit/kernels/triton tests/unit/model/test_device_streams.py
+
+test-gpu: $(SETUP) ## Test kernels and copies on this machine's GPU (SETUP= to install nothing)
+	@$(GPU_PYTHON) -m pytest -m gpu $(GPU_TESTS) $(ARGS)
 
 test-compose: setup ## Build the images and run the compose file for real (Debian, root)
 	@pageframe model prepare smollm2-135m-instruct >/dev/null
 	@python -m pytest -m compose tests/compose $(ARGS)
 
-bench-gpu: setup ## Measure all kernels on this machine's GPU (ARGS="--dry-run" without one)
-	@python -m bench.gpu $(ARGS)
+bench-gpu: $(SETUP) ## Measure kernels and engines on this machine's GPU (PEER=vllm, ARGS="--dry-run")
+	@$(GPU_PYTHON) -m bench.gpu $(if $(PEER),--peer $(PEER)) $(ARGS)
 
 bench: setup ## Measure all that a CPU has to reach (ARGS="--peer openvino=PYTHON", ARGS="--only split")
 	@python -m bench $(ARGS)

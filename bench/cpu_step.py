@@ -39,6 +39,11 @@ class Case:
     num_new: int
 
     @property
+    def num_blocks(self) -> int:
+        """Blocks of each sequence."""
+        return -(-self.context_len // _BLOCK_SIZE)
+
+    @property
     def name(self) -> str:
         """As it stands in tables."""
         kind = "decode" if self.num_new == 1 else "prefill"
@@ -57,7 +62,7 @@ CASES = (
 
 def make_batch(case: Case, vocab_size: int) -> StepBatch:
     """A step of ``case`` with random tokens; sequences have blocks of their own, in order."""
-    num_blocks = -(-case.context_len // _BLOCK_SIZE)
+    num_blocks = case.num_blocks
     tables = np.arange(case.num_sequences * num_blocks, dtype=np.int32).reshape(-1, num_blocks)
     positions = np.arange(case.context_len - case.num_new, case.context_len, dtype=np.int32)
     slots = tables[:, positions // _BLOCK_SIZE].astype(np.int64) * _BLOCK_SIZE
@@ -89,8 +94,8 @@ class Engine:
         assert isinstance(runner, PagedRunner), runner
         self.name = f"{runner.facts.kernels} {runner.facts.dtype} kv {runner.facts.kv_dtype}"
         self.vocab_size = runner.facts.vocab_size
-        most = max(case.num_sequences * case.context_len for case in CASES)
-        runner.allocate_pool(most // _BLOCK_SIZE + 1, _BLOCK_SIZE)
+        most = max(case.num_sequences * case.num_blocks for case in CASES)
+        runner.allocate_pool(most, _BLOCK_SIZE)
         self.decoder, self._kv = runner._parts()
         # Memory that nobody has written is one page for all, which no cache ever misses.
         self._kv.arena.blocks.fill_(_WRITTEN_BYTE)

@@ -1,6 +1,7 @@
 """``python -m bench.gpu``: measure every kernel on this machine's GPU; print, and keep the figures.
 
 ``--dry-run`` needs no GPU: everything runs once, tiny and interpreted, to see that it does run.
+``--peer`` measures whole engines alone: ours and another one in turns.
 """
 
 import argparse
@@ -19,9 +20,11 @@ os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 
 import torch
 
-from bench.gpu import attention, small
+from bench.gpu import attention, end_to_end, overlap, small
 from bench.gpu.goals import GOALS
 from bench.gpu.lab import LLAMA_3_8B, TINY, Lab
+from bench.gpu.loads import EngineError
+from bench.gpu.other_engines import PEERS, check_installed
 from bench.gpu.timing import clocks, machine_facts
 
 # Goals first, in case time runs out.
@@ -32,6 +35,8 @@ PARTS: dict[str, Callable[[Lab], None]] = {
     "rotary": small.rotary,
     "block-copies": small.block_copies,
     "swaps": small.swaps,
+    "swaps-beside-steps": overlap.swaps_beside_steps,
+    "end-to-end": end_to_end.measure,
     "decode-quantised": attention.decode_quantised,
     "decode-skewed": attention.decode_skewed,
     "decode-block-sizes": attention.decode_block_sizes,
@@ -41,21 +46,30 @@ PARTS: dict[str, Callable[[Lab], None]] = {
 }
 
 
-def measure(lab: Lab, parts: list[str], num_seconds: float) -> None:
-    """Measure parts one after the other; none is begun after ``num_seconds``."""
+def measure(
+    lab: Lab,
+    parts: dict[str, Callable[[Lab], None]],
+    num_seconds: float,
+    save: Callable[[], None],
+) -> None:
+    """Measure parts one after the other; none is begun after ``num_seconds``.
+
+    ``save`` is called after each: whoever ends this early has what was found by then.
+    """
     start = time.monotonic()
-    for part in parts:
+    for part, act in parts.items():
         if time.monotonic() - start > num_seconds:
             lab.skipped[part] = f"{num_seconds:.0f} seconds were over"
             continue
         # A part that breaks must not take the figures of the others along.
         try:
-            PARTS[part](lab)
+            act(lab)
         except Exception as error:
             lab.skipped[part] = f"{type(error).__name__}: {error}"
         gc.collect()
         if not lab.is_dry:
             torch.cuda.empty_cache()
+        save()
         print(f"{time.monotonic() - start:6.1f} s  {part}", file=sys.stderr, flush=True)
 
 
@@ -81,7 +95,27 @@ def table(lab: Lab) -> list[str]:
         shown = "" if value is None else f"{value:.3g}"
         lines.append(f"| {goal.name} | {shown} | {goal.must:g} | {goal.stretch:g} | {verdict} |")
     lines += ["", *(f"skipped {part}: {why}" for part, why in lab.skipped.items())]
-    return lines
+    return [*lines, *end_to_end.table(lab)]
+
+
+def _against(peer: str) -> Callable[[Lab], None]:
+    """A part: whole engines, beside ``peer``."""
+    make = PEERS[peer]
+    return lambda lab: end_to_end.measure(lab, make.name, make)
+
+
+def _saver(lab: Lab, facts: dict[str, object], path: Path | None) -> Callable[[], None]:
+    """Writes all that is known by then; nothing without a path."""
+
+    def save() -> None:
+        if path is None:
+            return
+        now = {} if lab.is_dry else {"clocks at the end": clocks()}
+        goals = {goal.name: goal.judge(lab) for goal in GOALS}
+        report = {"machine": {**facts, **now}, **lab.as_json(), "goals": goals}
+        path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+    return save
 
 
 def main(words: list[str]) -> int:
@@ -90,27 +124,30 @@ def main(words: list[str]) -> int:
     parser.add_argument("--dry-run", action="store_true", help="tiny and interpreted: no times")
     parser.add_argument("--only", action="append", choices=PARTS, help="parts to measure")
     parser.add_argument("--seconds", type=float, default=450.0, help="begin no part after these")
-    parser.add_argument("--json", type=Path, help="default: bench/results/gpu.json")
+    parser.add_argument("--peer", choices=PEERS, help="whole engines alone, beside this one")
+    parser.add_argument("--json", type=Path, help="default: in bench/results")
     arguments = parser.parse_args(words)
+    parts = {name: PARTS[name] for name in arguments.only or PARTS}
+    if arguments.peer:
+        parts = {f"end-to-end beside {arguments.peer}": _against(arguments.peer)}
+        try:
+            check_installed(arguments.peer)
+        except EngineError as error:
+            print(error, file=sys.stderr)
+            return 2
     if not arguments.dry_run and not torch.cuda.is_available():
         print("NO CUDA DEVICE HERE: nothing is measured (--dry-run runs without)", file=sys.stderr)
         return 2
     torch.manual_seed(0)
-    device = torch.device("cpu" if arguments.dry_run else "cuda")
+    device = torch.device("cpu") if arguments.dry_run else torch.device("cuda", 0)
     lab = Lab(device, TINY if arguments.dry_run else LLAMA_3_8B)
-    facts = machine_facts(device)
-    measure(lab, arguments.only or list(PARTS), arguments.seconds)
-    if not arguments.dry_run:
-        facts["clocks at the end"] = clocks()
-    print("\n".join(table(lab)))
-    verdicts = {goal.name: goal.judge(lab) for goal in GOALS}
     path = arguments.json
     if path is None and not arguments.dry_run:
-        path = Path("bench/results/gpu.json")
-    if path is not None:
-        report = {"machine": facts, **lab.as_json(), "goals": verdicts}
-        path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    is_missed = any(verdict == "FAIL" for _, verdict in verdicts.values())
+        beside = f"-{arguments.peer}" if arguments.peer else ""
+        path = Path(f"bench/results/gpu{beside}.json")
+    measure(lab, parts, arguments.seconds, _saver(lab, machine_facts(device), path))
+    print("\n".join(table(lab)))
+    is_missed = any(goal.judge(lab)[1] == "FAIL" for goal in GOALS)
     return 1 if is_missed or lab.skipped else 0
 
 

@@ -1,6 +1,7 @@
 """Paged attention: decode at several sizes, types and block sizes, and prefill of long prompts."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -122,7 +123,7 @@ def _peers(work: peers.Work, pool: Pool) -> dict[str, Callable[[], Sequence[Laun
     """Those that know this type of cache; the dense one only where it can hold all lengths."""
     if pool.layout.is_quantised:
         return {}
-    made = {
+    made: dict[str, Callable[[], Sequence[Launch]]] = {
         "FlashAttention 3": lambda: peers.flash_attention_3(work),
         "FlashInfer": lambda: peers.flashinfer(work),
         "vLLM Triton": lambda: peers.vllm_triton(work),
@@ -143,8 +144,14 @@ def _dense(work: peers.Work) -> list[Launch]:
         torch.randn(2, *shape, dtype=query.dtype, device=query.device).unbind() for _ in work.layers
     ]
     return [
-        lambda keys=keys, values=values: scaled_dot_product_attention(
-            query, keys, values, is_causal=work.is_prefill, scale=work.scale, enable_gqa=True
+        partial(
+            scaled_dot_product_attention,
+            query,
+            keys,
+            values,
+            is_causal=work.is_prefill,
+            scale=work.scale,
+            enable_gqa=True,
         )
         for keys, values in pairs
     ]

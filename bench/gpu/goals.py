@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from bench.gpu.lab import Lab, Measurement
+from bench.gpu.overlap import STEPS, SWAPS
 
 _MICRO = 1e6
 
@@ -48,6 +49,10 @@ def _micros(name: str) -> Callable[[Lab], float]:
     return lambda lab: lab.found[name].seconds * _MICRO
 
 
+def _millis(name: str) -> Callable[[Lab], float]:
+    return lambda lab: lab.found[name].seconds * 1e3
+
+
 def _ratio(name: str, other: str) -> Callable[[Lab], float]:
     return lambda lab: lab.found[name].seconds / lab.found[other].seconds
 
@@ -86,6 +91,18 @@ def _spread_of_blocks(lab: Lab) -> float:
 
 def _tera_flops(name: str) -> Callable[[Lab], float]:
     return lambda lab: lab.found[name].flops_per_second / 1e12
+
+
+def _times_floor(name: str) -> Callable[[Lab], float]:
+    """How many times as long as reading the same bytes at the rate of this device's copy."""
+    return lambda lab: lab.found["copy"].bytes_per_second / lab.found[name].bytes_per_second
+
+
+def _times_longer_of_both(lab: Lab) -> float:
+    """How many times as long as the longer of the two alone; 1 where one hides the other."""
+    both = lab.found["swaps beside steps"]
+    alone = [_peer_seconds(both, [name]) for name in (STEPS, SWAPS)]
+    return both.seconds / max(alone)
 
 
 _BEST_DECODERS = ("FlashAttention 3", "FlashInfer")
@@ -130,4 +147,9 @@ GOALS = (
         "swap out, blocks of 32 KiB, share of a pinned copy",
         _times_peer("swap out, blocks of 32 KiB", "pinned copy"), 0.85, 0.95, is_low_better=False,
     ),
+    Goal("swaps beside steps, times the longer of both", _times_longer_of_both, 1.15, 1.05),
+    Goal("8B step, 64 x 4096, ms", _millis("step, 64 x 4096"), 14.4, 12.9),
+    Goal("8B step, 64 x 4096, times its floor", _times_floor("step, 64 x 4096"), 1.25, 1.12),
+    Goal("8B step, batch 1, ms", _millis("step, 1 x 1024"), 4.4, 3.9),
+    Goal("8B step, batch 1, times its floor", _times_floor("step, 1 x 1024"), 1.25, 1.12),
 )  # fmt: skip

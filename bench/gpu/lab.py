@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -76,16 +77,27 @@ class Measurement:
 
 @dataclass
 class Lab:
-    """The device, the sizes, and what has been found so far."""
+    """The device, the sizes, and what has been found so far.
+
+    Attributes:
+        device: Where everything is measured.
+        sizes: Of the model.
+        found: Kernels and steps by name.
+        skipped: Why parts are missing, by name.
+        served: What whole engines made of loads, see ``end_to_end.Served``.
+        engines: Their versions and choices.
+    """
 
     device: torch.device
     sizes: Sizes
     found: dict[str, Measurement] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
+    served: list[dict[str, Any]] = field(default_factory=list)
+    engines: dict[str, dict[str, object]] = field(default_factory=dict)
 
     @property
     def is_dry(self) -> bool:
-        return self.device.type == "cpu"
+        return bool(self.device.type == "cpu")
 
     @property
     def dtype(self) -> torch.dtype:
@@ -127,6 +139,8 @@ class Lab:
         return {
             "measurements": [asdict(each) for each in self.found.values()],
             "skipped": self.skipped,
+            "served": self.served,
+            "engines": self.engines,
         }
 
 

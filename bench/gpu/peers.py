@@ -5,7 +5,10 @@ why there is no figure. Nothing is downloaded.
 """
 
 import importlib
+import importlib.util
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -38,18 +41,24 @@ class Work:
     def on_device(self, array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(array).to(self.query.device)
 
+    def of_each_layer(self, launch: Callable[[torch.Tensor], object]) -> list[Launch]:
+        return [partial(launch, layer) for layer in self.layers]
+
     @property
     def block_size(self) -> int:
-        return self.layers[0].shape[2]
+        return int(self.layers[0].shape[2])
 
 
 def flash_attention_3(work: Work) -> list[Launch]:
-    """``flash_attn_with_kvcache`` with a page table."""
+    """The library with a block table: its own package's, or else what vLLM has of it."""
+    if importlib.util.find_spec("flash_attn_interface") is None:
+        return _flash_attention_3_of_vllm(work)
     attend = importlib.import_module("flash_attn_interface").flash_attn_with_kvcache
     query = work.query.view(len(work.lengths), -1, *work.query.shape[1:])
     lengths, tables = work.on_device(work.lengths), work.on_device(work.tables)
-    return [
-        lambda layer=layer: attend(
+
+    def launch(layer: torch.Tensor) -> object:
+        return attend(
             query,
             layer[:, 0],
             layer[:, 1],
@@ -58,8 +67,33 @@ def flash_attention_3(work: Work) -> list[Launch]:
             softmax_scale=work.scale,
             causal=True,
         )
-        for layer in work.layers
-    ]
+
+    return work.of_each_layer(launch)
+
+
+def _flash_attention_3_of_vllm(work: Work) -> list[Launch]:
+    module = importlib.import_module("vllm.vllm_flash_attn.flash_attn_interface")
+    if not module.FA3_AVAILABLE:
+        raise ImportError(module.FA3_UNAVAILABLE_REASON)
+    query_start = work.on_device(work.query_start)
+    lengths, tables = work.on_device(work.lengths), work.on_device(work.tables)
+
+    def launch(layer: torch.Tensor) -> object:
+        return module.flash_attn_varlen_func(
+            q=work.query,
+            k=layer[:, 0],
+            v=layer[:, 1],
+            max_seqlen_q=int(np.diff(work.query_start).max()),
+            cu_seqlens_q=query_start,
+            max_seqlen_k=int(work.lengths.max()),
+            seqused_k=lengths,
+            softmax_scale=work.scale,
+            causal=True,
+            block_table=tables,
+            fa_version=3,
+        )
+
+    return work.of_each_layer(launch)
 
 
 def flashinfer(work: Work) -> list[Launch]:
@@ -81,10 +115,7 @@ def flashinfer(work: Work) -> list[Launch]:
     else:
         wrapper = library.BatchDecodeWithPagedKVCacheWrapper(memory, "NHD", use_tensor_cores=True)
         wrapper.plan(*pages, *sizes, q_data_type=work.query.dtype)
-    return [
-        lambda layer=layer: wrapper.run(work.query, (layer[:, 0], layer[:, 1]))
-        for layer in work.layers
-    ]
+    return work.of_each_layer(lambda layer: wrapper.run(work.query, (layer[:, 0], layer[:, 1])))
 
 
 def vllm_triton(work: Work) -> list[Launch]:
@@ -93,8 +124,9 @@ def vllm_triton(work: Work) -> list[Launch]:
     out = torch.empty_like(work.query)
     query_start = work.on_device(work.query_start)
     lengths, tables = work.on_device(work.lengths), work.on_device(work.tables)
-    return [
-        lambda layer=layer: module.unified_attention(
+
+    def launch(layer: torch.Tensor) -> object:
+        return module.unified_attention(
             q=work.query,
             k=layer[:, 0],
             v=layer[:, 1],
@@ -112,5 +144,5 @@ def vllm_triton(work: Work) -> list[Launch]:
             k_descale=None,
             v_descale=None,
         )
-        for layer in work.layers
-    ]
+
+    return work.of_each_layer(launch)

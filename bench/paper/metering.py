@@ -8,7 +8,8 @@ from bench.paper.cost_model import CostModel
 from bench.paper.lengths import MAX_MODEL_LEN
 from bench.paper.run_log import Usage
 from pageframe.core.clock import ManualClock
-from pageframe.executor.batch import BlockMoves, StepBatch, StepOutput
+from pageframe.executor.batch import StepBatch, StepOutput
+from pageframe.executor.block_moves import BlockMoves
 from pageframe.executor.engine import StepEngine
 from pageframe.executor.model.sim import SimConfig, SimRunner
 

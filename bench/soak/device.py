@@ -10,7 +10,8 @@ import numpy as np
 
 from bench.soak.fingerprints import NOTHING, extend, root_of, token_after
 from pageframe.core.sampling import SamplingParams
-from pageframe.executor.batch import BlockMoves, Int32Array, ModelFacts, StepBatch, StepOutput
+from pageframe.executor.batch import Int32Array, ModelFacts, StepBatch, StepOutput
+from pageframe.executor.block_moves import BlockMoves
 
 VOCAB_SIZE = 64
 
@@ -74,6 +75,10 @@ class Device:
         self._num_blocks = num_blocks
         for block in self.blocks[num_blocks:]:
             block[:] = [NOTHING] * self._block_size
+
+    def take_memory(self, num_blocks: int) -> bool:
+        """See ``ModelRunner``; there is none to take."""
+        return False
 
     def move_blocks(self, moves: BlockMoves) -> None:
         """See ``ModelRunner``."""

@@ -5,6 +5,8 @@ work done in it; see the measurement in ``ops/paged_attention.py``.
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -20,6 +22,18 @@ class Scratch:
         self.dtype = dtype
         self.device = device
         self._buffers: dict[str, torch.Tensor] = {}
+
+    @contextmanager
+    def apart(self, buffers: dict[str, torch.Tensor]) -> Iterator[None]:
+        """Take from ``buffers`` for a while, which is filled as needed.
+
+        What a CUDA graph has recorded stays where it was, however large other steps become.
+        """
+        own, self._buffers = self._buffers, buffers
+        try:
+            yield
+        finally:
+            self._buffers = own
 
     def take(self, name: str, *shape: int) -> torch.Tensor:
         """A contiguous tensor of ``shape`` with undefined content.

@@ -22,52 +22,69 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from pageframe.v1 import sequence_pb2 as pageframe_dot_v1_dot_sequence__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"pageframe/v1/gateway_service.proto\x12\x0cpageframe.v1\x1a\x1bpageframe/v1/sequence.proto\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"3\n\x04\x43hat\x12+\n\x08messages\x18\x01 \x03(\x0b\x32\x19.pageframe.v1.ChatMessage\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\xd6\x04\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12\"\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x12.pageframe.v1.ChatH\x00\x12+\n\ttoken_ids\x18\x04 \x01(\x0b\x32\x16.pageframe.v1.TokenIdsH\x00\x12\x32\n\x08sampling\x18\x05 \x01(\x0b\x32 .pageframe.v1.SamplingParameters\x12\x18\n\x0bnum_samples\x18\x06 \x01(\rH\x01\x88\x01\x01\x12\x0c\n\x04stop\x18\x07 \x03(\t\x12\x14\n\x0cinclude_stop\x18\x08 \x01(\x08\x12-\n\x08\x64\x65livery\x18\t \x01(\x0e\x32\x16.pageframe.v1.DeliveryH\x02\x88\x01\x01\x12\x12\n\nrequest_id\x18\n \x01(\t\x12\x18\n\x10resume_token_ids\x18\x0b \x03(\r\x12\x12\n\nsession_id\x18\x0c \x01(\t\x12\x15\n\rprefix_handle\x18\r \x01(\t\x12\x10\n\x08priority\x18\x0e \x01(\x05\x12\x1b\n\x13keep_special_tokens\x18\x0f \x01(\x08\x12\x14\n\x07\x62\x65st_of\x18\x11 \x01(\rH\x03\x88\x01\x01\x12-\n\x0b\x62\x65\x61m_search\x18\x12 \x01(\x0b\x32\x18.pageframe.v1.BeamSearch\x12\x33\n\x0eresume_outputs\x18\x13 \x03(\x0b\x32\x1b.pageframe.v1.ResumedOutputB\x07\n\x05inputB\x0e\n\x0c_num_samplesB\x0b\n\t_deliveryB\n\n\x08_best_of\"\"\n\rResumedOutput\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\"\xa9\x01\n\x10GenerateResponse\x12.\n\x06header\x18\x01 \x01(\x0b\x32\x1c.pageframe.v1.GenerateHeaderH\x00\x12*\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x19.pageframe.v1.OutputDeltaH\x00\x12.\n\ncompletion\x18\x03 \x01(\x0b\x32\x18.pageframe.v1.CompletionH\x00\x42\t\n\x07message\"n\n\x0eGenerateHeader\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04seed\x18\x02 \x01(\x06\x12\x10\n\x08trace_id\x18\x03 \x01(\t\x12\x19\n\x11num_prompt_tokens\x18\x04 \x01(\r\x12\r\n\x05model\x18\x05 \x01(\t\"\xa9\x01\n\x0bOutputDelta\x12\x14\n\x0csample_index\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12-\n\x08logprobs\x18\x04 \x03(\x0b\x32\x1b.pageframe.v1.TokenLogprobs\x12\x34\n\x0fprompt_logprobs\x18\x05 \x03(\x0b\x32\x1b.pageframe.v1.TokenLogprobs\"\xaf\x01\n\nCompletion\x12\x14\n\x0csample_index\x18\x01 \x01(\r\x12\x31\n\rfinish_reason\x18\x02 \x01(\x0e\x32\x1a.pageframe.v1.FinishReason\x12\x0c\n\x04stop\x18\x03 \x01(\t\x12,\n\x07\x61\x63\x63ount\x18\x04 \x01(\x0b\x32\x1b.pageframe.v1.MemoryAccount\x12\x12\n\x05score\x18\x06 \x01(\x01H\x00\x88\x01\x01\x42\x08\n\x06_score\"#\n\rCancelRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"\x10\n\x0e\x43\x61ncelResponse\"\x13\n\x11ListModelsRequest\"9\n\x12ListModelsResponse\x12#\n\x06models\x18\x01 \x03(\x0b\x32\x13.pageframe.v1.Model\"\xa0\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rmax_model_len\x18\x02 \x01(\r\x12\x12\n\nvocab_size\x18\x03 \x01(\r\x12\x12\n\nblock_size\x18\x04 \x01(\r\x12\x12\n\nnum_blocks\x18\x05 \x01(\r\x12\x15\n\reos_token_ids\x18\x06 \x03(\r\x12\r\n\x05\x64type\x18\x07 \x01(\t\x12\x10\n\x08kv_dtype\x18\x08 \x01(\t\"]\n\x0fTokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12\"\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x12.pageframe.v1.ChatH\x00\x42\x07\n\x05input\"%\n\x10TokenizeResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\"R\n\x11\x44\x65tokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x1b\n\x13keep_special_tokens\x18\x03 \x01(\x08\"\"\n\x12\x44\x65tokenizeResponse\x12\x0c\n\x04text\x18\x01 \x01(\t2\x8f\x03\n\x0eGatewayService\x12K\n\x08Generate\x12\x1d.pageframe.v1.GenerateRequest\x1a\x1e.pageframe.v1.GenerateResponse0\x01\x12\x43\n\x06\x43\x61ncel\x12\x1b.pageframe.v1.CancelRequest\x1a\x1c.pageframe.v1.CancelResponse\x12O\n\nListModels\x12\x1f.pageframe.v1.ListModelsRequest\x1a .pageframe.v1.ListModelsResponse\x12I\n\x08Tokenize\x12\x1d.pageframe.v1.TokenizeRequest\x1a\x1e.pageframe.v1.TokenizeResponse\x12O\n\nDetokenize\x12\x1f.pageframe.v1.DetokenizeRequest\x1a .pageframe.v1.DetokenizeResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"pageframe/v1/gateway_service.proto\x12\x0cpageframe.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bpageframe/v1/sequence.proto\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"3\n\x04\x43hat\x12+\n\x08messages\x18\x01 \x03(\x0b\x32\x19.pageframe.v1.ChatMessage\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\xd6\x04\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12\"\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x12.pageframe.v1.ChatH\x00\x12+\n\ttoken_ids\x18\x04 \x01(\x0b\x32\x16.pageframe.v1.TokenIdsH\x00\x12\x32\n\x08sampling\x18\x05 \x01(\x0b\x32 .pageframe.v1.SamplingParameters\x12\x18\n\x0bnum_samples\x18\x06 \x01(\rH\x01\x88\x01\x01\x12\x0c\n\x04stop\x18\x07 \x03(\t\x12\x14\n\x0cinclude_stop\x18\x08 \x01(\x08\x12-\n\x08\x64\x65livery\x18\t \x01(\x0e\x32\x16.pageframe.v1.DeliveryH\x02\x88\x01\x01\x12\x12\n\nrequest_id\x18\n \x01(\t\x12\x18\n\x10resume_token_ids\x18\x0b \x03(\r\x12\x12\n\nsession_id\x18\x0c \x01(\t\x12\x15\n\rprefix_handle\x18\r \x01(\t\x12\x10\n\x08priority\x18\x0e \x01(\x05\x12\x1b\n\x13keep_special_tokens\x18\x0f \x01(\x08\x12\x14\n\x07\x62\x65st_of\x18\x11 \x01(\rH\x03\x88\x01\x01\x12-\n\x0b\x62\x65\x61m_search\x18\x12 \x01(\x0b\x32\x18.pageframe.v1.BeamSearch\x12\x33\n\x0eresume_outputs\x18\x13 \x03(\x0b\x32\x1b.pageframe.v1.ResumedOutputB\x07\n\x05inputB\x0e\n\x0c_num_samplesB\x0b\n\t_deliveryB\n\n\x08_best_of\"\"\n\rResumedOutput\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\"\xa9\x01\n\x10GenerateResponse\x12.\n\x06header\x18\x01 \x01(\x0b\x32\x1c.pageframe.v1.GenerateHeaderH\x00\x12*\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x19.pageframe.v1.OutputDeltaH\x00\x12.\n\ncompletion\x18\x03 \x01(\x0b\x32\x18.pageframe.v1.CompletionH\x00\x42\t\n\x07message\"~\n\x13GenerateManyRequest\x12,\n\x05start\x18\x01 \x01(\x0b\x32\x1b.pageframe.v1.GenerateStartH\x00\x12.\n\x06\x63\x61ncel\x18\x02 \x01(\x0b\x32\x1c.pageframe.v1.GenerateCancelH\x00\x42\t\n\x07message\"\x90\x01\n\rGenerateStart\x12\x0e\n\x06handle\x18\x01 \x01(\x04\x12.\n\x07request\x18\x02 \x01(\x0b\x32\x1d.pageframe.v1.GenerateRequest\x12*\n\x07timeout\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x13\n\x0btraceparent\x18\x04 \x01(\t\" \n\x0eGenerateCancel\x12\x0e\n\x06handle\x18\x01 \x01(\x04\"A\n\x14GenerateManyResponse\x12)\n\x05parts\x18\x01 \x03(\x0b\x32\x1a.pageframe.v1.GeneratePart\"\xe7\x01\n\x0cGeneratePart\x12\x0e\n\x06handle\x18\x01 \x01(\x04\x12.\n\x06header\x18\x02 \x01(\x0b\x32\x1c.pageframe.v1.GenerateHeaderH\x00\x12*\n\x05\x64\x65lta\x18\x03 \x01(\x0b\x32\x19.pageframe.v1.OutputDeltaH\x00\x12.\n\ncompletion\x18\x04 \x01(\x0b\x32\x18.pageframe.v1.CompletionH\x00\x12\x30\n\x07\x66\x61ilure\x18\x05 \x01(\x0b\x32\x1d.pageframe.v1.GenerateFailureH\x00\x42\t\n\x07message\"\xac\x01\n\x0fGenerateFailure\x12\x0e\n\x06status\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x39\n\x06limits\x18\x04 \x03(\x0b\x32).pageframe.v1.GenerateFailure.LimitsEntry\x1a-\n\x0bLimitsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"n\n\x0eGenerateHeader\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04seed\x18\x02 \x01(\x06\x12\x10\n\x08trace_id\x18\x03 \x01(\t\x12\x19\n\x11num_prompt_tokens\x18\x04 \x01(\r\x12\r\n\x05model\x18\x05 \x01(\t\"\xa9\x01\n\x0bOutputDelta\x12\x14\n\x0csample_index\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12-\n\x08logprobs\x18\x04 \x03(\x0b\x32\x1b.pageframe.v1.TokenLogprobs\x12\x34\n\x0fprompt_logprobs\x18\x05 \x03(\x0b\x32\x1b.pageframe.v1.TokenLogprobs\"\xaf\x01\n\nCompletion\x12\x14\n\x0csample_index\x18\x01 \x01(\r\x12\x31\n\rfinish_reason\x18\x02 \x01(\x0e\x32\x1a.pageframe.v1.FinishReason\x12\x0c\n\x04stop\x18\x03 \x01(\t\x12,\n\x07\x61\x63\x63ount\x18\x04 \x01(\x0b\x32\x1b.pageframe.v1.MemoryAccount\x12\x12\n\x05score\x18\x06 \x01(\x01H\x00\x88\x01\x01\x42\x08\n\x06_score\"#\n\rCancelRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"\x10\n\x0e\x43\x61ncelResponse\"\x13\n\x11ListModelsRequest\"9\n\x12ListModelsResponse\x12#\n\x06models\x18\x01 \x03(\x0b\x32\x13.pageframe.v1.Model\"\xa0\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rmax_model_len\x18\x02 \x01(\r\x12\x12\n\nvocab_size\x18\x03 \x01(\r\x12\x12\n\nblock_size\x18\x04 \x01(\r\x12\x12\n\nnum_blocks\x18\x05 \x01(\r\x12\x15\n\reos_token_ids\x18\x06 \x03(\r\x12\r\n\x05\x64type\x18\x07 \x01(\t\x12\x10\n\x08kv_dtype\x18\x08 \x01(\t\"]\n\x0fTokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12\"\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x12.pageframe.v1.ChatH\x00\x42\x07\n\x05input\"%\n\x10TokenizeResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\"R\n\x11\x44\x65tokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x1b\n\x13keep_special_tokens\x18\x03 \x01(\x08\"\"\n\x12\x44\x65tokenizeResponse\x12\x0c\n\x04text\x18\x01 \x01(\t2\xea\x03\n\x0eGatewayService\x12K\n\x08Generate\x12\x1d.pageframe.v1.GenerateRequest\x1a\x1e.pageframe.v1.GenerateResponse0\x01\x12Y\n\x0cGenerateMany\x12!.pageframe.v1.GenerateManyRequest\x1a\".pageframe.v1.GenerateManyResponse(\x01\x30\x01\x12\x43\n\x06\x43\x61ncel\x12\x1b.pageframe.v1.CancelRequest\x1a\x1c.pageframe.v1.CancelResponse\x12O\n\nListModels\x12\x1f.pageframe.v1.ListModelsRequest\x1a .pageframe.v1.ListModelsResponse\x12I\n\x08Tokenize\x12\x1d.pageframe.v1.TokenizeRequest\x1a\x1e.pageframe.v1.TokenizeResponse\x12O\n\nDetokenize\x12\x1f.pageframe.v1.DetokenizeRequest\x1a .pageframe.v1.DetokenizeResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'pageframe.v1.gateway_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CHATMESSAGE']._serialized_start=81
-  _globals['_CHATMESSAGE']._serialized_end=125
-  _globals['_CHAT']._serialized_start=127
-  _globals['_CHAT']._serialized_end=178
-  _globals['_TOKENIDS']._serialized_start=180
-  _globals['_TOKENIDS']._serialized_end=203
-  _globals['_GENERATEREQUEST']._serialized_start=206
-  _globals['_GENERATEREQUEST']._serialized_end=804
-  _globals['_RESUMEDOUTPUT']._serialized_start=806
-  _globals['_RESUMEDOUTPUT']._serialized_end=840
-  _globals['_GENERATERESPONSE']._serialized_start=843
-  _globals['_GENERATERESPONSE']._serialized_end=1012
-  _globals['_GENERATEHEADER']._serialized_start=1014
-  _globals['_GENERATEHEADER']._serialized_end=1124
-  _globals['_OUTPUTDELTA']._serialized_start=1127
-  _globals['_OUTPUTDELTA']._serialized_end=1296
-  _globals['_COMPLETION']._serialized_start=1299
-  _globals['_COMPLETION']._serialized_end=1474
-  _globals['_CANCELREQUEST']._serialized_start=1476
-  _globals['_CANCELREQUEST']._serialized_end=1511
-  _globals['_CANCELRESPONSE']._serialized_start=1513
-  _globals['_CANCELRESPONSE']._serialized_end=1529
-  _globals['_LISTMODELSREQUEST']._serialized_start=1531
-  _globals['_LISTMODELSREQUEST']._serialized_end=1550
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1552
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1609
-  _globals['_MODEL']._serialized_start=1612
-  _globals['_MODEL']._serialized_end=1772
-  _globals['_TOKENIZEREQUEST']._serialized_start=1774
-  _globals['_TOKENIZEREQUEST']._serialized_end=1867
-  _globals['_TOKENIZERESPONSE']._serialized_start=1869
-  _globals['_TOKENIZERESPONSE']._serialized_end=1906
-  _globals['_DETOKENIZEREQUEST']._serialized_start=1908
-  _globals['_DETOKENIZEREQUEST']._serialized_end=1990
-  _globals['_DETOKENIZERESPONSE']._serialized_start=1992
-  _globals['_DETOKENIZERESPONSE']._serialized_end=2026
-  _globals['_GATEWAYSERVICE']._serialized_start=2029
-  _globals['_GATEWAYSERVICE']._serialized_end=2428
+  _globals['_GENERATEFAILURE_LIMITSENTRY']._loaded_options = None
+  _globals['_GENERATEFAILURE_LIMITSENTRY']._serialized_options = b'8\001'
+  _globals['_CHATMESSAGE']._serialized_start=113
+  _globals['_CHATMESSAGE']._serialized_end=157
+  _globals['_CHAT']._serialized_start=159
+  _globals['_CHAT']._serialized_end=210
+  _globals['_TOKENIDS']._serialized_start=212
+  _globals['_TOKENIDS']._serialized_end=235
+  _globals['_GENERATEREQUEST']._serialized_start=238
+  _globals['_GENERATEREQUEST']._serialized_end=836
+  _globals['_RESUMEDOUTPUT']._serialized_start=838
+  _globals['_RESUMEDOUTPUT']._serialized_end=872
+  _globals['_GENERATERESPONSE']._serialized_start=875
+  _globals['_GENERATERESPONSE']._serialized_end=1044
+  _globals['_GENERATEMANYREQUEST']._serialized_start=1046
+  _globals['_GENERATEMANYREQUEST']._serialized_end=1172
+  _globals['_GENERATESTART']._serialized_start=1175
+  _globals['_GENERATESTART']._serialized_end=1319
+  _globals['_GENERATECANCEL']._serialized_start=1321
+  _globals['_GENERATECANCEL']._serialized_end=1353
+  _globals['_GENERATEMANYRESPONSE']._serialized_start=1355
+  _globals['_GENERATEMANYRESPONSE']._serialized_end=1420
+  _globals['_GENERATEPART']._serialized_start=1423
+  _globals['_GENERATEPART']._serialized_end=1654
+  _globals['_GENERATEFAILURE']._serialized_start=1657
+  _globals['_GENERATEFAILURE']._serialized_end=1829
+  _globals['_GENERATEFAILURE_LIMITSENTRY']._serialized_start=1784
+  _globals['_GENERATEFAILURE_LIMITSENTRY']._serialized_end=1829
+  _globals['_GENERATEHEADER']._serialized_start=1831
+  _globals['_GENERATEHEADER']._serialized_end=1941
+  _globals['_OUTPUTDELTA']._serialized_start=1944
+  _globals['_OUTPUTDELTA']._serialized_end=2113
+  _globals['_COMPLETION']._serialized_start=2116
+  _globals['_COMPLETION']._serialized_end=2291
+  _globals['_CANCELREQUEST']._serialized_start=2293
+  _globals['_CANCELREQUEST']._serialized_end=2328
+  _globals['_CANCELRESPONSE']._serialized_start=2330
+  _globals['_CANCELRESPONSE']._serialized_end=2346
+  _globals['_LISTMODELSREQUEST']._serialized_start=2348
+  _globals['_LISTMODELSREQUEST']._serialized_end=2367
+  _globals['_LISTMODELSRESPONSE']._serialized_start=2369
+  _globals['_LISTMODELSRESPONSE']._serialized_end=2426
+  _globals['_MODEL']._serialized_start=2429
+  _globals['_MODEL']._serialized_end=2589
+  _globals['_TOKENIZEREQUEST']._serialized_start=2591
+  _globals['_TOKENIZEREQUEST']._serialized_end=2684
+  _globals['_TOKENIZERESPONSE']._serialized_start=2686
+  _globals['_TOKENIZERESPONSE']._serialized_end=2723
+  _globals['_DETOKENIZEREQUEST']._serialized_start=2725
+  _globals['_DETOKENIZEREQUEST']._serialized_end=2807
+  _globals['_DETOKENIZERESPONSE']._serialized_start=2809
+  _globals['_DETOKENIZERESPONSE']._serialized_end=2843
+  _globals['_GATEWAYSERVICE']._serialized_start=2846
+  _globals['_GATEWAYSERVICE']._serialized_end=3336
 # @@protoc_insertion_point(module_scope)

@@ -44,6 +44,11 @@ class GatewayServiceStub:
                 request_serializer=pageframe_dot_v1_dot_gateway__service__pb2.GenerateRequest.SerializeToString,
                 response_deserializer=pageframe_dot_v1_dot_gateway__service__pb2.GenerateResponse.FromString,
                 _registered_method=True)
+        self.GenerateMany = channel.stream_stream(
+                '/pageframe.v1.GatewayService/GenerateMany',
+                request_serializer=pageframe_dot_v1_dot_gateway__service__pb2.GenerateManyRequest.SerializeToString,
+                response_deserializer=pageframe_dot_v1_dot_gateway__service__pb2.GenerateManyResponse.FromString,
+                _registered_method=True)
         self.Cancel = channel.unary_unary(
                 '/pageframe.v1.GatewayService/Cancel',
                 request_serializer=pageframe_dot_v1_dot_gateway__service__pb2.CancelRequest.SerializeToString,
@@ -79,6 +84,18 @@ class GatewayServiceServicer:
 
         The gRPC deadline is honoured; closing the stream cancels the request down to the executor.
         Traces follow the W3C `traceparent` in the call's metadata.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GenerateMany(self, request_iterator, context):
+        """Carries any number of generations on one stream, for backends that have many at a time: what a
+        step brings to all of them comes in one message. A failure ends one generation, not the stream.
+
+        Whoever may call is told by the call's metadata. Closing the stream takes back all that lives
+        on it; a caller that only ends its own side hears the rest. What belongs to no generation ends
+        the stream: a message that is malformed or of no known kind, and a handle of 0.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -120,6 +137,11 @@ def add_GatewayServiceServicer_to_server(servicer, server):
                     servicer.Generate,
                     request_deserializer=pageframe_dot_v1_dot_gateway__service__pb2.GenerateRequest.FromString,
                     response_serializer=pageframe_dot_v1_dot_gateway__service__pb2.GenerateResponse.SerializeToString,
+            ),
+            'GenerateMany': grpc.stream_stream_rpc_method_handler(
+                    servicer.GenerateMany,
+                    request_deserializer=pageframe_dot_v1_dot_gateway__service__pb2.GenerateManyRequest.FromString,
+                    response_serializer=pageframe_dot_v1_dot_gateway__service__pb2.GenerateManyResponse.SerializeToString,
             ),
             'Cancel': grpc.unary_unary_rpc_method_handler(
                     servicer.Cancel,
@@ -174,6 +196,33 @@ class GatewayService:
             '/pageframe.v1.GatewayService/Generate',
             pageframe_dot_v1_dot_gateway__service__pb2.GenerateRequest.SerializeToString,
             pageframe_dot_v1_dot_gateway__service__pb2.GenerateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GenerateMany(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/pageframe.v1.GatewayService/GenerateMany',
+            pageframe_dot_v1_dot_gateway__service__pb2.GenerateManyRequest.SerializeToString,
+            pageframe_dot_v1_dot_gateway__service__pb2.GenerateManyResponse.FromString,
             options,
             channel_credentials,
             insecure,

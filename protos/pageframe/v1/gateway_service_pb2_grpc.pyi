@@ -44,6 +44,14 @@ class GatewayServiceStub:
     The gRPC deadline is honoured; closing the stream cancels the request down to the executor.
     Traces follow the W3C `traceparent` in the call's metadata.
     """
+    GenerateMany: _grpc.StreamStreamMultiCallable[_gateway_service_pb2.GenerateManyRequest, _gateway_service_pb2.GenerateManyResponse]
+    """Carries any number of generations on one stream, for backends that have many at a time: what a
+    step brings to all of them comes in one message. A failure ends one generation, not the stream.
+
+    Whoever may call is told by the call's metadata. Closing the stream takes back all that lives
+    on it; a caller that only ends its own side hears the rest. What belongs to no generation ends
+    the stream: a message that is malformed or of no known kind, and a handle of 0.
+    """
     Cancel: _grpc.UnaryUnaryMultiCallable[_gateway_service_pb2.CancelRequest, _gateway_service_pb2.CancelResponse]
     """Ends a running request of the same tenant. Idempotent; NOT_FOUND if no such request lives at
     this gateway.
@@ -70,6 +78,14 @@ class GatewayServiceAsyncStub(GatewayServiceStub):
 
     The gRPC deadline is honoured; closing the stream cancels the request down to the executor.
     Traces follow the W3C `traceparent` in the call's metadata.
+    """
+    GenerateMany: _aio.StreamStreamMultiCallable[_gateway_service_pb2.GenerateManyRequest, _gateway_service_pb2.GenerateManyResponse]  # type: ignore[assignment]
+    """Carries any number of generations on one stream, for backends that have many at a time: what a
+    step brings to all of them comes in one message. A failure ends one generation, not the stream.
+
+    Whoever may call is told by the call's metadata. Closing the stream takes back all that lives
+    on it; a caller that only ends its own side hears the rest. What belongs to no generation ends
+    the stream: a message that is malformed or of no known kind, and a handle of 0.
     """
     Cancel: _aio.UnaryUnaryMultiCallable[_gateway_service_pb2.CancelRequest, _gateway_service_pb2.CancelResponse]  # type: ignore[assignment]
     """Ends a running request of the same tenant. Idempotent; NOT_FOUND if no such request lives at
@@ -100,6 +116,20 @@ class GatewayServiceServicer(metaclass=_abc_1.ABCMeta):
 
         The gRPC deadline is honoured; closing the stream cancels the request down to the executor.
         Traces follow the W3C `traceparent` in the call's metadata.
+        """
+
+    @_abc_1.abstractmethod
+    def GenerateMany(
+        self,
+        request_iterator: _MaybeAsyncIterator[_gateway_service_pb2.GenerateManyRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_gateway_service_pb2.GenerateManyResponse], _abc.AsyncIterator[_gateway_service_pb2.GenerateManyResponse]]:
+        """Carries any number of generations on one stream, for backends that have many at a time: what a
+        step brings to all of them comes in one message. A failure ends one generation, not the stream.
+
+        Whoever may call is told by the call's metadata. Closing the stream takes back all that lives
+        on it; a caller that only ends its own side hears the rest. What belongs to no generation ends
+        the stream: a message that is malformed or of no known kind, and a handle of 0.
         """
 
     @_abc_1.abstractmethod

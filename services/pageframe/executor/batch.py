@@ -19,14 +19,11 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pageframe.core.errors import InternalError
 from pageframe.core.sampling import SamplingParams
 from pageframe.core.step import Candidates, TokenLogprobs
+from pageframe.executor.block_moves import BlockMoves, Int64Array
 
 Int32Array = NDArray[np.int32]
-Int64Array = NDArray[np.int64]
-
-_NO_IDS: Int64Array = np.empty(0, dtype=np.int64)
 
 
 def do_nothing() -> None:
@@ -96,6 +93,8 @@ class StepBatch:
         drafts: Which samples check drafts; None when none does.
         meanwhile: Work that belongs to no step. A runner whose device computes beside Python calls
             it between launching the step and waiting for it; others need not.
+        has_moves: Whether ``ModelRunner.move_blocks`` was called for this very step. What that
+            moved in is read by later steps only.
     """
 
     step: int
@@ -111,6 +110,7 @@ class StepBatch:
     sample_rows: Int32Array
     drafts: DraftSamples | None = None
     meanwhile: Callable[[], None] = do_nothing
+    has_moves: bool = False
 
     @property
     def sample_positions(self) -> Int32Array:
@@ -123,77 +123,6 @@ class StepBatch:
         """Index into T of the token from whose logits each sample is drawn: int64 [K]."""
         last = self.query_start[1:][self.samples].astype(np.int64) - 1
         return last if self.drafts is None else last - self.drafts.num_behind
-
-
-def _no_ids() -> Int64Array:
-    return _NO_IDS
-
-
-@dataclass(slots=True, kw_only=True)
-class BlockMoves:
-    """Whole blocks to move before a step's writes, in this order, each as one operation.
-
-        out    device block -> host slot
-        copy   device block -> device block; all sources are read before any target is written
-        in     host slot    -> device block
-
-    Because of the order, a block that is moved out may be the target of a copy, and one that is
-    copied from may be the target of a move in. No operation writes one place twice.
-
-    Attributes:
-        out_sources: int64 [O], blocks.
-        out_slots: int64 [O], host slots.
-        copy_sources: int64 [C], blocks.
-        copy_targets: int64 [C], blocks.
-        in_slots: int64 [I], host slots.
-        in_targets: int64 [I], blocks.
-    """
-
-    out_sources: Int64Array = field(default_factory=_no_ids)
-    out_slots: Int64Array = field(default_factory=_no_ids)
-    copy_sources: Int64Array = field(default_factory=_no_ids)
-    copy_targets: Int64Array = field(default_factory=_no_ids)
-    in_slots: Int64Array = field(default_factory=_no_ids)
-    in_targets: Int64Array = field(default_factory=_no_ids)
-
-    def __len__(self) -> int:
-        """Number of moves in all."""
-        return len(self.out_slots) + len(self.copy_targets) + len(self.in_targets)
-
-    def check(self, num_blocks: int, num_host_slots: int) -> None:
-        """Make sure that every place exists, and that none is written twice by one operation.
-
-        Raises:
-            InternalError: reason MOVE_INVALID; nothing has been moved.
-        """
-        for name, sources, targets, num_sources, num_targets in (
-            ("out", self.out_sources, self.out_slots, num_blocks, num_host_slots),
-            ("copy", self.copy_sources, self.copy_targets, num_blocks, num_blocks),
-            ("in", self.in_slots, self.in_targets, num_host_slots, num_blocks),
-        ):
-            if len(sources) or len(targets):
-                _check_move(name, sources, targets, num_sources, num_targets)
-
-
-def _check_move(
-    name: str, sources: Int64Array, targets: Int64Array, num_sources: int, num_targets: int
-) -> None:
-    if len(sources) != len(targets):
-        why = f"{len(sources)} sources for {len(targets)} targets"
-    elif sources.min() < 0 or sources.max() >= num_sources:
-        why = f"sources {sources.min()} to {sources.max()}, but there are {num_sources}"
-    elif targets.min() < 0 or targets.max() >= num_targets:
-        why = f"targets {targets.min()} to {targets.max()}, but there are {num_targets}"
-    elif len(set(targets.tolist())) != len(targets):
-        why = "a target twice"
-    else:
-        return
-    raise InternalError(
-        "MOVE_INVALID",
-        f"cannot move blocks ({name}): {why}",
-        num_sources=num_sources,
-        num_targets=num_targets,
-    )
 
 
 @dataclass(slots=True, kw_only=True)
@@ -275,12 +204,7 @@ class ModelRunner(Protocol):
         ...
 
     def allocate_pool(
-        self,
-        num_blocks: int,
-        block_size: int,
-        *,
-        num_blocks_max: int = 0,
-        num_host_slots: int = 0,
+        self, num_blocks: int, block_size: int, *, num_blocks_max: int = 0, num_host_slots: int = 0
     ) -> None:
         """Reserve the KV arena and the host tier. Called once, before the first step.
 
@@ -307,6 +231,13 @@ class ModelRunner(Protocol):
             UnimplementedError: RESIZE_UNAVAILABLE; arenas on this device do not resize.
         """
         ...
+
+    def take_memory(self, num_blocks: int) -> bool:
+        """Take some of the memory that blocks below ``num_blocks`` still lack; whether any do then.
+
+        Called at rest, so that no step waits for it; nothing to do where writing takes none.
+        """
+        return False
 
     def move_blocks(self, moves: BlockMoves) -> None:
         """Move whole blocks, ahead of the writes of the next step.

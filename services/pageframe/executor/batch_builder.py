@@ -11,7 +11,8 @@ span ``[num_computed, num_computed + n)``, and the spans are laid end to end by 
 import numpy as np
 from numpy.typing import NDArray
 
-from pageframe.executor.batch import DraftSamples, Int32Array, Int64Array, StepBatch
+from pageframe.executor.batch import DraftSamples, Int32Array, StepBatch
+from pageframe.executor.block_moves import Int64Array
 from pageframe.executor.memory.apply import AppliedStep
 from pageframe.executor.memory.block_table import BlockTables
 from pageframe.executor.memory.sequence_table import SequenceTable

@@ -15,6 +15,7 @@ from pageframe.core.errors import OutOfRangeError, ResourceExhaustedError
 from pageframe.core.replica import TenantQuota, fitting_quotas
 from pageframe.core.trace import KvCause
 from pageframe.executor.batch import ModelRunner
+from pageframe.executor.memory.block_columns import BlockState
 from pageframe.executor.memory.block_keys import BlockKey
 from pageframe.executor.memory.giving_up import fail_transfers
 from pageframe.executor.memory.kv_memory import KvMemory
@@ -44,6 +45,9 @@ from pageframe.wire.memory_facts import (
     TenantUsage,
 )
 
+# Of keys and values for which a pool at rest has memory beyond the blocks in use: some ten thousand
+# tokens of a small model, and half a second's work where a virtual machine gets it from its host.
+_BYTES_AHEAD = 256 << 20
 _KINDS = {KeptKind.HANDLE: RetentionKind.HANDLE, KeptKind.SESSION: RetentionKind.SESSION}
 
 
@@ -79,6 +83,20 @@ class MemoryDesk:
     def next_due_ns(self) -> int:
         """When ``pass_time`` is next due, nanoseconds since the Unix epoch; 0 for never."""
         return self._memory.retentions.next_due_ns
+
+    def use_rest(self) -> bool:
+        """Do a little of what would make later steps longer; whether there is more.
+
+        The blocks above those in use are the next ones that a pool hands out: memory for them is
+        taken here, and not by the step that first writes there. Where none is in use nothing is
+        done, so that a server nobody calls stays small.
+        """
+        pool = self._memory.pool
+        in_use = np.flatnonzero(pool.columns.states[: pool.num_blocks] != BlockState.FREE)
+        if not in_use.size:
+            return False
+        num_ahead = _BYTES_AHEAD // self._runner.block_bytes
+        return self._runner.take_memory(int(in_use[-1]) + 1 + num_ahead)
 
     def pass_time(self) -> bool:
         """Let go of what has expired and demote what is idle; whether anything changed."""

@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from pageframe.core.limits import LIMITS
 from pageframe.core.plan import DraftBounds, Fork
 from pageframe.core.step import FinishReason
-from pageframe.executor.batch import Int32Array, Int64Array, StepBatch, StepOutput
+from pageframe.executor.batch import Int32Array, StepBatch, StepOutput
+from pageframe.executor.block_moves import Int64Array
 from pageframe.executor.finish import FinishRules
 from pageframe.executor.memory.apply import AppliedStep
 from pageframe.executor.memory.drafts import cover_drafts, give_back

@@ -14,14 +14,15 @@ from dataclasses import replace
 import structlog
 
 from pageframe.core.clock import Clock
-from pageframe.core.errors import InternalError, InvalidRequestError, ResourceExhaustedError
+from pageframe.core.errors import InvalidRequestError, ResourceExhaustedError
 from pageframe.core.plan import StepPlan
 from pageframe.core.replica import PoolAccount, ReplicaFacts
 from pageframe.core.sampling import SamplingParams
 from pageframe.core.step import FinishReason, SequenceAccount, StepResult, StepTiming
 from pageframe.core.trace import KvCause, TraceSink
-from pageframe.executor.batch import BlockMoves, ModelRunner, StepBatch, StepOutput, do_nothing
+from pageframe.executor.batch import ModelRunner, StepBatch, StepOutput, do_nothing
 from pageframe.executor.batch_builder import BatchBuilder
+from pageframe.executor.block_moves import BlockMoves
 from pageframe.executor.describing import describe
 from pageframe.executor.desk import MemoryDesk
 from pageframe.executor.drafting import Drafter, Drafting, without_rejected
@@ -49,14 +50,11 @@ from pageframe.executor.reporting import (
     report_sampled,
     without_candidates,
 )
+from pageframe.executor.step_failure import StepFailedError, note_failure, told_of
 
 _NO_SESSIONS = SessionTimes(idle_ns=0, ttl_ns=0)
 
 _log = structlog.get_logger(__name__)
-
-
-class StepFailedError(InternalError):
-    """The runner failed in a step; the sequences of that step ended with an error."""
 
 
 class StepEngine:
@@ -205,8 +203,9 @@ class StepEngine:
         output = self._execute(batch, result.timing)
         execute_end_ns = self._clock.now_ns()
         if output is None:
-            self._fail([int(row) for row in batch.rows], result)
-            self._fail([child.row for _, child in applied.forks if child.row != NO_ROW], result)
+            children = [child.row for _, child in applied.forks if child.row != NO_ROW]
+            reason = told_of(self.last_failure)
+            self._fail([*map(int, batch.rows), *children], result, reason)
         else:
             self._take_in(batch, output, applied)
             result.timing.sample_ns = output.sample_ns
@@ -286,7 +285,7 @@ class StepEngine:
         except Exception as error:
             reason = error.reason if isinstance(error, InvalidRequestError) else ""
             if not reason:
-                self._note_failure(applied.result.step, error)
+                self.last_failure = note_failure(applied.result.step, error)
             applied.leave_out(row)
             orphans = [child for parent, child in applied.forks if parent is sequence]
             applied.forks = [pair for pair in applied.forks if sequence not in pair]
@@ -304,6 +303,7 @@ class StepEngine:
             self.publisher.catch_up()
             return StepOutput()
         batch.meanwhile = self.publisher.catch_up
+        batch.has_moves = moves is not None
         memory.pool.launch(batch.step)
         self.on_launch()
         try:
@@ -313,7 +313,7 @@ class StepEngine:
             num_tokens, num_samples = len(output.token_ids), len(batch.samples)
             assert num_tokens == num_samples, f"{num_tokens} tokens for {num_samples} samples"
         except Exception as error:
-            self._note_failure(batch.step, error)
+            self.last_failure = note_failure(batch.step, error)
             self.publisher.catch_up()
             memory.pool.complete(batch.step)
             fail_transfers(memory)
@@ -329,13 +329,6 @@ class StepEngine:
         timing.num_blocks_moved = len(moves.out_slots) + len(moves.in_targets)
         if timing.num_blocks_moved:
             timing.copy_ns = self._clock.now_ns() - start_ns
-
-    def _note_failure(self, step: int, error: Exception) -> None:
-        self.last_failure = StepFailedError(
-            "STEP_FAILED", f"the model runner failed in step {step}: {error}", step=step
-        )
-        self.last_failure.__cause__ = error
-        _log.error("step_failed", step=step, exc_info=error)
 
     def _take_in(self, batch: StepBatch, output: StepOutput, applied: AppliedStep) -> None:
         """Append sampled tokens, and end the sequences that are done."""

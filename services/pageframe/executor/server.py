@@ -243,8 +243,10 @@ def _load_runner(launch: Launch) -> ModelRunner:
         kv_dtype=_LONG_DTYPES.get(settings.kv_dtype.value, settings.kv_dtype.value),
         name=settings.model,
         max_num_sequences=settings.max_num_sequences,
+        max_step_tokens=max(settings.token_budget, settings.max_num_sequences),
         cpu_kernels=settings.cpu_kernels.value,
         is_deterministic=settings.deterministic,
+        has_graphs=settings.cuda_graphs,
         sim_cost=SimCost(step_ns=settings.sim_step_seconds * NANOSECONDS_PER_SECOND),
         progress=announce_progress,
     )

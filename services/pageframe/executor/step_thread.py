@@ -47,6 +47,10 @@ class Desk(Protocol):
         """Let go of what has expired; whether anything changed."""
         ...
 
+    def use_rest(self) -> bool:
+        """Do a little that can wait; whether there is more."""
+        ...
+
     def replace_quotas(self, quotas: Sequence[TenantQuota]) -> None:
         """Bound all tenants anew."""
         ...
@@ -247,6 +251,7 @@ class StepThread:
         except queue.Empty:
             self._hand_over()
             self._check_at_rest()
+            self._use_rest()
         try:
             return self._inbox.get(timeout=self._seconds_until_due())
         except queue.Empty:
@@ -280,6 +285,12 @@ class StepThread:
             self._is_unchecked = False
             for violation in self._engine.check_integrity():
                 _log.error("integrity_violation", violation=str(violation))
+
+    def _use_rest(self) -> None:
+        """Do what can wait, until something comes."""
+        while self._is_built and self._inbox.empty() and self._engine.is_idle:
+            if not self._engine.desk.use_rest():
+                return
 
     def _step(self, session: Session, plan: StepPlan) -> None:
         if not session.is_open:

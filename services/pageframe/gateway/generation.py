@@ -40,7 +40,7 @@ from pageframe.gateway.request import GenerateInput
 from pageframe.gateway.running import RunningRequest
 from pageframe.gateway.tokenizer import TextCodec
 from pageframe.gateway.tracing import GenerateTrace
-from pageframe.gateway.turns import WriteTurns
+from pageframe.gateway.turns import Turns, WriteTurns
 from pageframe.gateway.unread import UNREAD_S, ReadWatch
 from pageframe.gateway.validation import (
     check_input,
@@ -133,12 +133,15 @@ class GenerationService:
         return find_model(model, self.served)
 
     async def generate(
-        self, request: GenerateInput, parent: TraceContext | None = None
+        self,
+        request: GenerateInput,
+        parent: TraceContext | None = None,
+        turns: Turns | None = None,
     ) -> AsyncGenerator[Output, None]:
         """Run one request; yields a header, rates if any, deltas, and an end for each sample.
 
         Close the iterator (``contextlib.aclosing``) to take the request back. Tokens that arrive
-        while the consumer is busy are merged into the next delta.
+        before its next turn, of ``turns`` or of all who write by themselves, are merged.
 
         Raises:
             PageframeError: refused, failed, cancelled or too late.
@@ -148,7 +151,7 @@ class GenerationService:
         error: BaseException | None = None
         try:
             with self._registered(running):
-                async with contextlib.aclosing(self._run(running)) as outputs:
+                async with contextlib.aclosing(self._run(running, turns or self._turns)) as outputs:
                     async for output in outputs:
                         yield output
         except BaseException as caught:
@@ -272,7 +275,7 @@ class GenerationService:
         if not self._living:
             self._idle.set()
 
-    async def _run(self, running: RunningRequest) -> AsyncGenerator[Output, None]:
+    async def _run(self, running: RunningRequest, turns: Turns) -> AsyncGenerator[Output, None]:
         request = running.request
         facts = self.facts_of(request.model)
         check_input(request, facts, self._clock.now_ns())
@@ -302,7 +305,8 @@ class GenerationService:
                 self._link.cancel(handle, sample_index)
             while not running.assembler.is_done:
                 await running.mailbox.wait()
-                async with self._turns.turn():
+                watch.offer()
+                async with turns.turn():
                     now_ns = self._clock.now_ns()
                     pending = running.take(now_ns)
                     if times is not None:
@@ -317,7 +321,7 @@ class GenerationService:
                     for output in outputs:
                         watch.offer()
                         yield output
-                        watch.taken()
+                    watch.taken()
         finally:
             watch.close()
             self._link.cancel(handle)

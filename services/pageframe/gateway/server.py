@@ -39,6 +39,13 @@ from pageframe.v1 import gateway_service_pb2
 
 SERVICE_NAMES = ("pageframe.v1.GatewayService",)
 
+# By whether the caller streams, and whether the gateway does.
+_HANDLER_MAKERS: dict[tuple[bool, bool], Callable[..., "grpc.RpcMethodHandler[Any, Any]"]] = {
+    (False, False): grpc.unary_unary_rpc_method_handler,
+    (False, True): grpc.unary_stream_rpc_method_handler,
+    (True, True): grpc.stream_stream_rpc_method_handler,
+}
+
 
 async def serve_gateway(launch: Launch) -> None:
     """Serve until told to stop.
@@ -78,6 +85,7 @@ async def serve_gateway(launch: Launch) -> None:
 
     async def drain() -> None:
         await service.drain()
+        servicer.end_streams()
         pool.close()
         if http is not None:
             await http.stop()
@@ -175,11 +183,7 @@ def register(servicer: GatewayServicer, server: grpc.aio.Server) -> None:
     service = gateway_service_pb2.DESCRIPTOR.services_by_name["GatewayService"]
     handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
     for method in service.methods:
-        make_handler = (
-            grpc.unary_stream_rpc_method_handler
-            if method.server_streaming
-            else grpc.unary_unary_rpc_method_handler
-        )
+        make_handler = _HANDLER_MAKERS[method.client_streaming, method.server_streaming]
         handlers[method.name] = make_handler(
             getattr(servicer, method.name),
             request_deserializer=_tolerant(GetMessageClass(method.input_type)),

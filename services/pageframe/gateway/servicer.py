@@ -1,21 +1,29 @@
 """The gateway's gRPC face."""
 
 import contextlib
+from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any, TypeVar, cast
 
 import grpc
 
 from pageframe.core.clock import Clock
-from pageframe.core.errors import InvalidRequestError
+from pageframe.core.errors import InvalidRequestError, UnavailableError
 from pageframe.core.units import NANOSECONDS_PER_SECOND
 from pageframe.gateway.convert import (
+    PartFields,
     chat_from_proto,
     check_size,
     input_from_proto,
     model_to_proto,
     output_to_proto,
+    part_of,
+    parts_to_proto,
+    seconds_of,
 )
 from pageframe.gateway.generation import GenerationService
+from pageframe.gateway.many import ManyStream, Start, TakeBack
+from pageframe.gateway.request import GenerateInput
 from pageframe.gateway.validation import check_stops
 from pageframe.rpc.auth import Authenticator
 from pageframe.rpc.handlers import aborting
@@ -52,6 +60,7 @@ class GatewayServicer(gateway_service_pb2_grpc.GatewayServiceServicer):
         self._service = service
         self._authenticator = authenticator
         self._clock = clock
+        self._streams: set[ManyStream[PartFields]] = set()
 
     # Writes by itself, so that it is ended at once when the caller goes away: gRPC would leave an
     # asynchronous generator, which the generated base class expects, to the garbage collector.
@@ -60,20 +69,44 @@ class GatewayServicer(gateway_service_pb2_grpc.GatewayServiceServicer):
     ) -> None:
         """Stream one generation; a caller that goes away cancels it."""
         async with aborting(context):
-            message = _well_formed(request)
-            check_stops(message.stop)
-            check_size(message)
+            # None without a deadline, whatever the type says.
+            remaining_s = cast("float | None", context.time_remaining())
             generation = self._service.generate(
-                input_from_proto(
-                    message, tenant=self._tenant(context), deadline_ns=self._deadline_ns(context)
-                ),
-                _trace_context(context),
+                self._input(_well_formed(request), remaining_s, context), _trace_context(context)
             )
             async with contextlib.aclosing(generation) as outputs:
                 async for output in outputs:
                     said = output_to_proto(output)
                     if said is not None:
                         await context.write(said)
+
+    async def GenerateMany(  # type: ignore[override]  # noqa: N802 - the name is the contract's
+        self,
+        request_iterator: AsyncIterator[pb.GenerateManyRequest | Malformed],
+        context: _Context,
+    ) -> None:
+        """Carry many generations; a caller that goes away cancels all that live on its stream."""
+        async with aborting(context):
+            self._tenant(context)
+            if self._service.is_draining:
+                raise _draining()
+
+            async def write(parts: list[PartFields]) -> None:
+                for message in parts_to_proto(parts):
+                    await context.write(message)
+
+            stream = ManyStream(self._service, part_of)
+            self._streams.add(stream)
+            try:
+                await context.write(pb.GenerateManyResponse())
+                await stream.run(request_iterator, partial(self._order, context), write)
+            finally:
+                self._streams.discard(stream)
+
+    def end_streams(self) -> None:
+        """End the streams of many generations, once the service has drained: none is needed."""
+        for stream in self._streams:
+            stream.end(_draining())
 
     async def Cancel(  # noqa: N802 - the name is the contract's
         self, request: pb.CancelRequest | Malformed, context: _Context
@@ -127,15 +160,54 @@ class GatewayServicer(gateway_service_pb2_grpc.GatewayServiceServicer):
             return pb.DetokenizeResponse(text=text)
         raise AssertionError("aborting raises")
 
+    def _order(
+        self, context: _Context, request: pb.GenerateManyRequest | Malformed
+    ) -> Start | TakeBack:
+        """What one message of a stream of many generations asks for.
+
+        Raises:
+            InvalidRequestError: MALFORMED_MESSAGE, UNEXPECTED_MESSAGE or HANDLE_MISSING.
+        """
+        message = _well_formed(request)
+        kind = message.WhichOneof("message")
+        if kind == "cancel":
+            return TakeBack(message.cancel.handle)
+        if kind != "start":
+            raise InvalidRequestError(
+                "UNEXPECTED_MESSAGE", "the message is neither a start nor a cancel"
+            )
+        start = message.start
+        if not start.handle:
+            raise InvalidRequestError("HANDLE_MISSING", "a start needs a handle that is not 0")
+        remaining_s = seconds_of(start.timeout) if start.HasField("timeout") else None
+        return Start(
+            start.handle,
+            partial(self._input, start.request, remaining_s, context),
+            parse_traceparent(start.traceparent),
+        )
+
+    def _input(
+        self, message: pb.GenerateRequest, remaining_s: float | None, context: _Context
+    ) -> GenerateInput:
+        """What one generation asks for, of whatever door.
+
+        Raises:
+            PageframeError: refused.
+        """
+        check_stops(message.stop)
+        check_size(message)
+        return input_from_proto(
+            message, tenant=self._tenant(context), deadline_ns=self._deadline_ns(remaining_s)
+        )
+
     def _tenant(self, context: _Context) -> str:
         return self._authenticator.tenant(_metadata(context, "authorization"))
 
-    def _deadline_ns(self, context: _Context) -> int:
-        # None without a deadline, whatever the type says.
-        remaining_s = cast("float | None", context.time_remaining())
+    def _deadline_ns(self, remaining_s: float | None) -> int:
+        """When a caller's time is over; 0 for never."""
         if remaining_s is None or remaining_s > _DEADLINE_MAX_S:
             return 0
-        return self._clock.now_ns() + int(remaining_s * NANOSECONDS_PER_SECOND)
+        return max(1, self._clock.now_ns() + int(remaining_s * NANOSECONDS_PER_SECOND))
 
 
 def _trace_context(context: _Context) -> TraceContext | None:
@@ -148,6 +220,10 @@ def _metadata(context: _Context, name: str) -> str | None:
         if key == name:
             return value if isinstance(value, str) else value.decode("utf-8", "replace")
     return None
+
+
+def _draining() -> UnavailableError:
+    return UnavailableError("DRAINING", "this gateway is shutting down; try another one")
 
 
 def _well_formed(message: _Message | Malformed) -> _Message:

@@ -9,7 +9,8 @@ from pageframe.core.plan import StepPlan
 from pageframe.core.replica import ReplicaFacts
 from pageframe.core.sampling import SamplingParams
 from pageframe.core.step import RefusedBecause, StepResult
-from pageframe.executor.batch import Int32Array, Int64Array, ModelFacts, StepBatch, StepOutput
+from pageframe.executor.batch import Int32Array, ModelFacts, StepBatch, StepOutput
+from pageframe.executor.block_moves import Int64Array
 from pageframe.executor.engine import StepEngine
 from pageframe.executor.memory.kv_memory import KvMemory
 from pageframe.lab.tensorless import TensorlessRunner

@@ -16,7 +16,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pageframe.core.errors import InvalidRequestError
-from pageframe.executor.batch import BlockMoves, StepBatch
+from pageframe.executor.batch import StepBatch
+from pageframe.executor.block_moves import BlockMoves
 
 _GRAPHS_OVER_FLOOR = 1.25
 _COPY_BYTES_PER_NS = 4300.0

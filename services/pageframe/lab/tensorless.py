@@ -3,13 +3,8 @@
 from abc import abstractmethod
 
 from pageframe.core.sampling import SamplingParams
-from pageframe.executor.batch import (
-    BlockMoves,
-    Int32Array,
-    ModelRunner,
-    StepBatch,
-    StepOutput,
-)
+from pageframe.executor.batch import Int32Array, ModelRunner, StepBatch, StepOutput
+from pageframe.executor.block_moves import BlockMoves
 
 
 class TensorlessRunner(ModelRunner):

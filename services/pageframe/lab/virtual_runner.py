@@ -9,7 +9,8 @@ from collections.abc import Callable
 import numpy as np
 
 from pageframe.core.clock import ManualClock
-from pageframe.executor.batch import BlockMoves, Int32Array, ModelFacts, StepBatch, StepOutput
+from pageframe.executor.batch import Int32Array, ModelFacts, StepBatch, StepOutput
+from pageframe.executor.block_moves import BlockMoves
 from pageframe.lab.simulate_cost import DeviceCost
 from pageframe.lab.tensorless import TensorlessRunner
 

@@ -7,6 +7,7 @@ from pageframe.core.errors import (
     InvalidRequestError,
     NotFoundError,
     PageframeError,
+    ResourceExhaustedError,
     UnimplementedError,
 )
 from pageframe.core.request import Completion
@@ -195,4 +196,8 @@ def failure_of(sequence: Sequence, reason: str) -> PageframeError:
         return UnimplementedError(reason, "the replica cannot hold outputs to a grammar")
     if reason in _GRAMMAR_FAILURES:
         return InvalidRequestError(reason, _GRAMMAR_FAILURES[reason])
+    if reason == "DEVICE_OUT_OF_MEMORY":
+        return ResourceExhaustedError(
+            reason, "the memory of the replica's device ran out in a step of this sequence"
+        )
     return InternalError(reason, "the executor gave up this sequence")

@@ -16,6 +16,7 @@ from pageframe.client.convert import (
     model_from_proto,
     request_to_proto,
 )
+from pageframe.client.many import ManyGenerations
 from pageframe.client.sync import remaining_s
 from pageframe.client.types import (
     Event,
@@ -37,6 +38,10 @@ _Response = TypeVar("_Response")
 
 class AsyncPageframeClient:
     """Talks to a gateway; an asynchronous context manager, for one event loop.
+
+    Generations that run at the same time share a stream, so that many of them cost the processor
+    little more than one; a server that has no such method is asked for each by itself. Whoever
+    takes events slowly holds up no other: they wait here, at most as many as its ``max_tokens``.
 
     Args:
         server: ``HOST:PORT`` or ``unix:/path``.
@@ -62,6 +67,7 @@ class AsyncPageframeClient:
         self._metadata = () if api_key is None else (("authorization", f"Bearer {api_key}"),)
         self._channel = channel or open_aio_gateway_channel(server, tls)
         self._stub = gateway_service_pb2_grpc.GatewayServiceStub(self._channel)
+        self._many = ManyGenerations(self._stub, self._metadata)
 
     async def generate(
         self, request: GenerationRequest, *, timeout_s: float | None = None
@@ -78,8 +84,10 @@ class AsyncPageframeClient:
         attempts = Attempts(request, retry_for_s=self._retry_for_s, now_s=now_s)
         deadline_s = None if timeout_s is None else now_s() + timeout_s
         while True:
+            is_many = self._many.is_offered
+            ask = self._many.generate if is_many else self._generate_alone
             try:
-                stream = self._stream(attempts.request(), deadline_s)
+                stream = ask(attempts.request(), deadline_s)
                 async with contextlib.aclosing(stream) as events:
                     async for event in events:
                         if (news := attempts.accept(event)) is not None:
@@ -90,6 +98,8 @@ class AsyncPageframeClient:
             except PageframeError as error:
                 if attempts.is_done:
                     return
+                if is_many and not self._many.is_offered:
+                    continue
                 await asyncio.sleep(attempts.delay_after(error))
 
     async def complete(
@@ -136,6 +146,7 @@ class AsyncPageframeClient:
 
     async def close(self) -> None:
         """Close the channel; running generations end."""
+        await self._many.close()
         await self._channel.close()
 
     async def __aenter__(self) -> Self:
@@ -151,10 +162,10 @@ class AsyncPageframeClient:
         """Close the channel."""
         await self.close()
 
-    async def _stream(
+    async def _generate_alone(
         self, request: GenerationRequest, deadline_s: float | None
     ) -> AsyncGenerator[Event, None]:
-        """One attempt."""
+        """One attempt on a stream of its own, as ``ManyGenerations.generate``."""
         call = self._stub.Generate(
             request_to_proto(request),
             timeout=remaining_s(deadline_s, asyncio.get_running_loop().time()),

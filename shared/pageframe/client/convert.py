@@ -72,8 +72,8 @@ def chat_to_proto(messages: Sequence[Message]) -> pb.Chat:
     )
 
 
-def event_from_proto(message: pb.GenerateResponse) -> Event:
-    """Decode one message of a generation.
+def event_from_proto(message: pb.GenerateResponse | pb.GeneratePart) -> Event:
+    """Decode one message of a generation, or one part that is no failure.
 
     Raises:
         InternalError: UNKNOWN_MESSAGE, from a server of a later version.

@@ -36,6 +36,7 @@ class ModelSettings(SettingsGroup):
     cpu_kernels: CpuKernelsName = Field(
         CpuKernelsName.AUTO, description="Kernels of the native runner on a CPU."
     )
+    cuda_graphs: bool = Field(True, description="Record decode steps on a GPU as CUDA graphs.")
     deterministic: bool = Field(
         False, description="Refuse to start where a token could depend on its batch."
     )

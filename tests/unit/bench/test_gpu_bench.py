@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from bench.gpu.__main__ import measure
 from bench.gpu.goals import GOALS, Goal
-from bench.gpu.lab import LLAMA_3_8B, Lab, Measurement
+from bench.gpu.lab import LLAMA_3_8B, TINY, Lab, Measurement
 
 _REPOSITORY = Path(__file__).resolve().parents[3]
 
@@ -29,7 +30,7 @@ def _run(*words):
 
 def test_a_dry_run_measures_every_part_it_is_asked_for(tmp_path):
     path = tmp_path / "gpu.json"
-    parts = ("copy", "decode-quantised", "block-copies", "swaps", "norm")
+    parts = ("copy", "decode-quantised", "block-copies", "swaps", "swaps-beside-steps", "norm")
     words = [word for part in parts for word in ("--only", part)]
     done = _run("--dry-run", "--json", str(path), *words)
     assert done.returncode == 0, done.stderr + done.stdout
@@ -88,3 +89,29 @@ def test_only_peers_that_ran_count():
     assert goal.judge(lab)[1] == "FAIL"
     lab.found[name].peers = {"FlashAttention 3": "not run", "SDPA, dense": 1e-4}
     assert goal.judge(lab)[1] == f"not measured: no peer ran beside {name}"
+
+
+@pytest.mark.parametrize(("both", "verdict"), [(5.2, "stretch"), (5.7, "pass"), (9.0, "FAIL")])
+def test_a_swap_is_judged_by_the_longer_of_what_runs_at_once(both, verdict):
+    (goal,) = (goal for goal in GOALS if goal.name.startswith("swaps beside steps"))
+    name = "swaps beside steps"
+    lab = _lab(**{name: both})
+    lab.found[name].peers = {"steps alone": 5.0, "swaps alone": 4.0}
+    assert goal.judge(lab) == (pytest.approx(both / 5), verdict)
+    lab.found[name].peers["steps alone"] = "not run: OutOfMemoryError"
+    assert goal.judge(lab) == (None, f"not measured: no peer ran beside {name}")
+
+
+def test_what_was_found_is_saved_after_each_part():
+    lab, saved = Lab(torch.device("cpu"), TINY), []
+
+    def found(name):
+        lab.found[name] = Measurement(name, 1.0, 1.0)
+
+    def broken(_):
+        raise RuntimeError("no memory")
+
+    parts = {"a": lambda _: found("a"), "b": broken, "c": lambda _: found("c")}
+    measure(lab, parts, 60.0, lambda: saved.append((list(lab.found), dict(lab.skipped))))
+    told = {"b": "RuntimeError: no memory"}
+    assert saved == [(["a"], {}), (["a"], told), (["a", "c"], told)]

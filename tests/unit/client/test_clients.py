@@ -16,7 +16,14 @@ from pageframe.client import (
 from pageframe.client.channel import channel_options
 from pageframe.client.convert import request_to_proto
 from pageframe.core.errors import InvalidRequestError, PageframeError, UnavailableError
-from unit.client.played_gateway import delta, end, header, playing
+from unit.client.played_gateway import (
+    PlayedGateway,
+    PlayedManyGateway,
+    delta,
+    end,
+    header,
+    playing,
+)
 
 GONE = UnavailableError("DRAINING", "gone")
 
@@ -34,12 +41,22 @@ def _run_async(address, request, **options):
     return asyncio.run(scenario())
 
 
-both = pytest.mark.parametrize("run", [_run_sync, _run_async])
+def _playing(run, *scripts):
+    kind = PlayedManyGateway if run is _run_many else PlayedGateway
+    return playing(*scripts, kind=kind)
 
 
-@both
+def _run_many(address, request, **options):
+    """As ``_run_async``, against a gateway that has many generations on a stream."""
+    return _run_async(address, request, **options)
+
+
+every_way = pytest.mark.parametrize("run", [_run_sync, _run_async, _run_many])
+
+
+@every_way
 def test_events_come_as_they_are_sent(run):
-    with playing([header(), delta("a", 1), delta("b", 2), end(2)]) as (gateway, address):
+    with _playing(run, [header(), delta("a", 1), delta("b", 2), end(2)]) as (gateway, address):
         events = run(address, GenerationRequest(prompt="x", seed=1, max_tokens=2), api_key="k")
     assert [type(event) for event in events] == [Started, Delta, Delta, Finished]
     assert gateway.requests[0].text == "x"
@@ -47,63 +64,63 @@ def test_events_come_as_they_are_sent(run):
     assert gateway.metadata[0]["authorization"] == "Bearer k"
 
 
-@both
+@every_way
 def test_session_and_prefix_handle_are_sent_on_every_attempt(run):
     scripts = [[header(), delta("a", 1), GONE], [header(), delta("b", 2), end(2)]]
     request = GenerationRequest(prompt="x", session_id="chat-7", prefix_handle="rules")
-    with playing(*scripts) as (gateway, address):
+    with _playing(run, *scripts) as (gateway, address):
         run(address, request)
     sent = [(entry.session_id, entry.prefix_handle) for entry in gateway.requests]
     assert sent == [("chat-7", "rules")] * 2
 
 
-@both
+@every_way
 def test_a_broken_stream_is_resumed_unnoticed(run):
     scripts = [
         [header(seed=8), delta("a", 1), GONE],
         [GONE],
         [header(seed=8), delta("b", 2), end(2)],
     ]
-    with playing(*scripts) as (gateway, address):
+    with _playing(run, *scripts) as (gateway, address):
         events = run(address, GenerationRequest(prompt="x"))
     assert [type(event) for event in events] == [Started, Delta, Delta, Finished]
     assert [list(out.token_ids) for out in gateway.requests[2].resume_outputs] == [[1]]
     assert gateway.requests[2].sampling.seed == 8
 
 
-@both
+@every_way
 def test_typed_errors_reach_the_caller(run):
     error = InvalidRequestError("EMPTY_PROMPT", "the prompt has no tokens", num_prompt_tokens=0)
-    with playing([error]) as (gateway, address), pytest.raises(InvalidRequestError) as caught:
+    with _playing(run, [error]) as (gateway, address), pytest.raises(InvalidRequestError) as caught:
         run(address, GenerationRequest(prompt=""))
     assert caught.value.reason == "EMPTY_PROMPT"
     assert dict(caught.value.limits) == {"num_prompt_tokens": "0"}
     assert len(gateway.requests) == 1
 
 
-@both
+@every_way
 def test_nobody_there_is_unavailable(run):
     with pytest.raises(UnavailableError):
         run("127.0.0.1:9", GenerationRequest(prompt="x"), retry_for_s=0.2)
 
 
-@both
+@every_way
 def test_a_stream_that_just_stops_is_no_end(run):
     with (
-        playing([header(), delta("a", 1)]) as (_, address),
+        _playing(run, [header(), delta("a", 1), None]) as (_, address),
         pytest.raises(PageframeError) as caught,
     ):
         run(address, GenerationRequest(prompt="x", best_of=2))
     assert caught.value.reason == "STREAM_ENDED"
 
 
-@both
+@every_way
 def test_several_samples_are_resumed_unnoticed(run):
     scripts = [
         [header(seed=8), delta("b", 2, sample_index=1), delta("a", 1), end(1, 0), GONE],
         [header(seed=8), end(1, 0), delta("c", 3, sample_index=1), end(2, 1)],
     ]
-    with playing(*scripts) as (gateway, address):
+    with _playing(run, *scripts) as (gateway, address):
         events = run(address, GenerationRequest(prompt="x", num_samples=2))
     assert [type(event) for event in events] == [Started, Delta, Delta, Finished, Delta, Finished]
     assert [list(out.token_ids) for out in gateway.requests[1].resume_outputs] == [[1], [2]]

@@ -76,7 +76,11 @@ def test_every_setting_can_be_a_flag_a_variable_and_a_key(tmp_path: Path) -> Non
     assert by_flag == by_variable == by_file
     defaults = load_settings({}, {}, working_dir=tmp_path / "empty")
     for field in OPTION_FIELDS.values():
-        if field not in ("lookahead", "prefix_cache"):  # on by default, and "1" is on
+        if field not in (
+            "lookahead",
+            "prefix_cache",
+            "cuda_graphs",
+        ):  # on by default, and "1" is on
             assert getattr(by_flag, field) != getattr(defaults, field), field
 
 

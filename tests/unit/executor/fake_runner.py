@@ -12,7 +12,8 @@ import numpy as np
 
 from pageframe.core.sampling import SamplingParams
 from pageframe.core.step import Candidates, FinishReason
-from pageframe.executor.batch import BlockMoves, ModelFacts, StepBatch, StepOutput
+from pageframe.executor.batch import ModelFacts, StepBatch, StepOutput
+from pageframe.executor.block_moves import BlockMoves
 
 VOCAB_SIZE = 97
 EOS_TOKEN_ID = 3
@@ -87,12 +88,18 @@ class FakeRunner:
     ) -> None:
         self.block_size = block_size
         self.num_blocks, self.num_host_slots = num_blocks, num_host_slots
+        self.num_blocks_taken = 0
         self.arena = np.full(max(num_blocks, num_blocks_max) * block_size, -1, dtype=np.int32)
         self.host = np.full((num_host_slots, block_size), -2, dtype=np.int32)
 
     def resize_pool(self, num_blocks: int) -> None:
         self.num_blocks = num_blocks
         self.arena[num_blocks * self.block_size :] = -1
+
+    def take_memory(self, num_blocks: int) -> bool:
+        num_blocks = min(num_blocks, self.num_blocks)
+        self.num_blocks_taken = min(self.num_blocks_taken + 1, num_blocks)
+        return self.num_blocks_taken < num_blocks
 
     def move_blocks(self, moves: BlockMoves) -> None:
         moves.check(self.num_blocks, self.num_host_slots)

@@ -18,9 +18,14 @@ class PlayedDesk:
         next_due_ns: When ``pass_time`` is due.
         num_passes: How often it was called.
         quotas: Those of the last hello.
+        num_rests: How often it still has a use for a rest.
+        on_rest: Called at each.
     """
 
     def __init__(self) -> None:
+        self.num_rests = 0
+        self.on_rest: Callable[[], None] = lambda: None
+        self._rested = threading.Event()
         self.next_due_ns = 0
         self.num_passes = 0
         self.num_quota_changes = 0
@@ -30,6 +35,18 @@ class PlayedDesk:
         self.num_passes += 1
         self.next_due_ns = 0
         return True
+
+    def use_rest(self) -> bool:
+        self.num_rests = max(0, self.num_rests - 1)
+        self.on_rest()
+        if not self.num_rests:
+            self._rested.set()
+        return bool(self.num_rests)
+
+    async def wait_rested(self) -> None:
+        """Wait until it has had all the rest it has a use for, since the last call of this."""
+        assert await asyncio.to_thread(self._rested.wait, PATIENCE_S)
+        self._rested.clear()
 
     def replace_quotas(self, quotas: Sequence[TenantQuota]) -> None:
         self.quotas = list(quotas)

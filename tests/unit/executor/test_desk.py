@@ -12,6 +12,7 @@ from pageframe.core.errors import (
 )
 from pageframe.core.replica import PoolAccount, TenantQuota
 from pageframe.core.trace import KvCause
+from pageframe.executor import desk as desk_module
 from pageframe.executor.memory.block_keys import BlockKey, chain_keys
 from pageframe.executor.memory.retaining import SessionTimes
 from pageframe.wire.memory_facts import BLOCK_STATE_NAMES, RetentionKind
@@ -264,3 +265,24 @@ class TestTime:
         small.clock.advance_ns(100)
         small.desk.pass_time()
         assert {(it.operation.name, it.step) for it in small.sink.records} == {("UNPIN", 0)}
+
+
+class TestRest:
+    def rest(self, small: SmallEngine) -> int:
+        """How many blocks have memory after a rest that was long enough."""
+        while small.desk.use_rest():
+            pass
+        return small.runner.num_blocks_taken
+
+    def test_memory_is_taken_for_some_blocks_above_those_in_use(self, monkeypatch):
+        small = SmallEngine()
+        monkeypatch.setattr(desk_module, "_BYTES_AHEAD", 2 * small.runner.block_bytes)
+        assert self.rest(small) == 0
+        small.cache(TEN, [*TEN, *TEN])
+        assert small.engine.account() == PoolAccount(total=8, free=3, cached=5)
+        assert self.rest(small) == 5 + 2
+
+    def test_no_memory_is_taken_above_the_pool(self):
+        small = SmallEngine()
+        small.cache(TEN)
+        assert self.rest(small) == 8

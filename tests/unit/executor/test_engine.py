@@ -12,9 +12,10 @@ from pageframe.core.step import (
     TokenLogprobs,
 )
 from pageframe.executor.batch import StepOutput
-from pageframe.executor.engine import StepEngine, StepFailedError
+from pageframe.executor.engine import StepEngine
 from pageframe.executor.memory.integrity import ViolationKind
 from pageframe.executor.reporting import NO_TOKEN
+from pageframe.executor.step_failure import StepFailedError
 from unit.executor.fake_runner import EOS_TOKEN_ID, FakeRunner, reference_output
 from unit.memory.kv_records import RecordingSink, ReplayedPool
 from unit.memory.memories import announcement, entries, victims

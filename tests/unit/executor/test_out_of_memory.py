@@ -9,8 +9,9 @@ from pageframe.core.clock import ManualClock
 from pageframe.core.plan import Announcement, StepPlan
 from pageframe.core.sampling import SamplingParams
 from pageframe.core.step import FinishReason, StepResult
-from pageframe.executor.engine import StepEngine, StepFailedError
+from pageframe.executor.engine import StepEngine
 from pageframe.executor.model.loader import load_runner
+from pageframe.executor.step_failure import StepFailedError
 from unit.memory.kv_records import RecordingSink
 from unit.memory.memories import entries
 

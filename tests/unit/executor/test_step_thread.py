@@ -342,3 +342,49 @@ def test_a_quota_that_is_set_is_reported_though_no_block_has_moved():
         assert house.delivered == [(0, 0)]
 
     run(scenario)
+
+
+def test_a_rest_is_used_until_there_is_no_more_to_do():
+    async def scenario(house):
+        desk = house.engine.desk
+        await desk.wait_rested()
+        await house.run_held_step()
+        desk.num_rests = 3
+        house.engine.release()
+        await desk.wait_rested()
+        assert desk.num_rests == 0
+
+    run(scenario)
+
+
+def test_a_command_does_not_wait_for_the_use_of_a_rest():
+    async def scenario(house):
+        desk = house.engine.desk
+
+        def post_once():
+            house.engine.calls.append("rest")
+            if desk.num_rests == 4:
+                house.post_plans(1)
+
+        await desk.wait_rested()
+        desk.on_rest = post_once
+        desk.num_rests = 5
+        house.steps.post_cancel(house.session, [])
+        await desk.wait_rested()
+        assert house.engine.calls == ["rest", ("step", 1), "rest", "rest", "rest", "rest"]
+
+    run(scenario)
+
+
+def test_a_pause_while_a_sequence_lives_is_no_rest():
+    async def scenario(house):
+        desk = house.engine.desk
+        await desk.wait_rested()
+        house.engine.is_idle = False
+        desk.num_rests = 3
+        house.post_plans(1)
+        for _ in range(20):
+            await house.settle()
+        assert desk.num_rests == 3
+
+    run(scenario)

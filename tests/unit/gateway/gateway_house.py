@@ -86,10 +86,12 @@ class PlayedScheduler(scheduler_service_pb2_grpc.SchedulerServiceServicer):
 class House:
     """A gateway between a played scheduler and a client's stub."""
 
-    def __init__(self, scheduler, link, service, stub, channel):
+    def __init__(self, scheduler, link, servicer, stub, channel):
         self.scheduler = scheduler
         self.link = link
-        self.service = service
+        self.servicer = servicer
+        self.service = servicer._service
+        self.authenticator = servicer._authenticator
         self.stub = stub
         self.channel = channel
 
@@ -114,14 +116,15 @@ async def gateway_house(folder, *, keys=None, lost_after_s=30.0, **facts):
     clock, authenticator = SystemClock(), Authenticator(keys or {})
     service = GenerationService(link, CodecStore(), authenticator, clock, NullTraceSink())
     outer = grpc.aio.server(options=[("grpc.max_receive_message_length", 16 << 20)])
-    register(GatewayServicer(service, authenticator, clock), outer)
+    servicer = GatewayServicer(service, authenticator, clock)
+    register(servicer, outer)
     outer_port = outer.add_insecure_port("127.0.0.1:0")
     await outer.start()
     await asyncio.wait_for(link.wait_ready(), TIMEOUT_S)
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{outer_port}") as channel:
             stub = gateway_service_pb2_grpc.GatewayServiceStub(channel)
-            yield House(scheduler, link, service, stub, channel)
+            yield House(scheduler, link, servicer, stub, channel)
     finally:
         linked.cancel()
         with contextlib.suppress(asyncio.CancelledError):

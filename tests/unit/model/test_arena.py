@@ -254,3 +254,30 @@ def test_available_memory_obeys_version_one_groups(tmp_path):
 
 def test_available_memory_of_this_machine_is_plausible():
     assert 2**20 < available_memory_bytes() < 2**50
+
+
+def test_memory_is_taken_little_by_little_up_to_a_block():
+    arena = KvArena(_layout(**_LARGE), 40, _CPU)
+    slices = 1
+    while arena.take_memory(24):
+        slices += 1
+    if arena.resident_bytes == 0:
+        pytest.skip("this system takes memory only for what is written")
+    assert slices == 6  # of 2 MiB
+    assert arena.resident_bytes == 12 * _MIB
+    assert not arena.take_memory(20)
+    assert arena.resident_bytes == 12 * _MIB
+
+
+def test_a_pool_that_shrank_takes_no_memory_above_and_takes_it_again_below():
+    arena = KvArena(_layout(**_LARGE), 40, _CPU)
+    while arena.take_memory(40):
+        pass
+    arena.resize(8)
+    before = arena.resident_bytes
+    assert not arena.take_memory(40)
+    assert arena.resident_bytes == before
+    arena.resize(16)
+    while arena.take_memory(40):
+        pass
+    assert arena.resident_bytes == (8 * _MIB if before else 0)

@@ -164,7 +164,7 @@ def test_logits_equal_those_of_pytorch(folder, name):
 @pytest.mark.parametrize(("cpu_kernels", "num_calls"), [("auto", 2), ("torch", 0)])
 def test_tokens_are_drawn_where_logits_are_computed(folder, monkeypatch, cpu_kernels, num_calls):
     called = []
-    for name in ("draw", "total_weights"):
+    for name in ("choose", "total_weights"):
         method = getattr(CpuDraw, name)
 
         def counting(*arguments, method=method, **parameters):

@@ -115,3 +115,47 @@ def test_more_addresses_than_there_are_are_refused(monkeypatch):
     with pytest.raises(ResourceExhaustedError) as caught:
         HostArena(2**40, 2**20, _CPU)
     assert caught.value.reason == "HOST_TIER_TOO_LARGE"
+
+
+class _Played:
+    """Copies of a device, as calls."""
+
+    def __init__(self):
+        self.calls = []
+
+    def __getattr__(self, name):
+        return lambda *arguments: self.calls.append((name, *(list(it) for it in arguments[1:])))
+
+
+def test_beside_a_device_what_is_loaded_is_settled_at_once_or_when_asked(monkeypatch):
+    played = _Played()
+    monkeypatch.setattr(HostArena, "_device_copies", lambda _: played)
+    host = HostArena(2, 64, _CPU)
+    blocks = torch.zeros(4, 64, dtype=torch.uint8)
+    host.store(blocks, _ids(3), _ids(0))
+    host.load(blocks, _ids(0), _ids(2))
+    host.load(blocks, _ids(0), _ids(1), settles=False)
+    host.settle()
+    host.read(0)
+    host.write(1, bytes(64))
+    assert played.calls == [
+        ("store", [3], [0]),
+        ("load", [0], [2]),
+        ("settle",),
+        ("load", [0], [1]),
+        ("settle",),
+        ("finish",),
+        ("finish",),
+    ]
+
+
+def test_a_device_without_room_for_copies_on_their_way_is_told(monkeypatch):
+    def no_room(_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(HostArena, "_device_copies", no_room)
+    with pytest.raises(ResourceExhaustedError, match="for copies on their way") as caught:
+        HostArena(100, 1 << 20, _CPU)
+    assert caught.value.reason == "HOST_TIER_TOO_LARGE"
+    # Two buffers of 64 blocks.
+    assert caught.value.limits == {"needed_bytes": str(128 << 20), "num_slots": "100"}

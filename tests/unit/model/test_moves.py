@@ -10,7 +10,8 @@ from pageframe.core.errors import (
     OutOfRangeError,
     ResourceExhaustedError,
 )
-from pageframe.executor.batch import BlockMoves, ModelFacts
+from pageframe.executor.batch import ModelFacts
+from pageframe.executor.block_moves import BlockMoves
 from pageframe.executor.model import arena as arena_module
 from pageframe.executor.model.decoder import KvShape
 from pageframe.executor.model.host_memory import HEADROOM_BYTES

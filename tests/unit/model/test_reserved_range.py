@@ -149,3 +149,16 @@ def test_an_empty_range_is_one():
 def test_more_than_there_are_addresses_is_a_memory_error(num_bytes):
     with pytest.raises(MemoryError, match=str(num_bytes)):
         ReservedRange(num_bytes)
+
+
+def test_memory_is_taken_ahead_of_a_write_and_what_was_written_stays(page_bytes):
+    reserved = ReservedRange(6 * page_bytes)
+    reserved.buffer[page_bytes : page_bytes + 3] = b"xyz"
+    if not reserved.take_memory(0, 0):
+        pytest.skip("this system takes memory only for what is written")
+    assert reserved.resident_bytes == page_bytes
+    assert reserved.take_memory(page_bytes - 1, 3 * page_bytes + 1)
+    assert reserved.resident_bytes == 4 * page_bytes
+    assert reserved.buffer[: 2 * page_bytes] == (bytes(page_bytes) + b"xyz" + bytes(page_bytes - 3))
+    reserved.release(page_bytes)
+    assert reserved.resident_bytes == page_bytes

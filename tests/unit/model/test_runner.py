@@ -6,8 +6,9 @@ import torch
 
 from pageframe.core.sampling import SamplingParams
 from pageframe.core.step import TokenLogprobs
-from pageframe.executor.batch import BlockMoves, ModelFacts, StepBatch
-from pageframe.executor.model import runner as runner_module
+from pageframe.executor.batch import ModelFacts, StepBatch
+from pageframe.executor.block_moves import BlockMoves
+from pageframe.executor.model import prompt_logprobs
 from pageframe.executor.model.decoder import KvShape
 from pageframe.executor.model.prompt_logprobs import PromptCollection
 from pageframe.executor.model.runner import PagedRunner
@@ -207,7 +208,7 @@ def test_prompt_logprobs_are_delivered_once_with_the_last_chunk(parts):
 
 
 def test_long_prompts_never_hold_all_their_logits(parts, monkeypatch):
-    monkeypatch.setattr(runner_module, "_PROMPT_ROWS_AT_ONCE", 10)
+    monkeypatch.setattr(prompt_logprobs, "_ROWS_AT_ONCE", 10)
     runner, decoder, _ = parts
     prompt = [1] * 32
     _admit(runner, 0, prompt, num_prompt_logprobs=0)

@@ -8,7 +8,8 @@ import pytest
 from pageframe.core.clock import ManualClock
 from pageframe.core.errors import ResourceExhaustedError
 from pageframe.core.sampling import SamplingParams
-from pageframe.executor.batch import BlockMoves, StepBatch
+from pageframe.executor.batch import StepBatch
+from pageframe.executor.block_moves import BlockMoves
 from pageframe.executor.model.sim import SimConfig, SimCost, SimRunner
 
 _NUM_BLOCKS = 24

@@ -5,6 +5,7 @@ The two draw the same token unless their exponentials round a weight differently
 """
 
 import ctypes
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
@@ -35,12 +36,78 @@ class _DrawCall(ctypes.Structure):
     )
 
 
+class _ChooseCall(ctypes.Structure):
+    """``pf_choose_call``."""
+
+    _fields_ = (
+        ("logits", _POINTER),
+        ("is_drawn", _POINTER),
+        ("rows", _POINTER),
+        ("positions", _POINTER),
+        ("seeds", _POINTER),
+        ("sample_indices", _POINTER),
+        ("temperature", _POINTER),
+        ("top_k", _POINTER),
+        ("top_p", _POINTER),
+        ("min_p", _POINTER),
+        ("scratch", _POINTER),
+        ("maxima", _POINTER),
+        ("token_ids", _POINTER),
+        ("num_rows", _I64),
+        ("num_columns", _I64),
+        ("stride", _I64),
+    )
+
+
 _CALL: Final = ctypes.POINTER(_DrawCall)
 _PROTOTYPES: Final = {
     "pf_draw_scratch_bytes": (_I64, (_I64,)),
     "pf_draw": (_I32, (_POINTER, _CALL, _POINTER)),
     "pf_total_weights": (_I32, (_POINTER, _CALL, _POINTER)),
+    "pf_choose": (_I32, (_POINTER, ctypes.POINTER(_ChooseCall))),
 }
+_COLUMN_DTYPES: Final[dict[str, type[np.generic]]] = {
+    "seeds": np.uint64,
+    "sample_indices": np.uint32,
+    "temperature": np.float32,
+    "top_k": np.int64,
+    "top_p": np.float64,
+    "min_p": np.float32,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrawColumns:
+    """How to draw for each of R sequences: arrays [R] that stay where they are, and may change.
+
+    Attributes:
+        seeds: uint64.
+        sample_indices: uint32.
+        temperature: float32, above zero where something is drawn, as are the bounds of the others.
+        top_k: int64, above zero; as many as there are tokens, or more, keep all.
+        top_p: float64, in ``(0, 1]``; 1 keeps all.
+        min_p: float32, in ``[0, 1]``; 0 keeps all.
+    """
+
+    seeds: NDArray[np.uint64]
+    sample_indices: NDArray[np.uint32]
+    temperature: NDArray[np.float32]
+    top_k: NDArray[np.int64]
+    top_p: NDArray[np.float64]
+    min_p: NDArray[np.float32]
+    _addresses: dict[str, int] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        addresses = {
+            name: _address(getattr(self, name), dtype, len(self.seeds))
+            for name, dtype in _COLUMN_DTYPES.items()
+        }
+        object.__setattr__(self, "_addresses", addresses)
+
+    @property
+    def addresses(self) -> dict[str, int]:
+        """Where each of them lies."""
+        return self._addresses
 
 
 class CpuDraw:
@@ -100,6 +167,55 @@ class CpuDraw:
         check(self._functions.pf_draw(pool, ctypes.byref(call), token_ids.ctypes.data))
         return token_ids
 
+    def best(self, logits: torch.Tensor) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """The highest logit of each row and the lowest token id that has it.
+
+        Args:
+            logits: float32 [K, V], on the CPU.
+
+        Returns:
+            Maxima float32 [K], NaN where the row holds a NaN, and token ids int64 [K].
+
+        Raises:
+            ResourceExhaustedError: ``OUT_OF_MEMORY``.
+        """
+        return self._choose(logits, {})
+
+    def choose(
+        self,
+        logits: torch.Tensor,
+        rows: NDArray[np.int32],
+        positions: NDArray[np.int32],
+        is_drawn: NDArray[np.bool_],
+        columns: DrawColumns,
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """The highest logit of each row, and its next token: the best one or a drawn one.
+
+        Args:
+            logits: float32 [K, V], on the CPU.
+            rows: int32 [K], which entry of each column is theirs.
+            positions: int32 [K], of the tokens; they key random numbers as in ``model.philox``.
+            is_drawn: bool [K]; the others get what ``best`` says.
+            columns: How to draw.
+
+        Returns:
+            Maxima float32 [K], NaN where the row holds a NaN, and token ids int64 [K]. Where the
+            best logit is not finite nothing is drawn.
+
+        Raises:
+            ResourceExhaustedError: ``OUT_OF_MEMORY``.
+        """
+        count = len(logits)
+        return self._choose(
+            logits,
+            {
+                "rows": _address(rows, np.int32, count),
+                "positions": _address(positions, np.int32, count),
+                "is_drawn": _address(is_drawn, np.bool_, count),
+                **columns.addresses,
+            },
+        )
+
     def total_weights(
         self,
         logits: torch.Tensor,
@@ -119,6 +235,27 @@ class CpuDraw:
         pool = self._pool.handle
         check(self._functions.pf_total_weights(pool, ctypes.byref(call), totals.ctypes.data))
         return totals
+
+    def _choose(
+        self, logits: torch.Tensor, terms: dict[str, int]
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        logits = _contiguous(logits)
+        num_rows, num_columns = logits.shape
+        maxima, token_ids = np.empty(num_rows, np.float32), np.empty(num_rows, np.int64)
+        if not num_rows:
+            return maxima, token_ids
+        call = _ChooseCall(
+            logits=logits.data_ptr(),
+            scratch=self._scratch_for(num_columns),
+            maxima=address_of(maxima, np.float32),
+            token_ids=address_of(token_ids, np.int64),
+            num_rows=num_rows,
+            num_columns=num_columns,
+            stride=_stride(logits),
+            **terms,
+        )
+        check(self._functions.pf_choose(self._pool.handle, ctypes.byref(call)))
+        return maxima, token_ids
 
     def _call(
         self,
@@ -140,7 +277,7 @@ class CpuDraw:
             scratch=self._scratch_for(num_columns),
             num_draws=len(rows),
             num_columns=num_columns,
-            stride=logits.stride(0) if num_rows > 1 else num_columns,
+            stride=_stride(logits),
         )
 
     def _scratch_for(self, num_columns: int) -> int:
@@ -157,6 +294,12 @@ def _contiguous(logits: torch.Tensor) -> torch.Tensor:
     assert logits.dtype == torch.float32, logits.dtype
     assert logits.device.type == "cpu", logits.device
     return logits if logits.stride(1) == 1 else logits.contiguous()
+
+
+def _stride(logits: torch.Tensor) -> int:
+    """Floats from a row to the next; of one row alone PyTorch says anything."""
+    stride: int = logits.stride(0) if len(logits) > 1 else logits.shape[1]
+    return stride
 
 
 def _address(array: NDArray[Any], dtype: type[np.generic], length: int) -> int:

@@ -20,6 +20,7 @@ from pageframe.kernels.cpu.library import (
     DTYPE_F32,
     DTYPE_INT8,
     CpuLibrary,
+    Memory,
     Pool,
     address_of,
     check,
@@ -165,6 +166,45 @@ class CpuStep:
     block_tables: NDArray[np.int32]
 
 
+class _Floats:
+    """What NumPy makes an array of: the array keeps this, and this the memory."""
+
+    def __init__(self, memory: Memory, count: int) -> None:
+        self._memory = memory
+        self.__array_interface__ = {
+            "version": 3,
+            "shape": (count,),
+            "typestr": np.dtype(np.float32).str,
+            "data": (memory.address, False),
+        }
+
+
+class _FloatMemory:
+    """Memory of a library for one float32 matrix, which is another one at each call.
+
+    It grows to the largest size asked for. To allocate tens of megabytes anew in a step costs a
+    page fault for every 4 KiB of them, and here they lie on huge pages.
+    """
+
+    def __init__(self, library: CpuLibrary) -> None:
+        self._library = library
+        self._floats = torch.empty(0)
+
+    def take(self, num_rows: int, num_columns: int) -> torch.Tensor:
+        """A contiguous matrix with undefined content, valid until the next call.
+
+        Raises:
+            ResourceExhaustedError: OUT_OF_MEMORY.
+        """
+        count = num_rows * num_columns
+        if self._floats.numel() < count:
+            # Powers of two: a batch that is a little larger than all before must not allocate anew.
+            capacity = 1 << (count - 1).bit_length()
+            memory = self._library.allocate(capacity * np.dtype(np.float32).itemsize)
+            self._floats = torch.from_numpy(np.asarray(_Floats(memory, capacity)))
+        return self._floats[:count].view(num_rows, num_columns)
+
+
 class CpuModel:
     """A Llama-shaped model whose steps are one call each.
 
@@ -182,6 +222,7 @@ class CpuModel:
         self._hidden_size = int(weights.final_norm.shape[0])
         self._vocab_size = int(weights.head.shape.num_out)
         self._scratch = Scratch(torch.float32, torch.device("cpu"))
+        self._logits = _FloatMemory(library)
         self.phase_ns: NDArray[np.int64] | None = None
         handle = self._functions.pf_model_create(ctypes.byref(_config(weights, self._hidden_size)))
         if not handle:
@@ -237,8 +278,15 @@ class CpuModel:
         return outputs
 
     def logits(self, outputs: torch.Tensor) -> torch.Tensor:
-        """Logits, float32, shape (R, vocabulary), of rows of ``forward``'s result."""
-        logits = torch.empty(outputs.shape[0], self._vocab_size)
+        """Logits of rows of ``forward``'s result.
+
+        Returns:
+            float32, shape (R, vocabulary); valid until the next call.
+
+        Raises:
+            ResourceExhaustedError: OUT_OF_MEMORY.
+        """
+        logits = self._logits.take(outputs.shape[0], self._vocab_size)
         if outputs.shape[0]:
             rows = outputs.contiguous()
             check(

@@ -8,7 +8,8 @@ begins at a finite number. Parts are taken eight at a time in order, however man
 at most: the sum does not depend on the batch.
 
 Budget: per token and head, 4 * (head_dim + 1) bytes per part, and one row written; bound by
-latency. Tokens with a single part, which wrote the result itself, end at once.
+latency. Tokens with a single part, which wrote the result itself, end at once. A token of no parts,
+which pads the batch of a CUDA graph, gets zeros; a slot of no token gets nothing.
 """
 
 import triton
@@ -34,7 +35,7 @@ def merge_splits(
     Args:
         partial_output: fp32 [partials, NUM_HEADS, HEAD_DIM].
         partial_lse: fp32 [partials, NUM_HEADS], base 2.
-        merges: int32 [slots, MERGE_FIELDS], by ``split_plan``.
+        merges: int32 [slots, MERGE_FIELDS], by ``split_plan``; a token below zero is none.
         output: [T, NUM_HEADS, HEAD_DIM], contiguous.
         NUM_HEADS: Query heads.
         PARTS: Partial results that are taken at a time.
@@ -46,7 +47,7 @@ def merge_splits(
     token = tl.load(merge)
     first = tl.load(merge + 1)
     num_partials = tl.load(merge + 2)
-    if num_partials <= 1:
+    if (num_partials == 1) | (token < 0):
         return
 
     parts = tl.arange(0, PARTS)

@@ -43,7 +43,8 @@ def split_plan(
     """Fill ``items`` and ``merges``; items that are not needed get no keys.
 
     Args:
-        slots: int32 [SLOT_FIELDS, num_slots]; a context length of 0 is an empty slot.
+        slots: int32 [SLOT_FIELDS, num_slots]; a context length of 0 is an empty slot, and one
+            whose token is -1 stands for no token at all.
         items: int32 [num_items, ITEM_FIELDS].
         merges: int32 [num_slots, MERGE_FIELDS].
         num_slots: Slots, empty ones included.

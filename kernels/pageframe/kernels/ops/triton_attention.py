@@ -10,9 +10,11 @@ them, can be captured in a CUDA graph:
     several new tokens   paged_prefill
 
 A graph needs launches of one size and tables at one address: plan with a ``Room`` for the largest
-batch of the graph, run it, capture, and ``refill`` that plan before each replay. What runs inside a
-graph needs a ``TritonAttention`` of its own: results and partial results lie in memory that grows
-with the largest batch so far, and a graph remembers where it was.
+batch of the graph, run it, capture, and ``refill`` that plan before each replay. For graphs of
+decodes alone ``decode_room`` says how large that is, and ``decode_step`` what to write into it
+(``triton_attention_tables``). What runs inside a graph needs a ``TritonAttention`` of its own:
+results and partial results lie in memory that grows with the largest batch so far, and a graph
+remembers where it was.
 
 On tensors of a CPU everything runs in Triton's interpreter, in float32 (its bfloat16 arithmetic is
 wrong); the variable TRITON_INTERPRET has to be set before this module is imported.
@@ -20,6 +22,7 @@ wrong); the variable TRITON_INTERPRET has to be set before this module is import
 
 from typing import Any
 
+import numpy as np
 import torch
 import triton
 
@@ -160,6 +163,50 @@ class TritonAttention:
             raise ValueError("a plan for short chunks was made without a room for longer ones")
         copy_tables(step, plan)
         self.split(plan)
+
+    def decode_room(self, num_sequences: int, table_width: int, *, window: int | None) -> Room:
+        """Room for any batch of so many sequences with one new token each.
+
+        Args:
+            num_sequences: Sequences, empty slots included.
+            table_width: Blocks of the longest sequence.
+            window: Positions that a token sees; None for all.
+        """
+        num_prefixes, num_shared = 0, 0
+        if window is None:
+            num_prefixes, num_shared = self._planner.prefix_bounds(num_sequences)
+        num_items = num_sequences + self._target_items
+        if self._planner.is_deterministic:
+            longest = table_width * self._layout.block_size
+            num_items = num_sequences * -(-longest // FIXED_ITEM_KEYS)
+        return Room(
+            num_slots=num_sequences,
+            num_items=num_items,
+            num_partials=num_items + num_shared,
+            num_prefixes=num_prefixes,
+            num_chunks=0,
+            num_sequences=num_sequences,
+            table_width=table_width,
+        )
+
+    def decode_step(
+        self, context_lens: Ints, block_tables: Ints, *, window: int | None, room: Room
+    ) -> StepTables:
+        """Slots and prefixes of sequences with one new token each, on the host.
+
+        Args:
+            context_lens: As in the reference of paged attention.
+            block_tables: As there.
+            window: As there.
+            room: Sizes of the plan that they are for.
+
+        Raises:
+            ValueError: the room is too small.
+        """
+        query_start = np.arange(len(context_lens) + 1, dtype=np.int32)
+        step = self._step(query_start, context_lens, block_tables, window, False)
+        check_room(self._needed_room(step), room)
+        return step
 
     def run(
         self,

@@ -152,6 +152,30 @@ class StepPlanner:
             has_short_chunks=is_short,
         )
 
+    def prefix_bounds(self, num_slots: int) -> tuple[int, int]:
+        """Most prefixes, and most partial results of them, that so many slots can have.
+
+        A group of m slots has t = ceil(m / slots per tile) tiles, and its k keys are cut into p
+        parts of c keys, where p < k / c + 1. The sum of t * k is at most c times the programs of
+        the chip, by the choice of c. So the sum of t * p, the prefixes, is below programs + sum of
+        t; and the sum of m * p, the partial results, below slots per tile * programs + slots.
+        """
+        if num_slots < 2 or self.is_deterministic or self.group_size > self.tiles.prefix.rows:
+            return 0, 0
+        slots_per_tile, programs = self._slots_per_tile, self._prefix_programs
+        # Groups are of two at least: one tile of each, and one more for what fills a tile.
+        num_tiles = num_slots // 2 + num_slots // slots_per_tile + 1
+        return programs + num_tiles, slots_per_tile * programs + num_slots
+
+    @property
+    def _slots_per_tile(self) -> int:
+        return max(1, self.tiles.prefix.rows // self.group_size)
+
+    @property
+    def _prefix_programs(self) -> int:
+        """Tiles of prefixes that the chip works on at a time."""
+        return max(1, self.tiles.num_decode_programs // self.num_kv_heads)
+
     def _chunks(
         self,
         query_start: Ints,
@@ -162,9 +186,12 @@ class StepPlanner:
     ) -> tuple[Ints, bool]:
         """Tiles of rows, those with most keys first, and whether they are short ones."""
         sequences = np.flatnonzero(query_lens > 1)
-        num_rows = query_lens[sequences] * self.group_size
         short_rows = self.tiles.short_prefill.rows
         is_short = may_be_short and not self.is_deterministic
+        if not sequences.size:
+            # A step of decodes alone is the usual one.
+            return np.zeros((0, CHUNK_FIELDS), np.int32), is_short
+        num_rows = query_lens[sequences] * self.group_size
         is_short = is_short and bool((num_rows <= short_rows).all())
         tile_rows = short_rows if is_short else self.tiles.prefill.rows
         num_tiles = -(-num_rows // tile_rows)
@@ -202,10 +229,10 @@ class StepPlanner:
         prefix_keys = np.zeros(order.size, np.int64)
         num_shared = np.zeros(order.size, np.int64)
         # As many items as the chip holds programs, over all row tiles.
-        slots_per_tile = max(1, self.tiles.prefix.rows // self.group_size)
+        slots_per_tile = self._slots_per_tile
         work = sum(-(-members.size // slots_per_tile) * num_keys for members, num_keys in groups)
-        programs = max(1, self.tiles.num_decode_programs // self.num_kv_heads)
-        item_keys = max(FIXED_ITEM_KEYS, _round_up(-(-work // programs), self.tiles.prefix.keys))
+        item_keys = -(-work // self._prefix_programs)
+        item_keys = max(FIXED_ITEM_KEYS, _round_up(item_keys, self.tiles.prefix.keys))
         items = []
         first_slot = 0
         for members, num_keys in groups:
@@ -242,9 +269,11 @@ class StepPlanner:
         deep = sequences[(lens[sequences] - 1) // self.block_size >= depth]
         if deep.size < 2:
             return []
-        _, group_of, sizes = np.unique(
-            block_tables[deep, depth - 1], return_inverse=True, return_counts=True
-        )
+        blocks = block_tables[deep, depth - 1]
+        # Usually nobody shares, and a set says so a dozen times faster than sorting.
+        if len(set(blocks.tolist())) == deep.size:
+            return []
+        _, group_of, sizes = np.unique(blocks, return_inverse=True, return_counts=True)
         groups = []
         for group in np.flatnonzero(sizes > 1):
             members = deep[group_of == group]

@@ -18,7 +18,7 @@ from pageframe.core.plan import Announcement, Entries, Fork, StepPlan
 from pageframe.core.step import RefusedBecause, SequenceAccount, StepResult
 from pageframe.core.trace import KvCause
 from pageframe.core.units import ceil_div
-from pageframe.executor.batch import Int64Array
+from pageframe.executor.block_moves import Int64Array
 from pageframe.executor.memory.announcing import know, why_never
 from pageframe.executor.memory.block_columns import BlockState
 from pageframe.executor.memory.branching import Branched, branch

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from pageframe.core.errors import InternalError
 from pageframe.core.trace import KvCause
-from pageframe.executor.batch import Int32Array, Int64Array
+from pageframe.executor.batch import Int32Array
+from pageframe.executor.block_moves import Int64Array
 
 
 @enum.unique

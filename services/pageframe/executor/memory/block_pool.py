@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from pageframe.core.replica import PoolAccount
 from pageframe.core.trace import KvCause, KvOperation, TraceSink
-from pageframe.executor.batch import Int32Array, Int64Array
+from pageframe.executor.batch import Int32Array
+from pageframe.executor.block_moves import Int64Array
 from pageframe.executor.memory.block_columns import (
     BlockColumns,
     BlockFacts,

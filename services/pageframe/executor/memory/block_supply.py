@@ -14,7 +14,8 @@ import numpy as np
 
 from pageframe.core.errors import InternalError
 from pageframe.core.trace import KvCause, KvOperation
-from pageframe.executor.batch import Int32Array, Int64Array
+from pageframe.executor.batch import Int32Array
+from pageframe.executor.block_moves import Int64Array
 from pageframe.executor.memory.block_columns import ABSENT, BlockColumns, BlockState
 from pageframe.executor.memory.eviction import EvictionPolicy
 from pageframe.executor.memory.fence import Fence

@@ -25,7 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pageframe.core.units import ceil_div
-from pageframe.executor.batch import Int32Array, Int64Array
+from pageframe.executor.batch import Int32Array
+from pageframe.executor.block_moves import Int64Array
 
 FirstBlock = int | Sequence[int] | Int32Array
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from pageframe.core.plan import Entries, Recovery, StepPlan
-from pageframe.executor.batch import Int32Array, Int64Array
+from pageframe.executor.batch import Int32Array
+from pageframe.executor.block_moves import Int64Array
 from pageframe.executor.memory.branching import Family, find_families
 from pageframe.executor.memory.giving_up import whole_depths
 from pageframe.executor.memory.kv_memory import KvMemory

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pageframe.executor.batch import Int64Array
+from pageframe.executor.block_moves import Int64Array
 from pageframe.executor.memory.purpose import Purpose
 
 

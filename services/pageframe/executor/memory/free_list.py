@@ -16,7 +16,7 @@ call, which costs more than the call itself.
 
 import numpy as np
 
-from pageframe.executor.batch import Int64Array
+from pageframe.executor.block_moves import Int64Array
 
 
 class FreeList:

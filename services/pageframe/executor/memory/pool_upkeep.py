@@ -3,7 +3,7 @@
 import numpy as np
 
 from pageframe.core.trace import KvCause, KvOperation
-from pageframe.executor.batch import Int64Array
+from pageframe.executor.block_moves import Int64Array
 from pageframe.executor.memory.block_columns import BlockState
 from pageframe.executor.memory.block_pool import BlockPool
 from pageframe.executor.memory.purpose import Purpose

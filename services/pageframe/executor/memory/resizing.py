@@ -18,7 +18,7 @@ from pageframe.core.errors import (
 )
 from pageframe.core.trace import KvCause
 from pageframe.core.units import ceil_div
-from pageframe.executor.batch import Int64Array
+from pageframe.executor.block_moves import Int64Array
 from pageframe.executor.memory.block_columns import BlockState
 from pageframe.executor.memory.kv_memory import KvMemory
 from pageframe.executor.memory.pool_upkeep import relocate

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pageframe.core.sampling import SamplingParams
-from pageframe.executor.batch import Int32Array, Int64Array
+from pageframe.executor.batch import Int32Array
+from pageframe.executor.block_moves import Int64Array
 from pageframe.executor.memory.block_keys import BlockKey
 from pageframe.executor.memory.key_chain import KeyChain
 

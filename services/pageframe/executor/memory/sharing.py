@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pageframe.core.trace import KvCause
-from pageframe.executor.batch import Int32Array, Int64Array
+from pageframe.executor.batch import Int32Array
+from pageframe.executor.block_moves import Int64Array
 from pageframe.executor.memory.block_columns import BlockState
 from pageframe.executor.memory.kv_memory import KvMemory
 from pageframe.executor.memory.purpose import Purpose

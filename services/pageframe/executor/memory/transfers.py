@@ -18,7 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from pageframe.core.trace import KvCause, KvOperation
-from pageframe.executor.batch import BlockMoves, Int32Array, Int64Array
+from pageframe.executor.batch import Int32Array
+from pageframe.executor.block_moves import BlockMoves, Int64Array
 from pageframe.executor.memory.block_keys import BlockKey
 from pageframe.executor.memory.block_pool import BlockPool
 from pageframe.executor.memory.block_supply import BlocksExhaustedError

@@ -19,6 +19,8 @@ from pageframe.executor.model.reserved_range import ReservedRange
 from pageframe.kernels.layouts import SCALE_DTYPE, KvLayout
 from pageframe.kernels.ops.copy_blocks import copy_blocks
 
+_SLICE_BYTES = 2 << 20
+
 
 class KvArena:
     """All blocks of a pool in one tensor of bytes, laid out as ``kernels.layouts`` draws it.
@@ -66,6 +68,8 @@ class KvArena:
         self.num_blocks_max = (num_blocks_max or num_blocks) if can_resize else num_blocks
         self.device = device
         self._range: ReservedRange | None = None
+        # Memory has been taken for so many bytes from the first.
+        self._num_bytes_taken = 0
         assert 0 < num_blocks <= self.num_blocks_max, f"{num_blocks} of {num_blocks_max} blocks"
         self._check_fits(num_blocks, promised_bytes)
         num_bytes = self.num_blocks_max * layout.block_bytes
@@ -136,6 +140,24 @@ class KvArena:
         # A copy, because tensors cannot be made over what must not be written.
         self.blocks[block_id].copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8))
 
+    def take_memory(self, num_blocks: int) -> bool:
+        """Take memory for a little of what the first ``num_blocks`` blocks have not taken yet.
+
+        A little is a large page: 0.2 ms, and 5 where a virtual machine gets it from its host only
+        now. A step that is the first to write there would take so long instead.
+
+        Returns:
+            Whether there is more.
+        """
+        if self._range is None:
+            return False
+        num_bytes = min(num_blocks, self.num_blocks) * self.layout.block_bytes
+        end = min(self._num_bytes_taken + _SLICE_BYTES, num_bytes)
+        if end <= self._num_bytes_taken or not self._range.take_memory(self._num_bytes_taken, end):
+            return False
+        self._num_bytes_taken = end
+        return end < num_bytes
+
     def resize(self, num_blocks: int, *, promised_bytes: int = 0) -> None:
         """Give the pool more blocks or fewer; those below ``num_blocks`` keep their content.
 
@@ -159,7 +181,9 @@ class KvArena:
         if num_blocks > self.num_blocks:
             self._check_fits(num_blocks, promised_bytes)
         else:
-            self._range.release(num_blocks * self.layout.block_bytes)
+            num_bytes = num_blocks * self.layout.block_bytes
+            self._range.release(num_bytes)
+            self._num_bytes_taken = min(self._num_bytes_taken, num_bytes)
         self.num_blocks = num_blocks
 
     def _scale_views(self) -> torch.Tensor | None:
@@ -184,8 +208,9 @@ class KvArena:
                 "KV_ARENA_TOO_LARGE",
                 f"{num_blocks} blocks take {needed_bytes / 2**20:.0f} MiB more and {self.device} "
                 f"has {available_bytes / 2**20:.0f} MiB left, of which {HEADROOM_BYTES >> 20} MiB "
-                f"are kept and {promised_bytes / 2**20:.0f} MiB are the host tier's; ask for fewer "
-                "blocks, a smaller kv dtype or a smaller host tier",
+                f"are kept and {promised_bytes / 2**20:.0f} MiB are promised to a host tier or "
+                "to steps; ask for fewer blocks, a smaller kv dtype, a smaller host tier or a "
+                "smaller token budget",
                 needed_bytes=needed_bytes,
                 promised_bytes=promised_bytes,
                 available_bytes=available_bytes,

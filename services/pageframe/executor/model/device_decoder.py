@@ -17,10 +17,12 @@ from pageframe.executor.model.rope import RotaryAngles
 from pageframe.kernels.ops.residual_norm import SIZE_MAX, residual_norm
 from pageframe.kernels.ops.rotary_write import rotary_write
 from pageframe.kernels.ops.swiglu import swiglu
+from pageframe.kernels.scratch import Scratch
 
 # Compute capabilities that have bfloat16, and conversions to and from fp8.
 _BF16_MIN, _FP8_MIN = (8, 0), (8, 9)
 _CAPABILITY_MIN = (7, 5)
+_FLOAT_BYTES = 4
 
 
 def fits_kernels(
@@ -42,6 +44,36 @@ def fits_kernels(
 
 class DeviceDecoder(NativeDecoder):
     """A ``NativeDecoder`` whose steps run in few kernels; needs Triton."""
+
+    @property
+    def num_heads(self) -> int:
+        """Query heads."""
+        return self._config.num_heads
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of activations."""
+        return self._dtype
+
+    @property
+    def scratch(self) -> Scratch:
+        """Where it keeps what lives within a step."""
+        return self._scratch
+
+    def activation_bytes(self, num_tokens: int) -> int:
+        """Memory that a step of so many tokens takes in ``forward``, attention's partials apart."""
+        config, head_dim = self._config, self._config.head_dim
+        num_projected = (config.num_heads + 2 * config.num_kv_heads) * head_dim
+        # What is there at a time: the stream, its norm and what a half of a layer gives; the
+        # projection and what attention made of it; gate and up, and both together.
+        num_channels = 4 * config.hidden_size + num_projected + config.num_heads * head_dim
+        num_channels += 3 * config.intermediate_size
+        channel_bytes, angle_bytes = int(self._dtype.itemsize), 3 * head_dim * _FLOAT_BYTES
+        return num_tokens * (num_channels * channel_bytes + angle_bytes)
+
+    def write_logits(self, outputs: torch.Tensor, logits: torch.Tensor) -> None:
+        """Write what ``logits`` would return into a tensor of that shape, in one pass."""
+        logits.copy_(self._head(outputs))
 
     def forward(
         self,

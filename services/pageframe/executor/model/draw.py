@@ -20,8 +20,9 @@ has to be: the random key has one number per (seed, sample index, position), and
 draws one per vocabulary entry (the Gumbel trick) costs V of them, one that draws until it
 accepts costs an unknown number.
 
-Where there are compiled CPU kernels they draw, by the same definition (``kernels.cpu.draw``); what
-follows here is the way on a GPU, and everywhere else.
+Where there are compiled CPU kernels they draw, by the same definition (``kernels.cpu.draw``), and
+find the best token of logits that nobody edits in the same call; what follows here is the way on a
+GPU, and everywhere else.
 """
 
 from collections.abc import Iterator

@@ -24,10 +24,12 @@ from pageframe.executor.model.masked_rows import (
     list_allowed,
     without_forbidden,
 )
-from pageframe.executor.model.selection import best_token, check_finite
+from pageframe.executor.model.selection import check_finite
 
 DrawAt = Callable[[torch.Tensor, torch.Tensor, NDArray[np.int64], NDArray[np.int64]], "Int64Array"]
 """Draws from rows of logits [m, C] with maxima [m]: from which of the m, for which samples."""
+BestOf = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+"""The highest of each row of logits [m, C], and the lowest place of it; see ``best_token``."""
 Int64Array = NDArray[np.int64]
 
 
@@ -44,7 +46,8 @@ class Turn:
         positions: int32 [K], of the tokens that are chosen.
         is_holding_back: bool [K].
         is_drawn: bool [K], the others get their best token.
-        draw: Draws for those that are.
+        best: Finds best tokens.
+        draw: Draws for those that are drawn.
     """
 
     logits: torch.Tensor
@@ -55,6 +58,7 @@ class Turn:
     positions: Int32Array
     is_holding_back: NDArray[np.bool_]
     is_drawn: NDArray[np.bool_]
+    best: BestOf
     draw: DrawAt
 
     def take(self, which: Int64Array) -> "Turn":
@@ -119,7 +123,7 @@ def _from_others(turn: Turn, masks: NDArray[np.uint8]) -> Int64Array:
         lost = np.flatnonzero(~is_allowed(masks, tokens))
         if lost.size:
             where = torch.from_numpy(turn.index[lost]).to(maxima.device)
-            best, best_ids = best_token(turn.logits[where])
+            best, best_ids = turn.best(turn.logits[where])
             check_finite(best, turn.rows[turn.index[lost]])
             maxima[where] = best
             tokens[lost] = best_ids.cpu().numpy()
@@ -139,7 +143,7 @@ def _from_copy(edits: LogitEdits, turn: Turn, masked: Masked) -> Int64Array:
 
 def _from(values: torch.Tensor, turn: Turn) -> Int64Array:
     """Where in ``values`` [n, C] the tokens of a turn's n samples stand."""
-    maxima, best = best_token(values)
+    maxima, best = turn.best(values)
     check_finite(maxima, turn.rows[turn.index])
     places: Int64Array = best.cpu().numpy()
     drawn = np.flatnonzero(turn.is_drawn[turn.index])

@@ -123,7 +123,7 @@ class FusedDecoder:
         return self.model.forward(self._arena, step, rows)
 
     def logits(self, outputs: torch.Tensor) -> torch.Tensor:
-        """Logits of normalised hidden states. See ``Decoder.logits``."""
+        """Logits of normalised hidden states, valid until the next call. See ``Decoder.logits``."""
         return self.model.logits(outputs)
 
 

@@ -6,7 +6,7 @@ native if it is Llama-shaped, else transformers ─▶ facts, sampler ─▶ run
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 
 from pageframe.core.errors import InvalidRequestError, NotFoundError, UnimplementedError
 from pageframe.executor.batch import ModelFacts, ModelRunner
+from pageframe.executor.model.announcing import Announce, announce_nothing, in_percent
 from pageframe.executor.model.decoder import Decoder
 from pageframe.executor.model.decoder_config import parse_decoder_config
 from pageframe.executor.model.device import choose_device
@@ -34,6 +35,7 @@ from pageframe.executor.model.load_checks import (
     check_memory,
     check_settings,
 )
+from pageframe.executor.model.native import NativeDecoder
 from pageframe.executor.model.native_choice import (
     NativeRequest,
     has_kernels,
@@ -41,9 +43,8 @@ from pageframe.executor.model.native_choice import (
     not_deterministic,
 )
 from pageframe.executor.model.runner import PagedRunner
-from pageframe.executor.model.sampler import Sampler
+from pageframe.executor.model.sampling_choice import SamplingRequest, choose_sampling
 from pageframe.executor.model.sim import SimConfig, SimCost, SimRunner
-from pageframe.executor.model.weights import Progress
 from pageframe.executor.model.window_probe import probe_windows
 from pageframe.executor.torch_import import complete_torch
 from pageframe.kernels.cpu.library import AUTO, TORCH
@@ -52,13 +53,6 @@ from pageframe.kernels.layouts import QUANTISED_DTYPES, KvLayout
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length")
 _SIM_COST = SimCost(step_ns=2e6)
 _NEEDED_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
-
-Announce = Callable[[str, float | None], None]
-"""Told what is being done, and which part of it, in [0, 1], is finished where that is known."""
-
-
-def _announce_nothing(message: str, fraction: float | None) -> None:
-    """Nobody watches."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +68,8 @@ class _Request:
     device: torch.device
     cpu_kernels: str
     is_deterministic: bool
-    progress: Progress
+    has_graphs: bool
+    announce: Announce
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,26 +94,26 @@ def load_runner(
     num_threads: int = 0,
     cpu_kernels: str = AUTO,
     is_deterministic: bool = False,
+    has_graphs: bool = True,
     sim_cost: SimCost = _SIM_COST,
-    progress: Announce = _announce_nothing,
+    progress: Announce = announce_nothing,
 ) -> ModelRunner:
     """Load a model.
 
     Args:
-        model: Folder in Hugging Face form, or a Hugging Face id, which is downloaded unless it is
-            in the cache; ``HF_HOME``, ``HF_TOKEN`` and ``HF_HUB_OFFLINE`` are obeyed.
+        model: Folder in Hugging Face form, or a Hugging Face id; see ``resolve_folder``.
         runner: ``native``, ``transformers``, ``sim``, or ``auto``: native where it can.
         device: ``auto``, ``cpu`` or ``cuda``.
         dtype: ``float32``, ``bfloat16``, ``float16``, or ``auto``: the checkpoint's, but float32
             on a CPU that has neither compiled kernels nor fast arithmetic for it.
-        kv_dtype: The same three, ``fp8`` (e4m3) or ``int8``, both with a scale per token and head,
-            or ``auto``: the model's.
+        kv_dtype: The same three, ``fp8`` (e4m3), ``int8``, or ``auto``: the model's.
         name: Name to serve under; empty for the folder's name or the id.
         max_num_sequences: Rows of the sampler.
         max_step_tokens: Most tokens that one step will compute.
         num_threads: CPU threads for computing; 0 leaves it to PyTorch.
         cpu_kernels: Of the native runner on a CPU, one of ``kernels.cpu.library.CHOICES``.
         is_deterministic: Whether to refuse where a token could depend on the rest of its batch.
+        has_graphs: Whether a GPU may record its decode steps as CUDA graphs.
         sim_cost: What steps of the ``sim`` runner cost.
         progress: Told how far loading is.
 
@@ -152,13 +147,17 @@ def load_runner(
         device=chosen_device,
         cpu_kernels=cpu_kernels,
         is_deterministic=is_deterministic,
-        progress=_in_percent(progress),
+        has_graphs=has_graphs,
+        announce=progress,
     )
     return _load(request, max_num_sequences, max_step_tokens)
 
 
 def resolve_folder(model: str) -> Path:
     """The local folder of a model, downloading it if ``model`` is a Hugging Face id.
+
+    What is in the cache is not downloaded. ``HF_HOME``, ``HF_TOKEN`` and ``HF_HUB_OFFLINE`` are
+    obeyed.
 
     Raises:
         NotFoundError: reason MODEL_NOT_FOUND.
@@ -233,23 +232,26 @@ def _load(request: _Request, max_num_sequences: int, max_step_tokens: int) -> Mo
     loaded = _load_decoder(request)
     groups = _groups(request, loaded)
     facts, grammars = open_store(_facts(request, loaded, groups))
-    decoder = loaded.decoder
-    sampler = Sampler(
-        facts.vocab_size,
-        max_num_sequences,
-        facts.eos_token_ids,
-        request.device,
-        grammars,
-        kernels=decoder.draw if isinstance(decoder, FusedDecoder) else None,
+    sampler, on_device = choose_sampling(
+        SamplingRequest(
+            decoder=loaded.decoder,
+            facts=facts,
+            device=request.device,
+            grammars=grammars,
+            max_num_sequences=max_num_sequences,
+            has_graphs=request.has_graphs,
+            announce=request.announce,
+        )
     )
     return PagedRunner(
-        decoder,
+        loaded.decoder,
         facts,
         sampler,
         request.device,
         request.kv_dtype,
         max_step_tokens=max_step_tokens,
         groups=groups,
+        on_device=on_device,
     )
 
 
@@ -292,7 +294,7 @@ def _load_decoder(request: _Request) -> _Loaded:
                     device=request.device,
                     cpu_kernels=request.cpu_kernels,
                     is_deterministic=request.is_deterministic,
-                    progress=request.progress,
+                    progress=in_percent(request.announce),
                 )
             )
             return _Loaded(decoder, "native", kernels)
@@ -304,19 +306,21 @@ def _load_decoder(request: _Request) -> _Loaded:
     from pageframe.executor.model.transformers_runner import TransformersDecoder
 
     return _Loaded(
-        TransformersDecoder(request.folder, request.dtype, request.device, request.progress),
+        TransformersDecoder(
+            request.folder, request.dtype, request.device, in_percent(request.announce)
+        ),
         "transformers",
     )
 
 
 def _groups(request: _Request, loaded: _Loaded) -> LayerGroups:
     """Which layers share a block. A window that no sequence outgrows is none."""
-    max_model_len = _max_model_len(request.config, loaded.runner_name)
-    # The fused decoder asks nothing of paged attention, and has its windows from the config alone.
-    if isinstance(loaded.decoder, FusedDecoder):
-        windows = loaded.decoder.windows
+    decoder, max_model_len = loaded.decoder, _max_model_len(request.config, loaded.runner_name)
+    # Native ones have their windows from the config, and not all of them ask for ``attend``.
+    if isinstance(decoder, FusedDecoder | NativeDecoder):
+        windows = decoder.windows
     else:
-        windows = probe_windows(loaded.decoder, request.device)
+        windows = probe_windows(decoder, request.device)
     return group_layers([window if window < max_model_len else 0 for window in windows])
 
 
@@ -362,20 +366,6 @@ def _context_len(config: Mapping[str, Any]) -> int:
         "MODEL_CONFIG_INVALID",
         f"config.json names no context length (one of {', '.join(_CONTEXT_KEYS)})",
     )
-
-
-def _in_percent(announce: Announce) -> Progress:
-    """Bytes to fractions, one message for each whole percent."""
-    told = -1
-
-    def progress(num_bytes: int, num_bytes_total: int) -> None:
-        nonlocal told
-        percent = min(100, 100 * num_bytes // max(1, num_bytes_total))
-        if percent > told:
-            told = percent
-            announce("loading weights", percent / 100)
-
-    return progress
 
 
 def _default_name(model: str) -> str:

@@ -10,6 +10,7 @@ Norms and rotary angles are computed in float32, as Hugging Face does.
 This is Llama's way; how others differ is in their ``DecoderConfig``.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -24,9 +25,17 @@ from pageframe.executor.model.rope import RotaryAngles, inverse_frequencies
 from pageframe.executor.model.weights import Progress, WeightReader
 from pageframe.kernels.scratch import Scratch
 
+OpenWeights = Callable[[Path, torch.dtype, torch.device, Progress], WeightReader]
+"""Opens the weights of a folder, in a dtype, on a device."""
+
 
 class NativeDecoder:
-    """A ``Decoder`` for ``decoder_config.NATIVE_MODEL_TYPES``."""
+    """A ``Decoder`` for ``decoder_config.NATIVE_MODEL_TYPES``.
+
+    Attributes:
+        kv_shape: Keys and values per token.
+        windows: Of each layer, positions that a token sees, itself included; 0 for all.
+    """
 
     def __init__(
         self,
@@ -35,8 +44,18 @@ class NativeDecoder:
         dtype: torch.dtype,
         device: torch.device,
         progress: Progress,
+        *,
+        open_weights: OpenWeights = WeightReader,
     ) -> None:
         """Read the weights.
+
+        Args:
+            folder: Hugging Face folder.
+            config: What its ``config.json`` says.
+            dtype: Of weights.
+            device: Where they go.
+            progress: Told how far reading is.
+            open_weights: Who reads them; a measurement makes them up instead.
 
         Raises:
             NotFoundError: the folder has no safetensors files.
@@ -47,6 +66,7 @@ class NativeDecoder:
             num_kv_heads=config.num_kv_heads,
             head_dim=config.head_dim,
         )
+        self.windows = [window or 0 for window in config.windows]
         self._config = config
         self._scratch = Scratch(dtype, device)
         self._dtype = dtype
@@ -54,7 +74,7 @@ class NativeDecoder:
             config.head_dim, config.rope_type, config.rope_parameters
         ).to(device)
         self._alibi = alibi_of(config, device)
-        with WeightReader(folder, dtype, device, progress) as reader:
+        with open_weights(folder, dtype, device, progress) as reader:
             weights = read_weights(reader, config, self._scratch)
         self._embedding = weights.embedding
         self._layers = weights.layers

@@ -20,6 +20,9 @@ from pageframe.executor.model.native import NativeDecoder
 from pageframe.executor.model.weights import Progress
 from pageframe.kernels.cpu import library
 
+TRITON = "triton"
+"""What computes on a GPU that the kernels take."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NativeRequest:
@@ -90,7 +93,7 @@ def load_native(request: NativeRequest) -> tuple[Decoder, str]:
         capability = torch.cuda.get_device_capability(request.device)
         if fits_kernels(config, dtype, request.kv_dtype, capability):
             decoder = DeviceDecoder(request.folder, config, dtype, request.device, request.progress)
-            return decoder, "triton"
+            return decoder, TRITON
     if chosen is None:
         native = NativeDecoder(request.folder, config, dtype, request.device, request.progress)
         return native, f"torch ({reason})" if reason else ""

@@ -42,13 +42,19 @@ class PagedKv:
     Args:
         arena: Its blocks have room for the layers of one group.
         groups: Which layer is where in which group; all in one where absent.
+        attention: Attends; chosen by the first call where absent.
 
     Attributes:
         arena: As above.
         groups: As above.
     """
 
-    def __init__(self, arena: KvArena, groups: LayerGroups | None = None) -> None:
+    def __init__(
+        self,
+        arena: KvArena,
+        groups: LayerGroups | None = None,
+        attention: Attention | None = None,
+    ) -> None:
         layout = arena.layout
         self.arena = arena
         self._layout = layout
@@ -58,8 +64,8 @@ class PagedKv:
         self.groups = groups or one_group(layout.num_layers)
         self._num_groups = len(self.groups.windows)
         self._places = self.groups.places
-        # Made by the first call, which knows the type of the model's activations.
-        self._attention: Attention | None = None
+        # Else made by the first call, which knows the type of the model's activations.
+        self._attention = attention
         self._batch: StepBatch | None = None
         # By group, and window of the layers: those of one group may differ, where it is the only.
         self._plans: dict[tuple[int, int | None], Any] = {}
@@ -81,11 +87,22 @@ class PagedKv:
 
     def begin_step(self, batch: StepBatch) -> None:
         """Take the tables of a step for the layers to come."""
-        self._slots.clear()
-        self._block_ids.clear()
-        self._offsets.clear()
-        self._plans.clear()
+        self._slots, self._block_ids, self._offsets = [], [], []
+        self._plans = {}
         self._batch = batch
+
+    def begin_prepared(
+        self, slots: list[torch.Tensor], plans: dict[tuple[int, int | None], Any]
+    ) -> None:
+        """Take tables that are on the device already, for ``cells`` and ``attend_written`` alone.
+
+        Args:
+            slots: int64, shape (T,), of each group.
+            plans: Of the attention, by group and window; all that the layers will ask for.
+        """
+        self._batch = None
+        self._slots = slots
+        self._plans = plans
 
     def attend(
         self,
@@ -138,14 +155,13 @@ class PagedKv:
 
         Arguments and result as in ``attend``.
         """
-        batch = self.batch
         group, place = self._places[layer_index]
         layer, scales = self._layers[place], self._scales[place]
         if self._attention is None:
             dtype = compute_dtype(query.dtype, self._layout, self._device)
             self._attention = choose_attention(self._layout, query.shape[1], dtype, self._device)
         mixed = self._attention.run(
-            self._plan(self._attention, batch, group, window),
+            self._plan(self._attention, group, window),
             query.to(self._attention.dtype),
             layer,
             scale,
@@ -161,9 +177,10 @@ class PagedKv:
         self._block_ids += (slots // self._layout.block_size).unbind()
         self._offsets += (slots % self._layout.block_size).unbind()
 
-    def _plan(self, attention: Attention, batch: StepBatch, group: int, window: int | None) -> Any:
+    def _plan(self, attention: Attention, group: int, window: int | None) -> Any:
         plan = self._plans.get((group, window))
         if plan is None:
+            batch = self.batch
             plan = attention.plan(
                 query_start=batch.query_start,
                 context_lens=batch.context_lens,

@@ -23,6 +23,8 @@ _FLAGS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
 _LARGE_PAGE_SIZE_FILE = Path("sys/kernel/mm/transparent_hugepage/hpage_pmd_size")
 # Arm systems with pages of 64 KiB have large ones of 512 MiB: few blocks would take one whole.
 _LARGE_PAGE_BYTES_MAX = 2 << 20
+# Not in the module; Linux has it since 5.14.
+_MADV_POPULATE_WRITE = 23
 
 
 def large_page_bytes(root: Path = Path("/")) -> int:
@@ -94,6 +96,24 @@ class ReservedRange:
                 mmap.MADV_DONTNEED, self._start + first, self._whole_bytes - first
             )
         return first
+
+    def take_memory(self, start: int, end: int) -> bool:
+        """Take memory for the bytes ``[start, end)`` now, in whole pages, as a write to each would.
+
+        What they hold stays. Python's lock is given up meanwhile.
+
+        Returns:
+            Whether the system did; one that cannot takes it when they are written.
+        """
+        assert 0 <= start <= end <= self._num_bytes, f"[{start}, {end}) of {self._num_bytes}"
+        first = start // self.page_bytes * self.page_bytes
+        libc = ctypes.CDLL(None, use_errno=True)
+        result: int = libc.madvise(
+            ctypes.c_void_p(_address(self._mapping) + self._start + first),
+            ctypes.c_size_t(_round_up(end, self.page_bytes) - first),
+            ctypes.c_int(_MADV_POPULATE_WRITE),
+        )
+        return result == 0
 
     @property
     def resident_bytes(self) -> int:

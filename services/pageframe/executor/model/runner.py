@@ -1,32 +1,31 @@
 """The paged runner: one step from a batch of tables to sampled tokens, for any ``Decoder``."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pageframe.core.errors import ResourceExhaustedError
 from pageframe.core.sampling import SamplingParams
 from pageframe.core.step import Candidates, TokenLogprobs
-from pageframe.executor.batch import (
-    BlockMoves,
-    Int32Array,
-    ModelFacts,
-    StepBatch,
-    StepOutput,
-)
+from pageframe.executor.batch import Int32Array, ModelFacts, StepBatch, StepOutput
+from pageframe.executor.block_moves import BlockMoves
 from pageframe.executor.model.arena import KvArena
 from pageframe.executor.model.decoder import Decoder
+from pageframe.executor.model.device_inputs import ComingTokens
+from pageframe.executor.model.device_steps import DeviceSteps, check_chosen
 from pageframe.executor.model.host_arena import HostArena
 from pageframe.executor.model.layer_groups import LayerGroups, one_group
 from pageframe.executor.model.paged_kv import PagedKv
-from pageframe.executor.model.prompt_logprobs import PromptCollection
+from pageframe.executor.model.prompt_logprobs import Prompts, PromptSpan
+from pageframe.executor.model.swap_copies import staging_bytes
 from pageframe.executor.model.token_sampler import TokenSampler
+from pageframe.executor.model.warm_up import prompt_in_block_0
 from pageframe.kernels.layouts import QUANTISED_DTYPES, KvLayout
-
-# Logits of a whole prompt at once would be gigabytes; these many rows stay near the cache.
-_PROMPT_ROWS_AT_ONCE = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +37,35 @@ class _Pool:
     kv: PagedKv
 
 
+@dataclass(frozen=True, slots=True)
+class Flight:
+    """A step that has been launched.
+
+    Attributes:
+        batch: What it computes.
+        spans: Prompt tokens that somebody asked about.
+        outputs: The decoder's, of those; None without any.
+        logits: float32 [K, V]; None where nobody samples. Those of a graph last until the next
+            launch.
+        coming: Tokens that the device chooses by itself; None where the sampler has to.
+        started_ns: When launching began.
+        launched_ns: When it ended; on a CPU all but sampling is done by then.
+    """
+
+    batch: StepBatch
+    spans: list[PromptSpan]
+    outputs: torch.Tensor | None
+    logits: torch.Tensor | None
+    coming: ComingTokens | None
+    started_ns: int
+    launched_ns: int
+
+
 class PagedRunner:
     """A ``ModelRunner`` over a decoder, arenas and a sampler; conducts them and keeps little.
+
+    Where a GPU chooses tokens, a step may be launched before the tokens of the one before it are
+    collected: ``launch`` and ``collect``, of which ``execute`` is both.
 
     Args:
         decoder: The model.
@@ -49,6 +75,7 @@ class PagedRunner:
         kv_dtype: Of keys and values in the arena.
         max_step_tokens: Most tokens that one step will compute.
         groups: Which layers share a block; all of them where absent.
+        on_device: What a GPU does by itself; None where it does not.
     """
 
     def __init__(
@@ -61,6 +88,7 @@ class PagedRunner:
         *,
         max_step_tokens: int,
         groups: LayerGroups | None = None,
+        on_device: DeviceSteps | None = None,
     ) -> None:
         self.facts = facts
         self._groups = groups or one_group(decoder.kv_shape.num_layers)
@@ -69,8 +97,9 @@ class PagedRunner:
         self._device = device
         self._kv_dtype = kv_dtype
         self._max_step_tokens = max_step_tokens
+        self._on_device = on_device
         self._pool: _Pool | None = None
-        self._prompts: dict[int, PromptCollection] = {}
+        self._prompts = Prompts()
 
     @property
     def block_bytes(self) -> int:
@@ -100,14 +129,19 @@ class PagedRunner:
             dtype=self._kv_dtype,
             is_quantised=self._kv_dtype in QUANTISED_DTYPES,
         )
-        is_shared = self._device.type == "cpu"
+        promised_bytes = 0
+        if self._device.type == "cpu":
+            # Nothing of either is taken before it is written, so each must know of the other.
+            promised_bytes = num_host_slots * layout.block_bytes
+        elif self._on_device is not None:
+            promised_bytes = self._on_device.step_bytes(layout, self._max_step_tokens)
+            promised_bytes += staging_bytes(num_host_slots, layout.block_bytes)
         arena = KvArena(
             layout,
             num_blocks,
             self._device,
             num_blocks_max=num_blocks_max,
-            # Nothing of either is taken before it is written, so each must know of the other.
-            promised_bytes=num_host_slots * layout.block_bytes if is_shared else 0,
+            promised_bytes=promised_bytes,
         )
         host = HostArena(num_host_slots, layout.block_bytes, self._device)
         self._pool = _Pool(arena, host, PagedKv(arena, self._groups))
@@ -117,25 +151,31 @@ class PagedRunner:
         pool = self._require_pool()
         pool.arena.resize(num_blocks, promised_bytes=pool.host.untouched_bytes)
 
+    def take_memory(self, num_blocks: int) -> bool:
+        """Take memory that blocks will need; see ``ModelRunner.take_memory``."""
+        return self._require_pool().arena.take_memory(num_blocks)
+
     def move_blocks(self, moves: BlockMoves) -> None:
         """Move whole blocks: out, then copies, then in; see ``ModelRunner.move_blocks``."""
         arena, host = self._require_pool().arena, self._require_pool().host
         moves.check(arena.num_blocks, host.num_slots)
         with torch.inference_mode():
+            host.settle()
             if len(moves.out_slots):
                 host.store(arena.blocks, moves.out_sources, moves.out_slots)
             if len(moves.copy_targets):
                 arena.copy(moves.copy_sources, moves.copy_targets)
             if len(moves.in_targets):
-                host.load(arena.blocks, moves.in_slots, moves.in_targets)
+                # Nobody reads those before this step has ended; see ``memory.transfers``.
+                host.load(arena.blocks, moves.in_slots, moves.in_targets, settles=False)
 
     def read_block(self, block_id: int) -> bytes:
         """Everything that a block holds; see ``ModelRunner.read_block``."""
-        return self._require_pool().arena.read(block_id)
+        return self._settled_arena().read(block_id)
 
     def write_block(self, block_id: int, data: bytes) -> None:
         """Make a block hold what ``read_block`` gave; see ``ModelRunner.write_block``."""
-        self._require_pool().arena.write(block_id, data)
+        self._settled_arena().write(block_id, data)
 
     def read_host(self, slot: int) -> bytes:
         """Everything that a host slot holds; see ``ModelRunner.read_host``."""
@@ -148,13 +188,23 @@ class PagedRunner:
     def warm_up(self) -> None:
         """Run one token, then a short prompt, so that threads and kernels are there.
 
-        Writes into block 0, which no sequence owns before the first step.
+        Writes into block 0, which no sequence owns before the first step. A GPU runs its largest
+        step, too, which takes all the memory that a step can need, and records its graphs.
+
+        Raises:
+            ResourceExhaustedError: DEVICE_OUT_OF_MEMORY.
         """
+        with self._told_of_memory("warm-up"):
+            self._warm_up()
+
+    def _warm_up(self) -> None:
         decoder, kv = self._parts()
         with torch.inference_mode():
             for num_tokens in {1, min(kv.block_size, self._max_step_tokens)}:
-                batch = _prompt_in_block_0(num_tokens, len(self._groups.windows))
+                batch = prompt_in_block_0(num_tokens, len(self._groups.windows))
                 decoder.logits(self._forward(decoder, kv, batch, np.zeros(1, np.int64)))
+            if self._on_device is not None:
+                self._on_device.warm_up(kv, self._max_step_tokens)
 
     def prepare(self, sampling: SamplingParams, wait_s: float = 0.0) -> bool:
         """Start what ``admit`` would wait for; see ``ModelRunner.prepare``."""
@@ -180,9 +230,7 @@ class PagedRunner:
         # A sequence that comes back with output has had its whole prompt computed, and told.
         is_told = len(token_ids) > num_prompt_tokens
         if self._sampler.wants_prompt_logprobs(row) and not is_told:
-            self._prompts[row] = PromptCollection(
-                np.array(token_ids[:num_prompt_tokens], dtype=np.int32)
-            )
+            self._prompts.admit(row, token_ids[:num_prompt_tokens])
 
     def extend(self, row: int, token_id: int) -> None:
         """Count a token that ``row`` was given; see ``ModelRunner.extend``."""
@@ -191,17 +239,44 @@ class PagedRunner:
     def release(self, row: int) -> None:
         """Forget the sampling state of ``row``."""
         self._sampler.release(row)
-        self._prompts.pop(row, None)
+        self._prompts.release(row)
 
     def execute(self, batch: StepBatch) -> StepOutput:
         """Write keys and values, attend, and sample. Returns when tokens are known."""
-        with torch.inference_mode():
-            return self._execute(batch)
+        flight = self.launch(batch)
+        if flight.logits is not None:
+            # A GPU is still computing; collecting is the first to wait for it.
+            batch.meanwhile()
+        return self.collect(flight)
+
+    def launch(self, batch: StepBatch) -> Flight:
+        """Begin a step. On a GPU this returns long before it is done.
+
+        The next one may be launched before this one is collected if all who sample in this one are
+        plain (``DeviceSampler``), so that ``coming`` is there. Input tokens that are not known then
+        are ``device_sampler.NEWEST``. No more than two may be under way.
+
+        Raises:
+            ResourceExhaustedError: DEVICE_OUT_OF_MEMORY; nothing of the step counts.
+        """
+        with torch.inference_mode(), self._told_of_memory("a step"):
+            return self._launch(batch)
+
+    def collect(self, flight: Flight) -> StepOutput:
+        """Wait for a step, and tell its tokens. Steps are collected in the order of launching.
+
+        Raises:
+            InternalError: LOGITS_NOT_FINITE.
+            ResourceExhaustedError: DEVICE_OUT_OF_MEMORY; nothing of the step counts.
+        """
+        with torch.inference_mode(), self._told_of_memory("a step"):
+            return self._collect(flight)
 
     def close(self) -> None:
         """Give back weights, arena and host tier."""
         self._sampler.close()
         self._decoder = None
+        self._on_device = None
         self._pool = None
         self._prompts.clear()
 
@@ -209,38 +284,77 @@ class PagedRunner:
         assert self._decoder is not None, "the runner is closed"
         return self._decoder, self._require_pool().kv
 
+    @contextmanager
+    def _told_of_memory(self, what: str) -> Iterator[None]:
+        """Say in our own words that the memory of a device ran out."""
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            raise ResourceExhaustedError(
+                "DEVICE_OUT_OF_MEMORY",
+                f"the memory of {self._device} ran out in {what}: {error}; fewer blocks, a smaller "
+                "token budget or fewer sequences leave more",
+                device=str(self._device),
+                max_step_tokens=self._max_step_tokens,
+            ) from error
+
     def _require_pool(self) -> _Pool:
         assert self._pool is not None, "allocate_pool comes first, and nothing after close"
         return self._pool
 
-    def _execute(self, batch: StepBatch) -> StepOutput:
+    def _settled_arena(self) -> KvArena:
+        pool = self._require_pool()
+        pool.host.settle()
+        return pool.arena
+
+    def _launch(self, batch: StepBatch) -> Flight:
         decoder, kv = self._parts()
+        if not batch.has_moves:
+            self._require_pool().host.settle()
         started_ns = time.perf_counter_ns()
+        spans = self._prompts.spans(batch)
+        device = self._on_device
+        if device is not None and not spans and device.takes(batch):
+            logits, coming = device.launch(batch)
+            return Flight(batch, [], None, logits, coming, started_ns, time.perf_counter_ns())
         sample_tokens = batch.sample_tokens
-        spans = self._prompt_spans(batch)
-        rows = np.concatenate([sample_tokens, *(np.arange(low, high) for _, low, high in spans)])
+        rows = np.concatenate([sample_tokens, *(np.arange(span.first, span.end) for span in spans)])
         outputs = self._forward(decoder, kv, batch, rows)
-        executed_ns = time.perf_counter_ns()
+        logits, coming = None, None
+        if sample_tokens.size:
+            logits = decoder.logits(outputs[: sample_tokens.size])
+            coming = None if device is None else device.choose(logits, batch)
+        outputs = outputs[sample_tokens.size :]
+        return Flight(batch, spans, outputs, logits, coming, started_ns, time.perf_counter_ns())
+
+    def _collect(self, flight: Flight) -> StepOutput:
+        (decoder, _), batch, logits = self._parts(), flight.batch, flight.logits
         token_ids = np.empty(0, np.int32)
         logprobs: dict[int, TokenLogprobs] = {}
         candidates: dict[int, Candidates] = {}
-        if sample_tokens.size:
-            logits = decoder.logits(outputs[: sample_tokens.size])
+        executed_ns = flight.launched_ns
+        if flight.coming is not None:
+            token_ids = flight.coming.wait()
+            # What was waited for is the model; choosing is the last and least of it.
             executed_ns = time.perf_counter_ns()
-            # A GPU is still computing; the sampler is the first to wait for it.
-            batch.meanwhile()
+            check_chosen(token_ids, batch.sample_rows)
+        elif logits is not None:
             token_ids, logprobs = self._sampler.sample(
                 logits, batch.sample_rows, batch.sample_positions, batch.drafts
             )
             candidates = self._candidates(logits, batch, token_ids)
-        prompt_logprobs = self._collect(decoder, batch, spans, outputs[sample_tokens.size :])
+        prompt_logprobs: dict[int, list[TokenLogprobs]] = {}
+        if flight.outputs is not None:
+            prompt_logprobs = self._prompts.collect(
+                flight.spans, flight.outputs, decoder.logits, self._sampler
+            )
         return StepOutput(
             token_ids=token_ids,
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
             candidates=candidates,
             failures=self._sampler.failures(),
-            execute_ns=executed_ns - started_ns,
+            execute_ns=executed_ns - flight.started_ns,
             sample_ns=time.perf_counter_ns() - executed_ns,
         )
 
@@ -263,75 +377,12 @@ class PagedRunner:
         self, decoder: Decoder, kv: PagedKv, batch: StepBatch, rows: NDArray[np.int64]
     ) -> torch.Tensor:
         kv.begin_step(batch)
+        token_ids = torch.from_numpy(batch.token_ids.astype(np.int64)).to(self._device)
+        if self._on_device is not None:
+            token_ids = self._on_device.resolve(token_ids, batch)
         return decoder.forward(
             kv,
-            torch.from_numpy(batch.token_ids.astype(np.int64)).to(self._device),
+            token_ids,
             torch.from_numpy(batch.positions.astype(np.int64)).to(self._device),
             torch.from_numpy(rows).to(self._device),
         )
-
-    def _prompt_spans(self, batch: StepBatch) -> list[tuple[int, int, int]]:
-        """Tokens of the batch whose logits speak about prompt tokens somebody asked about.
-
-        Returns:
-            (index into S, first token, end token) each; the span may be empty, and is listed all
-            the same, because an empty one can complete a prompt.
-        """
-        if not self._prompts:
-            return []
-        spans = []
-        for sequence, row in enumerate(batch.rows.tolist()):
-            collection = self._prompts.get(row)
-            if collection is None:
-                continue
-            first, end = batch.query_start[sequence : sequence + 2].tolist()
-            context_len = int(batch.context_lens[sequence])
-            shift = context_len - end
-            low, high = collection.wanted(first + shift, context_len)
-            spans.append((sequence, low - shift, high - shift))
-        return spans
-
-    def _collect(
-        self,
-        decoder: Decoder,
-        batch: StepBatch,
-        spans: list[tuple[int, int, int]],
-        outputs: torch.Tensor,
-    ) -> dict[int, list[TokenLogprobs]]:
-        """Add this step's spans to their prompts; returns the prompts that are complete, by row."""
-        complete = {}
-        taken = 0
-        for sequence, first, end in spans:
-            row, context_len = int(batch.rows[sequence]), int(batch.context_lens[sequence])
-            shift = context_len - int(batch.query_start[sequence + 1])
-            collection = self._prompts[row]
-            for low in range(first, end, _PROMPT_ROWS_AT_ONCE):
-                high = min(end, low + _PROMPT_ROWS_AT_ONCE)
-                collection.entries += self._sampler.prompt_logprobs(
-                    row,
-                    decoder.logits(outputs[taken : taken + high - low]),
-                    collection.next_token_ids(low + shift, high + shift),
-                )
-                taken += high - low
-            if collection.is_complete(context_len):
-                complete[row] = self._prompts.pop(row).entries
-        return complete
-
-
-def _prompt_in_block_0(num_tokens: int, num_groups: int) -> StepBatch:
-    """A batch of one sequence whose ``num_tokens`` tokens fit into block 0, of every group."""
-    tokens = np.arange(num_tokens, dtype=np.int32)
-    zero = np.zeros(1, np.int32)
-    return StepBatch(
-        step=0,
-        num_decodes=int(num_tokens == 1),
-        rows=zero,
-        token_ids=np.zeros(num_tokens, np.int32),
-        positions=tokens,
-        slots=np.repeat(tokens.astype(np.int64), num_groups),
-        query_start=np.array([0, num_tokens], np.int32),
-        context_lens=np.array([num_tokens], np.int32),
-        block_tables=np.zeros((1, num_groups), np.int32),
-        samples=zero,
-        sample_rows=zero,
-    )

@@ -37,7 +37,7 @@ from pageframe.executor.model.grammar_store import GrammarStore
 from pageframe.executor.model.logit_edits import LogitEdits
 from pageframe.executor.model.logprobs import token_logprobs
 from pageframe.executor.model.selection import best_token, check_finite
-from pageframe.kernels.cpu.draw import CpuDraw
+from pageframe.kernels.cpu.draw import CpuDraw, DrawColumns
 
 _DRAWS = 1
 _EDITS = 2
@@ -45,7 +45,6 @@ _LOGPROBS = 4
 _ADMITTED = 8
 # The edits of a beam: they change its candidates, and no token is chosen by itself.
 _BEAM_EDITS = 16
-_FEATURES = _DRAWS | _EDITS | _LOGPROBS
 
 # Below this a temperature would be a zero, or a denormal, in float32.
 _TEMPERATURE_MIN = float(np.finfo(np.float32).tiny)
@@ -60,7 +59,8 @@ class Sampler:
         eos_token_ids: The model's own end-of-sequence tokens.
         device: Where logits will be.
         grammars: Compiled grammars; None where no sequence can have one.
-        kernels: Who draws instead of PyTorch, where ``device`` is the CPU; None for nobody.
+        kernels: Who chooses instead of NumPy and PyTorch, where ``device`` is the CPU; None for
+            nobody.
     """
 
     def __init__(
@@ -84,6 +84,14 @@ class Sampler:
         self._top_k = np.zeros(max_num_rows, dtype=np.int64)
         self._top_p = np.zeros(max_num_rows, dtype=np.float64)
         self._min_p = np.zeros(max_num_rows, dtype=np.float32)
+        self._columns = DrawColumns(
+            seeds=self._seed,
+            sample_indices=self._sample_index,
+            temperature=self._temperature,
+            top_k=self._top_k,
+            top_p=self._top_p,
+            min_p=self._min_p,
+        )
         # The position from which end-of-sequence and stop tokens may come.
         self._earliest_stop = np.zeros(max_num_rows, dtype=np.int64)
         self._num_logprobs = np.zeros(max_num_rows, dtype=np.int64)
@@ -188,22 +196,19 @@ class Sampler:
         assert logits.device.type == self._device.type, f"logits are on {logits.device}"
         flags = self._flags[rows]
         assert flags.all(), f"rows {rows[flags == 0].tolist()} are not in use"
-        maxima, best_ids = best_token(logits)
-        check_finite(maxima, rows)
-        tokens = best_ids.cpu().numpy()
+        is_drawn = flags & _DRAWS != 0
         is_holding_back = positions < self._earliest_stop[rows]
-        if not (flags & _FEATURES).any() and not is_holding_back.any():
+        is_edited = (flags & _EDITS != 0) | is_holding_back
+        maxima, tokens = self._choose(logits, rows, positions, is_drawn & ~is_edited)
+        edited = np.flatnonzero(is_edited)
+        if not edited.size and not (flags & _LOGPROBS).any():
             return tokens.astype(np.int32), {}
 
-        is_edited = (flags & _EDITS != 0) | is_holding_back
-        is_drawn = flags & _DRAWS != 0
-        edited, plain = np.flatnonzero(is_edited), np.flatnonzero(is_drawn & ~is_edited)
-        if plain.size:
-            tokens[plain] = draw(self._draws(logits, maxima, plain, rows[plain], positions[plain]))
         counts = np.ones(len(rows), dtype=np.bool_)
         edits = Turn(
             logits=logits, maxima=maxima, best_ids=tokens, index=edited, rows=rows,
             positions=positions, is_holding_back=is_holding_back, is_drawn=is_drawn,
+            best=self._best,
             draw=lambda values, best, index, samples: draw(
                 self._draws(values, best, index, rows[samples], positions[samples])
             ),
@@ -244,7 +249,7 @@ class Sampler:
         Raises:
             InternalError: LOGITS_NOT_FINITE, as ``sample``.
         """
-        check_finite(logits.amax(1), rows)
+        check_finite(self._best(logits)[0], rows)
         logprobs = logits.log_softmax(1)
         is_holding_back = positions < self._earliest_candidate_stop[rows]
         edited = np.flatnonzero((self._flags[rows] & _BEAM_EDITS != 0) | is_holding_back)
@@ -277,7 +282,7 @@ class Sampler:
             InternalError: LOGITS_NOT_FINITE, as ``sample``.
         """
         num_tokens = len(next_token_ids)
-        maxima = logits.amax(1)
+        maxima, _ = self._best(logits)
         check_finite(maxima, np.full(num_tokens, row, dtype=np.int32))
         return token_logprobs(
             logits,
@@ -287,6 +292,38 @@ class Sampler:
             np.full(num_tokens, self._num_prompt_logprobs[row]),
             self._kernels,
         )
+
+    def _best(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """See ``best_token``."""
+        if self._kernels is None:
+            return best_token(logits)
+        maxima, token_ids = self._kernels.best(logits)
+        return torch.from_numpy(maxima), torch.from_numpy(token_ids)
+
+    def _choose(
+        self,
+        logits: torch.Tensor,
+        rows: Int32Array,
+        positions: Int32Array,
+        is_drawn: NDArray[np.bool_],
+    ) -> tuple[torch.Tensor, NDArray[np.int64]]:
+        """The best logit of each row, and a token: drawn where it says so, else the best.
+
+        Raises:
+            InternalError: LOGITS_NOT_FINITE.
+        """
+        if self._kernels is not None and is_drawn.any():
+            found, tokens = self._kernels.choose(logits, rows, positions, is_drawn, self._columns)
+            maxima = torch.from_numpy(found)
+            check_finite(maxima, rows)
+            return maxima, tokens
+        maxima, best_ids = self._best(logits)
+        check_finite(maxima, rows)
+        tokens = best_ids.cpu().numpy()
+        drawn = np.flatnonzero(is_drawn)
+        if drawn.size:
+            tokens[drawn] = draw(self._draws(logits, maxima, drawn, rows[drawn], positions[drawn]))
+        return maxima, tokens
 
     def _draws(
         self,

@@ -127,7 +127,7 @@ def check_finite(maxima: torch.Tensor, rows: NDArray[np.int32]) -> None:
     Raises:
         InternalError: LOGITS_NOT_FINITE; limit ``rows`` names those, separated by commas.
     """
-    is_finite = torch.isfinite(maxima).cpu().numpy()
+    is_finite = np.isfinite(maxima.cpu().numpy())
     if is_finite.all():
         return
     bad = sorted(set(rows[~is_finite].tolist()))

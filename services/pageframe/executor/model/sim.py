@@ -21,14 +21,8 @@ import numpy as np
 from pageframe.core.clock import ManualClock
 from pageframe.core.errors import ResourceExhaustedError
 from pageframe.core.sampling import SamplingParams
-from pageframe.executor.batch import (
-    BlockMoves,
-    Int32Array,
-    ModelFacts,
-    ModelRunner,
-    StepBatch,
-    StepOutput,
-)
+from pageframe.executor.batch import Int32Array, ModelFacts, ModelRunner, StepBatch, StepOutput
+from pageframe.executor.block_moves import BlockMoves
 from pageframe.executor.model.pool_checks import (
     check_block_data,
     check_block_id,

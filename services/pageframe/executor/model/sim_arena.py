@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pageframe.core.units import ceil_div, is_power_of_two
-from pageframe.executor.batch import BlockMoves, Int32Array
+from pageframe.executor.batch import Int32Array
+from pageframe.executor.block_moves import BlockMoves
 from pageframe.executor.model.reserved_range import ReservedRange
 
 UInt64Array = NDArray[np.uint64]

@@ -19,7 +19,9 @@ _MIDDLE = 1
 # (new tokens, context length) of each sequence.
 _MIXED = ((1, 1), (1, 65), (7, 7), (33, 100), (5, 64), (1, 33))
 _HEADS = pytest.mark.parametrize(
-    "heads", [(4, 4, 8), (6, 2, 24), (9, 3, 64), (5, 1, 40)], ids=["mha", "gqa", "gqa64", "mqa"]
+    "heads",
+    [(4, 4, 8), (6, 2, 24), (9, 3, 64), (12, 2, 128), (5, 1, 40)],
+    ids=["mha", "gqa", "gqa64", "gqa128", "mqa"],
 )
 
 

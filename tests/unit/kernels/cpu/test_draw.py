@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from pageframe.core.errors import InternalError
+from pageframe.executor.model import philox
 from pageframe.kernels.cpu.attention import exp_below_one
-from pageframe.kernels.cpu.draw import CpuDraw
+from pageframe.kernels.cpu.draw import CpuDraw, DrawColumns
 from pageframe.kernels.cpu.library import CpuLibrary
 from unit.kernels.cpu.libraries import USABLE, loaded
 
@@ -61,6 +62,18 @@ def draw(drawer, logits, kinds, uniforms, rows=None):
         min_p=np.array([kind.min_p for kind in kinds], np.float32),
         uniforms=np.array(uniforms, np.float64),
     ).tolist()
+
+
+def columns_of(kinds, seeds, sample_indices):
+    """What says how to draw for sequence 0, 1, .."""
+    return DrawColumns(
+        seeds=np.array(seeds, np.uint64),
+        sample_indices=np.array(sample_indices, np.uint32),
+        temperature=np.array([kind.temperature for kind in kinds], np.float32),
+        top_k=np.array([kind.top_k or 2**31 for kind in kinds], np.int64),
+        top_p=np.array([kind.top_p for kind in kinds], np.float64),
+        min_p=np.array([kind.min_p for kind in kinds], np.float32),
+    )
 
 
 def weights_of(library, logits, temperature):
@@ -228,3 +241,79 @@ def test_a_best_logit_of_another_row_is_refused(drawer):
 
 def test_no_draws_are_no_work(drawer):
     assert draw(drawer(2), torch.zeros(3, 10), [], []) == []
+
+
+@pytest.mark.parametrize("vocab_size", SIZES)
+def test_the_best_token_is_the_first_of_equals(drawer, vocab_size):
+    seed = random.randrange(2**32)
+    print("seed", seed)
+    rng = random.Random(seed)
+    rows = [random_logits(rng, vocab_size) for _ in range(20)]
+    rows += [np.full(vocab_size, value, np.float32) for value in (0.0, -np.inf, np.inf)]
+    rows += [np.round(row) for row in rows]
+    signed = np.zeros(vocab_size, np.float32)
+    signed[: vocab_size // 2] = -0.0
+    logits = np.stack([*rows, signed, signed[::-1]])
+    for num_threads in (1, 3):
+        maxima, token_ids = drawer(num_threads).best(torch.from_numpy(logits))
+        assert token_ids.tolist() == logits.argmax(1).tolist()
+        assert maxima.tolist() == logits.max(1).tolist()
+
+
+@pytest.mark.parametrize("vocab_size", [1, 17, 256, 300, 5001])
+def test_a_nan_anywhere_is_told_and_disturbs_no_other_row(drawer, vocab_size):
+    logits = torch.randn(vocab_size + 1, vocab_size, generator=torch.Generator().manual_seed(3))
+    logits[:, 0] = np.inf  # the best one, but for a NaN
+    logits[0, 0] = 7.0
+    places = range(vocab_size) if vocab_size <= 300 else range(0, vocab_size, 97)
+    for place in places:
+        logits[place + 1, place] = np.nan
+    columns = columns_of([Kind()] * len(logits), [1] * len(logits), [0] * len(logits))
+    each = np.arange(len(logits), dtype=np.int32)
+    maxima, token_ids = drawer(2).choose(logits, each, each, each >= 0, columns)
+    assert np.isnan(maxima).tolist() == [place in places for place in range(-1, vocab_size)]
+    assert maxima[0] == logits[0].max()
+    assert ((token_ids >= 0) & (token_ids < vocab_size)).all()
+
+
+@pytest.mark.parametrize("vocab_size", [3, 257, 5001, 49_152])
+def test_what_is_chosen_is_what_a_draw_with_its_random_number_says(drawer, vocab_size):
+    seed = random.randrange(2**32)
+    print("seed", seed)
+    rng = random.Random(seed)
+    logits = torch.from_numpy(np.stack([random_logits(rng, vocab_size) for _ in range(NUM_ROWS)]))
+    kinds = [random_kind(rng, vocab_size) for _ in range(NUM_ROWS + 5)]
+    seeds = [rng.getrandbits(64) for _ in kinds]
+    samples = [rng.choice([0, 1, 2**32 - 1]) for _ in kinds]
+    rows = np.array(rng.sample(range(len(kinds)), NUM_ROWS), np.int32)
+    positions = np.array([rng.choice([0, 7, 2**31 - 1]) for _ in rows], np.int32)
+    is_drawn = np.array([rng.random() < 0.7 for _ in rows])
+    columns = columns_of(kinds, seeds, samples)
+    uniforms = philox.uniform(columns.seeds[rows], columns.sample_indices[rows], positions)
+    drawn = draw(drawer(), logits, [kinds[row] for row in rows], uniforms)
+    expected = np.where(is_drawn, drawn, logits.numpy().argmax(1)).tolist()
+    for num_threads in (1, 2, 3):
+        compiled = drawer(num_threads)
+        maxima, token_ids = compiled.choose(logits, rows, positions, is_drawn, columns)
+        assert token_ids.tolist() == expected
+        assert maxima.tolist() == logits.amax(1).tolist()
+    one = slice(4, 5)
+    alone = compiled.choose(logits[one], rows[one], positions[one], is_drawn[one], columns)
+    assert alone[1].tolist() == expected[one]
+
+
+def test_columns_may_change_and_rows_lie_apart(drawer):
+    wide = torch.randn(6, 1200, generator=torch.Generator().manual_seed(1))
+    rows = np.arange(6, dtype=np.int32)
+    positions, is_drawn = rows + 10, rows % 2 == 0
+    columns = columns_of([Kind(temperature=0.5)] * 6, [5] * 6, range(6))
+    compiled = drawer()
+    for seeds in ([5] * 6, range(6)):
+        columns.seeds[:] = seeds
+        expected = compiled.choose(
+            wide[:, 100:1100].contiguous(), rows, positions, is_drawn, columns
+        )
+        for apart in (wide[:, 100:1100], wide.T.contiguous().T[:, 100:1100]):
+            found = compiled.choose(apart, rows, positions, is_drawn, columns)
+            assert found[1].tolist() == expected[1].tolist()
+    assert compiled.best(torch.zeros(0, 10))[1].tolist() == []

@@ -63,21 +63,21 @@ public:
           head_rows_(tile.num_tokens * shape_.group()),
           is_in_place_(is_used_in_place(call.layer.arena(), head_rows_)) {
         const int64_t rows = num_heads_ * head_rows_, dim = shape_.head_dim;
-        const AttentionScratch scratch(memory, rows, dim);
-        kv_.place(scratch.kv, dim);
+        const AttentionScratch scratch(memory, rows, shape_);
+        kv_.place(scratch.kv, shape_.num_kv_heads, dim);
         state_.place(scratch.state, rows);
         merged_.place(scratch.rest, rows);
         queries_ = scratch.queries;
-        for (int64_t row = 0; row < rows; row++) {
-            const int64_t token = tile.first_token + token_of(row);
-            const float* query = call.queries + token * call.query_stride + query_head(row) * dim;
-            queries_[row] = place_query(query, dim, call.layer.arena().dtype, is_in_place_,
-                                        scratch.query_copies + row * dim);
-        }
+        for_rows([&](int64_t row, int64_t token, int64_t query_head) {
+            const int64_t at = (tile.first_token + token) * call.query_stride + query_head * dim;
+            queries_[row] = place_query(call.queries + at, dim, call.layer.arena().dtype,
+                                        is_in_place_, scratch.query_copies + row * dim);
+        });
     }
 
-    static int64_t scratch_floats(int64_t num_rows, int64_t head_dim) {
-        return AttentionScratch::floats(num_rows, head_dim) + SplitState::floats(num_rows, head_dim);
+    static int64_t scratch_floats(const HeadShape& shape) {
+        return AttentionScratch::floats(shape.all_rows(), shape) +
+               SplitState::floats(shape.all_rows(), shape.head_dim);
     }
 
     // Attend and write the result, or leave the state of the one split.
@@ -103,9 +103,15 @@ public:
 private:
     int64_t row_floats() const { return padded_dim(shape_.head_dim); }
     int64_t last_position() const { return tile_.first_position + tile_.num_tokens - 1; }
-    int64_t token_of(int64_t row) const { return row % head_rows_ / shape_.group(); }
-    int64_t query_head(int64_t row) const {
-        return (first_head_ + row / head_rows_) * shape_.group() + row % shape_.group();
+
+    // Calls use(row, token, query_head) for each row. For few keys it counts that nothing is divided.
+    template <class Use>
+    PF_INLINE void for_rows(Use&& use) const {
+        const int64_t group = shape_.group();
+        int64_t row = 0;
+        for (int64_t head = first_head_; head < first_head_ + num_heads_; head++)
+            for (int64_t token = 0; token < tile_.num_tokens; token++)
+                for (int64_t i = 0; i < group; i++) use(row++, token, head * group + i);
     }
 
     void run_split(int64_t split) {
@@ -133,7 +139,7 @@ private:
         const int64_t group = shape_.group();
         for (int64_t row = 0; row < rows; row += group) {
             Membership member = tile_.first_member;
-            member.member += token_of(row);
+            member.member += row % head_rows_ / group;
             const int64_t head = first_head_ + row / head_rows_;
             const int64_t index = call_.plan->state(member, split, head, shape_);
             state_.copy(row, shared_state(call_, index), 0, group, dim);
@@ -144,7 +150,7 @@ private:
     // Behind the last keys of this item come the first ones of the item that follows in the plan.
     void look_ahead(const BlockTable& table, int64_t first) {
         const int64_t end = last_position() + 1;
-        const int64_t asks = num_heads_ * num_asks(head_rows_, shape_.head_dim, is_in_place_);
+        const int64_t asks = num_heads_ * num_asks(head_rows_);
         if (first < end || next_ == nullptr)
             return kv_.look_ahead(call_.layer, table, first_head_, num_heads_, first,
                                   std::min(first + kTileKeys, end), asks);
@@ -195,12 +201,14 @@ private:
     }
 
     void merge(int64_t split, const SplitState& from, int64_t head) {
-        for (int64_t row = 0; row < head_rows_; row++) {
-            const int64_t position = tile_.first_position + row / shape_.group();
+        const int64_t group = shape_.group();
+        for (int64_t token = 0; token < tile_.num_tokens; token++) {
+            const int64_t position = tile_.first_position + token;
             const int64_t first_split = call_.plan->first_key(position) / kSplitKeys;
             if (split < first_split || split > position / kSplitKeys) continue;
-            merge_row(merged_, split == first_split, from.max[row], from.sum[row],
-                      from.mix + row * row_floats(), head * head_rows_ + row, row_floats());
+            for (int64_t row = token * group; row < (token + 1) * group; row++)
+                merge_row(merged_, split == first_split, from.max[row], from.sum[row],
+                          from.mix + row * row_floats(), head * head_rows_ + row, row_floats());
         }
     }
 
@@ -223,14 +231,14 @@ private:
     }
 
     void write() const {
-        for (int64_t row = 0; row < num_heads_ * head_rows_; row++) {
-            const int64_t token = tile_.first_token + token_of(row);
-            const int64_t at = (token * shape_.num_heads + query_head(row)) * shape_.head_dim;
+        for_rows([&](int64_t row, int64_t token, int64_t query_head) {
+            const int64_t first = (tile_.first_token + token) * shape_.num_heads;
+            const int64_t at = (first + query_head) * shape_.head_dim;
             if (call_.mixed_dtype == PF_BF16)
                 write_row(static_cast<bf16*>(call_.mixed) + at, row);
             else
                 write_row(static_cast<float*>(call_.mixed) + at, row);
-        }
+        });
     }
 
     template <class T>
@@ -261,7 +269,7 @@ private:
 
 int64_t attention_scratch_floats(const HeadShape& shape) {
     constexpr int64_t kLine = 16;
-    const int64_t floats = Item::scratch_floats(shape.all_rows(), shape.head_dim);
+    const int64_t floats = Item::scratch_floats(shape);
     return (floats + kLine - 1) / kLine * kLine;
 }
 

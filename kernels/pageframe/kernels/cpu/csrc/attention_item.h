@@ -1,6 +1,7 @@
 // What the items of the two phases that read keys have in common.
 #pragma once
 
+#include "attention_plan.h"
 #include "attention_rows.h"
 
 namespace pf {
@@ -9,25 +10,23 @@ namespace pf {
 struct AttentionScratch {
     const float** queries;  // [rows]
     float* query_copies;    // [rows][head_dim]
-    float* kv;              // of a KvTile
+    float* kv;              // of a KvTile, pointers first
     float* state;           // of a RowState
     float* rest;
 
-    static int64_t floats(int64_t num_rows, int64_t head_dim) {
-        return num_rows * (kPointerFloats + head_dim) + KvTile::scratch_floats(head_dim) +
-               RowState::floats(num_rows, head_dim);
+    static int64_t floats(int64_t num_rows, const HeadShape& shape) {
+        return num_rows * (kPointerFloats + shape.head_dim) +
+               KvTile::scratch_floats(shape.num_kv_heads, shape.head_dim) +
+               RowState::floats(num_rows, shape.head_dim);
     }
-    AttentionScratch(float* memory, int64_t num_rows, int64_t head_dim) {
+    AttentionScratch(float* memory, int64_t num_rows, const HeadShape& shape) {
         // Pointers first: only the start is sure to be aligned for them.
         queries = reinterpret_cast<const float**>(memory);
         kv = memory + num_rows * kPointerFloats;
-        state = kv + KvTile::scratch_floats(head_dim);
-        query_copies = state + RowState::floats(num_rows, head_dim);
-        rest = query_copies + num_rows * head_dim;
+        state = kv + KvTile::scratch_floats(shape.num_kv_heads, shape.head_dim);
+        query_copies = state + RowState::floats(num_rows, shape.head_dim);
+        rest = query_copies + num_rows * shape.head_dim;
     }
-
-private:
-    static constexpr int64_t kPointerFloats = int64_t{sizeof(float*)} / int64_t{sizeof(float)};
 };
 
 }  // namespace pf

@@ -43,7 +43,7 @@ PF_INLINE void score(const float* const* queries, KvTile& tile, int64_t head_dim
                     });
                 });
             stack.push(word, sums);
-            tile.ask();
+            tile.ask_some();
         }
         times<rows>([&](auto i) PF_EACH {
             times<kVectors>([&](auto v) PF_EACH { store(scores[i] + at + v * kLanes, sums[i][v]); });
@@ -51,49 +51,58 @@ PF_INLINE void score(const float* const* queries, KvTile& tile, int64_t head_dim
     }
 }
 
-// As many floats as a tile has lanes, each multiplied by its lane's.
-PF_INLINE void scale_lanes(float* row, const float* scales) {
-    for (int64_t lane = 0; lane < kTileKeys; lane += kLanes)
-        store(row + lane, load(row + lane) * load(scales + lane));
+// `value`, or `other` in those of the kLanes lanes from `first` on that `lanes` leaves out.
+PF_INLINE f32v within(Lanes lanes, int first, f32v value, f32v other) {
+    i32v lane;
+    for (int j = 0; j < kLanes; j++) lane[j] = first + j;
+    const auto low = static_cast<int32_t>(lanes.low), high = static_cast<int32_t>(lanes.high);
+    return select((lane >= low) & (lane < high), value, other);
 }
 
-// Lanes outside [low, high) become `value`.
-PF_INLINE void fill_outside(float* row, Lanes lanes, float value) {
-    for (int64_t lane = 0; lane < lanes.low; lane++) row[lane] = value;
-    for (int64_t lane = lanes.high; lane < kTileKeys; lane++) row[lane] = value;
-}
-
-// The largest of the scores, in every lane.
-PF_INLINE f32v row_max(const float* row) {
-    f32v most = load(row);
-    for (int v = 1; v < kTileVectors; v++) most = max(most, load(row + v * kLanes));
-    return max_everywhere(most);
-}
-
-// Scores become weights e^(score - max); max and sum go on. Returns what all that the row has so far
-// is to be multiplied by.
-PF_INLINE f32v weigh(float* scores, Lanes lanes, float* most, float* sums) {
+// Scores of some rows become weights e^(score - max); max and sum go on. `corrections` are what all
+// that a row has so far is to be multiplied by. With `is_scaled` scores and weights are multiplied by
+// their lane's scales, sums are not. Twice for each row `num_lines` are asked for.
+//
+// Nothing waits for a branch, and rows do not wait for each other. Where the maximum stays, which it
+// mostly does, the correction is e^0, exactly 1.
+template <bool is_scaled, int num_lines, int rows>
+PF_INLINE void weigh(float (*scores)[kTileKeys], KvTile& tile, Lanes lanes, float* most,
+                     float* sums, f32v* corrections) {
     const bool is_part = lanes.high - lanes.low < kTileKeys;
-    if (is_part) fill_outside(scores, lanes, kMinusInfinity);
-    const f32v old_max = splat(*most);
-    const f32v new_max = max(old_max, row_max(scores));
-    // Mostly the maximum stays; e^0 is 1, so the shorter way gives the same.
-    const bool stays = new_max[0] == *most;
-    const f32v correction = stays ? splat(1.0f) : exp_below_one(old_max - new_max);
-    *most = new_max[0];
-    f32v weights[kTileVectors];
-    for (int v = 0; v < kTileVectors; v++) {
-        weights[v] = exp_below_one(load(scores + v * kLanes) - new_max);
-        store(scores + v * kLanes, weights[v]);
-    }
-    f32v sum = load(sums) * correction;
-    if (is_part) {
-        fill_outside(scores, lanes, 0.0f);
-        for (int v = 0; v < kTileVectors; v++) weights[v] = load(scores + v * kLanes);
-    }
-    for (int v = 0; v < kTileVectors; v++) sum += weights[v];
-    store(sums, sum);
-    return correction;
+    const uint8_t** lines = tile.lines_to_ask();
+    f32v new_max[rows];
+    times<rows>([&](auto i) PF_EACH {
+        f32v lanes_max;
+        times<kTileVectors>([&](auto v) PF_EACH {
+            f32v score = load(scores[i] + v * kLanes);
+            if (is_scaled) score = score * load(tile.key_scales + v * kLanes);
+            if (is_part) score = within(lanes, v * kLanes, score, splat(kMinusInfinity));
+            if (is_scaled || is_part) store(scores[i] + v * kLanes, score);
+            lanes_max = v == 0 ? score : max(lanes_max, score);
+        });
+        const f32v old_max = splat(most[i]);
+        new_max[i] = max(old_max, max_everywhere(lanes_max));
+        corrections[i] = exp_below_one(old_max - new_max[i]);
+        most[i] = new_max[i][0];
+        ask<num_lines>(lines);
+    });
+    times<rows>([&](auto i) PF_EACH {
+        f32v weights[kTileVectors];
+        times<kTileVectors>([&](auto v) PF_EACH {
+            weights[v] = load(scores[i] + v * kLanes) - new_max[i];
+        });
+        exp_below_one(weights);
+        f32v sum = load(sums + i * kLanes) * corrections[i];
+        times<kTileVectors>([&](auto v) PF_EACH {
+            if (is_part) weights[v] = within(lanes, v * kLanes, weights[v], f32v{});
+            sum += weights[v];
+            if (is_scaled) weights[v] = weights[v] * load(tile.value_scales + v * kLanes);
+            store(scores[i] + v * kLanes, weights[v]);
+        });
+        store(sums + i * kLanes, sum);
+        ask<num_lines>(lines);
+    });
+    if (num_lines > 0) tile.asking = lines;
 }
 
 // mix = mix * correction + weights * values, one chain over the lanes for each channel.
@@ -124,6 +133,9 @@ struct InPlace {
     static constexpr int kMaxRows = kRowsInPlace;
     static constexpr int kVectors = std::max(kVectorsInPlace, kPerWord<T>);
     static constexpr int kLastVectors = kPerWord<T>;
+    // Scores ask for half as many lines as they use, mixes for as many; with these it is all of them,
+    // evenly over time, for heads of 64 channels in bf16. More for wider channels was slower: measured.
+    static constexpr int kLinesBetween = 5;
 
     template <int rows>
     static PF_INLINE void score(const float* const* queries, KvTile& tile, Lanes lanes,
@@ -143,6 +155,7 @@ struct Brought {
     static constexpr int kMaxRows = kRows;
     static constexpr int kVectors = pf::kVectors;
     static constexpr int kLastVectors = 1;
+    static constexpr int kLinesBetween = 0;
 
     template <int rows>
     static PF_INLINE void score(const float* const* queries, KvTile& tile, Lanes, int64_t head_dim,
@@ -164,12 +177,8 @@ void absorb_rows(const RowState& state, const float* const* queries, int64_t fir
     const int64_t mix_stride = padded_dim(head_dim);
     float* mix = state.mix + first * mix_stride;
     Use::template score<rows>(queries + first, tile, lanes, head_dim, scores);
-    for (int i = 0; i < rows; i++) {
-        if (is_scaled) scale_lanes(scores[i], tile.key_scales);
-        corrections[i] = weigh(scores[i], lanes, state.max + first + i,
-                               state.sum + (first + i) * kLanes);
-        if (is_scaled) scale_lanes(scores[i], tile.value_scales);
-    }
+    weigh<is_scaled, Use::kLinesBetween, rows>(scores, tile, lanes, state.max + first,
+                                                state.sum + first * kLanes, corrections);
     int64_t channel = 0;
     for (; channel + Use::kVectors * kLanes <= mix_stride; channel += Use::kVectors * kLanes)
         Use::template mix<rows, Use::kVectors>(scores, tile, lanes, channel, corrections, mix,
@@ -237,13 +246,8 @@ const float* place_query(const float* query, int64_t head_dim, int32_t dtype, bo
     return copy;
 }
 
-int64_t num_asks(int64_t num_rows, int64_t head_dim, bool is_in_place) {
-    const auto num_tiles = [=](int64_t rows) { return (num_rows + rows - 1) / rows; };
-    if (!is_in_place) return num_tiles(kRows) * (kTileKeys / kVectors);
-    // For each few keys once, and for their values as often as a mix is walked through.
-    constexpr int64_t kFloats = kVectorsInPlace * kLanes;
-    const int64_t num_walks = 1 + (padded_dim(head_dim) + kFloats - 1) / kFloats;
-    return num_tiles(kRowsInPlace) * num_walks * (kTileKeys / kKeysInPlace);
+int64_t num_asks(int64_t num_rows) {
+    return (num_rows + kRows - 1) / kRows * (kTileKeys / kVectors);
 }
 
 void absorb(const RowState& state, const float* const* queries, int64_t first, int64_t count,

@@ -51,7 +51,8 @@ struct Lanes {
 void absorb(const RowState& state, const float* const* queries, int64_t first, int64_t count,
             KvTile& tile, Lanes lanes, int64_t head_dim);
 
-// About how often `absorb` asks for some of what lies ahead while so many rows take in one tile.
-int64_t num_asks(int64_t num_rows, int64_t head_dim, bool is_in_place);
+// How often `absorb` asks for some of what lies ahead while so many rows take in a tile that was
+// brought.
+int64_t num_asks(int64_t num_rows);
 
 }  // namespace pf

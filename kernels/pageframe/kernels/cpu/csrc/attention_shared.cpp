@@ -23,8 +23,8 @@ public:
           is_in_place_(is_used_in_place(call.layer.arena(), head_rows_)) {
         const int64_t dim = shape_.head_dim;
         const int32_t dtype = call.layer.arena().dtype;
-        const AttentionScratch scratch(memory, num_rows(), dim);
-        kv_.place(scratch.kv, dim);
+        const AttentionScratch scratch(memory, num_rows(), shape_);
+        kv_.place(scratch.kv, shape_.num_kv_heads, dim);
         state_.place(scratch.state, num_rows());
         queries_ = scratch.queries;
         for (int64_t row = 0; row < num_rows(); row++) {
@@ -74,7 +74,7 @@ private:
         if (is_over) first = tile.first_key;
         kv_.look_ahead(call_.layer, table_of(tile), tile.first_head, tile.num_heads(), first,
                        std::min(first + kTileKeys, tile.end_key),
-                       tile_.num_heads() * num_asks(head_rows_, shape_.head_dim, is_in_place_));
+                       tile_.num_heads() * num_asks(head_rows_));
     }
 
     void leave() {

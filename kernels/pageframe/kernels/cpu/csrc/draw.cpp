@@ -1,6 +1,7 @@
 #include "draw.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "draw_select.h"
 #include "draw_weights.h"
@@ -20,6 +21,12 @@ constexpr double kLeastWeight = 1.0 / (double{kHalfOne} * kHalfOne);
 
 PF_INLINE void load_each(const float* from, f32v (&to)[kNumChains]) {
     times<kNumChains>([&](auto i) PF_EACH { to[i] = load(from + i * kLanes); });
+}
+
+bool any(i32v mask) {
+    int32_t lanes[kLanes];
+    store_as(lanes, mask);
+    return std::any_of(lanes, lanes + kLanes, [](int32_t lane) { return lane != 0; });
 }
 
 int64_t num_blocks_of(int64_t vocab_size) { return (vocab_size + kBlock - 1) / kBlock; }
@@ -61,8 +68,20 @@ private:
 // One row on its way to a token.
 class Draw {
 public:
-    Draw(const DrawRow& row, void* memory);
+    Draw(const float* logits, int64_t vocab_size, void* memory);
 
+    // Comes before all that follows it.
+    void weigh_by(const Weighing& weighing) { weighing_ = weighing; }
+
+    BestToken find_best();
+
+    // The token that the filters and a number in [0, 1) come to.
+    int64_t draw(const DrawFilters& filters, double uniform);
+
+    // Sum of all weights.
+    int64_t total() { return sum({floor_of(0.0), 0.0f}); }
+
+private:
     // A logit below which nothing weighs as much as `weight`, or anything at all.
     float floor_of(double weight) const {
         return weighing_.floor_of(std::max(weight, kLeastWeight));
@@ -82,7 +101,6 @@ public:
     // `sum` was of the same.
     int64_t find(const Kept& kept, int64_t target) const;
 
-private:
     // Logits that are probably below the lowest that a filter keeps, but not far: so many are at
     // least as high, or what is lower weighs less than `rest`, and twice that for chance.
     float guess_top_k(double top_k, float floor);
@@ -92,8 +110,10 @@ private:
     double add_sample(float lowest);
 
     const float* block(int64_t index) const {
-        return index == num_whole_ ? scratch_.tail : row_.logits + index * kBlock;
+        return index == num_whole_ ? scratch_.tail : logits_ + index * kBlock;
     }
+    // That of a block with a NaN may be any of its logits.
+    template <bool looks_for_nan>
     void find_maximum(int64_t index);
     void find_candidates(float cut);
     int64_t sum_block(int64_t index, const Kept& kept) const;
@@ -101,44 +121,61 @@ private:
     int64_t sum_of(const float* logits, int64_t num_logits, const Kept& kept) const;
     int64_t find_in_block(int64_t index, const Kept& kept, int64_t target) const;
 
-    const DrawRow row_;
+    const float* const logits_;
+    const int64_t vocab_size_;
     const int64_t num_blocks_;
     const int64_t num_whole_;  // blocks that are as long as a block
-    const Weighing weighing_;
     const Scratch scratch_;
+    Weighing weighing_{0.0f, 1.0f};
     Candidates candidates_;
+    i32v is_nan_{};  // lanes in which one was seen
     bool has_maxima_ = false;
 };
 
-Draw::Draw(const DrawRow& row, void* memory)
-    : row_(row),
-      num_blocks_(num_blocks_of(row.vocab_size)),
-      num_whole_(row.vocab_size / kBlock),
-      weighing_(row.best, row.temperature),
-      scratch_(memory, row.vocab_size),
+Draw::Draw(const float* logits, int64_t vocab_size, void* memory)
+    : logits_(logits),
+      vocab_size_(vocab_size),
+      num_blocks_(num_blocks_of(vocab_size)),
+      num_whole_(vocab_size / kBlock),
+      scratch_(memory, vocab_size),
       candidates_(scratch_.logits, scratch_.counts) {
-    float* end = std::copy(row.logits + num_whole_ * kBlock, row.logits + row.vocab_size,
-                           scratch_.tail);
+    float* end = std::copy(logits + num_whole_ * kBlock, logits + vocab_size, scratch_.tail);
     std::fill(end, scratch_.tail + kBlock, -kInfinity);
 }
 
+template <bool looks_for_nan>
 void Draw::find_maximum(int64_t index) {
     const float* logits = block(index);
-    f32v chains[kNumChains];
-    load_each(logits, chains);
-    for (int64_t i = kStride; i < kBlock; i += kStride)
-        times<kNumChains>([&](auto j) PF_EACH {
-            chains[j] = max(chains[j], load(logits + i + j * kLanes));
-        });
+    f32v chains[kNumChains], next[kNumChains];
+    i32v is_nan{};
+    times<kNumChains>([&](auto j) PF_EACH { chains[j] = splat(-kInfinity); });
+    for (int64_t i = 0; i < kBlock; i += kStride) {
+        load_each(logits + i, next);
+        times<kNumChains>([&](auto j) PF_EACH { chains[j] = max(chains[j], next[j]); });
+        if constexpr (looks_for_nan)
+            times<kNumChains>([&](auto j) PF_EACH { is_nan |= next[j] != next[j]; });
+    }
     const f32v highest = max(max(chains[0], chains[1]), max(chains[2], chains[3]));
     store(scratch_.lane_maxima + index * kLanes, highest);
     scratch_.maxima[index] = max_everywhere(highest)[0];
+    if constexpr (looks_for_nan) is_nan_ |= is_nan;
+}
+
+BestToken Draw::find_best() {
+    for (int64_t index = 0; index < num_blocks_; index++) find_maximum<true>(index);
+    has_maxima_ = true;
+    if (any(is_nan_)) return {__builtin_nanf(""), 0};
+    const float* highest = std::max_element(scratch_.maxima, scratch_.maxima + num_blocks_);
+    const float* first = logits_ + (highest - scratch_.maxima) * kBlock;
+    const int64_t num_logits = std::min(kBlock, logits_ + vocab_size_ - first);
+    const int64_t token_id = std::find(first, first + num_logits, *highest) - logits_;
+    return {logits_[token_id], token_id};
 }
 
 int64_t Draw::sum(const Kept& kept) {
     int64_t total = 0;
     for (int64_t index = 0; index < num_blocks_; index++) {
-        if (!has_maxima_) find_maximum(index);
+        if (!has_maxima_) find_maximum<false>(index);
         const bool is_kept = scratch_.maxima[index] >= kept.at_least;
         scratch_.sums[index] = is_kept ? sum_block(index, kept) : 0;
         total += scratch_.sums[index];
@@ -183,7 +220,8 @@ void Draw::find_candidates(float cut) {
 }
 
 float Draw::find_top_k(int64_t top_k, float floor) {
-    for (int64_t index = 0; index < num_blocks_; index++) find_maximum(index);
+    if (!has_maxima_)
+        for (int64_t index = 0; index < num_blocks_; index++) find_maximum<false>(index);
     has_maxima_ = true;
     const auto goal = static_cast<double>(top_k);
     const float cut = std::max(floor, guess_top_k(goal, floor));
@@ -236,7 +274,7 @@ float Draw::guess_top_p(double rest, float lowest) {
 double Draw::add_sample(float lowest) {
     for (int64_t index = 0; index < num_whole_; index++)
         candidates_.add(block(index) + index * kLanes % kBlock, kLanes, lowest);
-    return static_cast<double>(num_whole_ * kLanes) / static_cast<double>(row_.vocab_size);
+    return static_cast<double>(num_whole_ * kLanes) / static_cast<double>(vocab_size_);
 }
 
 int64_t Draw::find(const Kept& kept, int64_t target) const {
@@ -267,6 +305,19 @@ int64_t Draw::find_in_block(int64_t index, const Kept& kept, int64_t target) con
     return -1;
 }
 
+int64_t Draw::draw(const DrawFilters& filters, double uniform) {
+    const float floor = floor_of(filters.min_p);
+    Kept kept{floor_of(0.0), 0.0f};
+    if (filters.top_k < vocab_size_)
+        kept.at_least = std::max(kept.at_least, find_top_k(filters.top_k, kept.at_least));
+    if (filters.top_p < 1.0)
+        kept.at_least = std::max(kept.at_least, find_top_p(filters.top_p, kept.at_least, floor));
+    kept = {std::max(kept.at_least, floor), filters.min_p * kHalfOne};
+    const auto total = static_cast<double>(sum(kept));
+    // No uniform is above 1 - 2^-53, and that times a double rounds to less than the double.
+    return find(kept, static_cast<int64_t>(uniform * total));
+}
+
 }  // namespace
 
 int64_t draw_scratch_bytes(int64_t vocab_size) {
@@ -274,23 +325,28 @@ int64_t draw_scratch_bytes(int64_t vocab_size) {
 }
 
 int64_t draw_token(const DrawRow& row, const DrawFilters& filters, double uniform, void* scratch) {
-    Draw draw(row, scratch);
-    const float floor = draw.floor_of(filters.min_p);
-    Kept kept{draw.floor_of(0.0), 0.0f};
-    if (filters.top_k < row.vocab_size)
-        kept.at_least = std::max(kept.at_least, draw.find_top_k(filters.top_k, kept.at_least));
-    if (filters.top_p < 1.0)
-        kept.at_least =
-            std::max(kept.at_least, draw.find_top_p(filters.top_p, kept.at_least, floor));
-    kept = {std::max(kept.at_least, floor), filters.min_p * kHalfOne};
-    const auto total = static_cast<double>(draw.sum(kept));
-    // No uniform is above 1 - 2^-53, and that times a double rounds to less than the double.
-    return draw.find(kept, static_cast<int64_t>(uniform * total));
+    Draw draw(row.logits, row.vocab_size, scratch);
+    draw.weigh_by({row.best, row.temperature});
+    return draw.draw(filters, uniform);
+}
+
+BestToken best_token(const float* logits, int64_t vocab_size, void* scratch) {
+    return Draw(logits, vocab_size, scratch).find_best();
+}
+
+BestToken draw_token(const float* logits, int64_t vocab_size, const DrawTerms& terms,
+                     void* scratch) {
+    Draw draw(logits, vocab_size, scratch);
+    const BestToken best = draw.find_best();
+    if (!std::isfinite(best.logit)) return best;
+    draw.weigh_by({best.logit, terms.temperature});
+    return {best.logit, draw.draw(terms.filters, terms.uniform)};
 }
 
 int64_t total_weight(const DrawRow& row, void* scratch) {
-    Draw draw(row, scratch);
-    return draw.sum({draw.floor_of(0.0), 0.0f});
+    Draw draw(row.logits, row.vocab_size, scratch);
+    draw.weigh_by({row.best, row.temperature});
+    return draw.total();
 }
 
 }  // namespace pf

@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "simd.h"
+#include "transpose.h"
 
 namespace pf {
 namespace folding {
@@ -30,27 +31,29 @@ PF_INLINE f32v add_neighbours(f32v a, f32v b) {
     return add_neighbours(a, b, std::make_integer_sequence<int, kLanes>{});
 }
 
-template <int distance, int... j>
-PF_INLINE f32v add_crossing(f32v v, std::integer_sequence<int, j...>) {
-    return v + __builtin_shufflevector(v, v, (j ^ distance)...);
-}
-
-template <int distance>
-PF_INLINE f32v add_groups(f32v v) {
-    if constexpr (distance >= kLanes)
-        return v;
-    else
-        return add_groups<2 * distance>(
-            add_crossing<distance>(v, std::make_integer_sequence<int, kLanes>{}));
-}
-
 }  // namespace folding
 
-// to[0 .. 3] = the sums of the lanes of a, b, c, d.
-PF_INLINE void fold_four(f32v a, f32v b, f32v c, f32v d, float* to) {
-    const f32v pairs = folding::add_neighbours(a, b);
-    const f32v others = folding::add_neighbours(c, d);
-    store_first(to, folding::add_groups<4>(folding::add_neighbours(pairs, others)), 4);
+// Of four vectors: lane 4 g + k is the sum of lanes [4 g, 4 g + 4) of vector k.
+PF_INLINE f32v fold_fours(f32v a, f32v b, f32v c, f32v d) {
+    return folding::add_neighbours(folding::add_neighbours(a, b), folding::add_neighbours(c, d));
+}
+
+// Of what `fold_fours` made, four vectors at a time, of as many vectors as there are lanes: lane k is
+// the sum of all lanes of vector k.
+template <int size = 4, int num>
+PF_INLINE f32v fold_groups(const f32v (&fours)[num]) {
+    static_assert(size * num == kLanes);
+    if constexpr (num == 1) {
+        return fours[0];
+    } else {
+        f32v sums[num / 2];
+        times<num / 2>([&](auto i) PF_EACH {
+            const f32v a = fours[2 * i], b = fours[2 * i + 1];
+            sums[i] = transposing::pick<transposing::Groups<size, 0>>(a, b) +
+                      transposing::pick<transposing::Groups<size, 1>>(a, b);
+        });
+        return fold_groups<2 * size>(sums);
+    }
 }
 
 // Takes kLanes blocks of vectors, in order, and adds them up as lanes are folded. As a binary counter

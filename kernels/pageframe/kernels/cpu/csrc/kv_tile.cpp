@@ -9,14 +9,16 @@
 namespace pf {
 namespace {
 
-// Calls use(lane, block, offset) for each position in [first, end), lanes counted from 0.
+// Calls use(lane, block, offset, count) for the positions of [first, end) in each block, which are
+// slots [offset, offset + count), lanes counted from 0.
 template <class Use>
-PF_INLINE void for_positions(int64_t block_size, BlockTable table, int64_t first, int64_t end,
-                             Use&& use) {
+PF_INLINE void for_blocks(int64_t block_size, BlockTable table, int64_t first, int64_t end,
+                          Use&& use) {
     int64_t logical = first / block_size, offset = first % block_size;
     for (int64_t at = first; at < end; logical++, offset = 0) {
-        const int64_t block = table[logical];
-        for (; offset < block_size && at < end; offset++, at++) use(at - first, block, offset);
+        const int64_t count = std::min(block_size - offset, end - at);
+        use(at - first, table[logical], offset, count);
+        at += count;
     }
 }
 
@@ -81,9 +83,11 @@ void bring(int64_t head_dim, KvTile& tile) {
 
 }  // namespace
 
-void KvTile::place(float* scratch, int64_t head_dim) {
-    keys = scratch;
-    values_copy = scratch + kTileKeys * padded_dim(head_dim);
+void KvTile::place(float* scratch, int64_t num_heads, int64_t head_dim) {
+    ahead = reinterpret_cast<const uint8_t**>(scratch);
+    ahead_end = nullptr;
+    keys = scratch + ahead_floats(num_heads, head_dim);
+    values_copy = keys + kTileKeys * padded_dim(head_dim);
 }
 
 void KvTile::find(const KvLayer& layer, BlockTable table, int64_t first, int64_t end) {
@@ -91,12 +95,16 @@ void KvTile::find(const KvLayer& layer, BlockTable table, int64_t first, int64_t
     low = first - start;
     high = end - start;
     const bool is_scaled = layer.arena().dtype == PF_INT8;
-    for_positions(layer.arena().block_size, table, first, end,
-                  [&](int64_t lane, int64_t block, int64_t offset) {
-                      tokens[low + lane] = layer.row(KvSide::kKeys, block, offset, 0);
-                      if (is_scaled)
-                          scales[low + lane] = layer.scale(KvSide::kKeys, block, offset, 0);
-                  });
+    for_blocks(layer.arena().block_size, table, first, end,
+               [&](int64_t lane, int64_t block, int64_t offset, int64_t count) {
+                   const uint8_t* row = layer.row(KvSide::kKeys, block, offset, 0);
+                   for (int64_t i = low + lane; i < low + lane + count; i++, row += layer.token_bytes())
+                       tokens[i] = row;
+                   if (!is_scaled) return;
+                   const float* scale = layer.scale(KvSide::kKeys, block, offset, 0);
+                   for (int64_t i = low + lane; i < low + lane + count; i++)
+                       scales[i] = scale, scale += layer.arena().num_kv_heads;
+               });
     for (int64_t lane = 0; lane < kTileKeys; lane++) {
         if (low <= lane && lane < high) continue;
         tokens[lane] = tokens[low];
@@ -106,17 +114,29 @@ void KvTile::find(const KvLayer& layer, BlockTable table, int64_t first, int64_t
 
 void KvTile::look_ahead(const KvLayer& layer, BlockTable table, int64_t first_head,
                         int64_t num_heads, int64_t first, int64_t end, int64_t num_asks) {
-    const int64_t num_keys = std::max<int64_t>(end - first, 0);
-    next_ahead = 0;
-    num_ahead = 2 * num_keys;
-    for_positions(layer.arena().block_size, table, first, end,
-                  [&](int64_t lane, int64_t block, int64_t offset) {
-                      const uint8_t* row = layer.row(KvSide::kKeys, block, offset, first_head);
-                      ahead[lane] = row;
-                      ahead[num_keys + lane] = row + layer.side_bytes();
-                  });
-    ahead_bytes = num_heads * layer.head_bytes();
-    num_ahead_at_once = num_ahead / std::max<int64_t>(num_asks, 1) + 1;
+    const uint8_t** to = ahead;
+    const int64_t bytes = num_heads * layer.head_bytes();
+    // All heads of tokens lie end to end.
+    const bool has_all = bytes == layer.token_bytes();
+    for_blocks(layer.arena().block_size, table, first, end,
+               [&](int64_t, int64_t block, int64_t offset, int64_t count) {
+                   const int64_t num_runs = has_all ? 1 : count;
+                   const int64_t run_bytes = has_all ? count * bytes : bytes;
+                   const int64_t num_lines = (run_bytes + kLineBytes - 1) / kLineBytes;
+                   for (const KvSide side : {KvSide::kKeys, KvSide::kValues}) {
+                       const uint8_t* row = layer.row(side, block, offset, first_head);
+                       for (int64_t i = 0; i < num_runs; i++, row += layer.token_bytes()) {
+                           for (int64_t n = 0; n < num_lines; n++) to[n] = row + n * kLineBytes;
+                           to += num_lines;
+                       }
+                   }
+               });
+    asking = ahead;
+    // Mostly they are there from the tile before.
+    if (ahead_end != to)
+        std::fill_n(to, lines_behind(layer.arena().head_dim), reinterpret_cast<uint8_t*>(keys));
+    ahead_end = to;
+    num_at_once = (to - ahead + num_asks - 1) / num_asks;
 }
 
 void KvTile::load(const KvLayer& layer, int64_t head, int64_t num_rows) {

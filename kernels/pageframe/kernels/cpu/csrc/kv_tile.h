@@ -18,6 +18,8 @@ namespace pf {
 inline constexpr int64_t kTileKeys = 32;
 static_assert(kTileKeys % kLanes == 0);
 
+inline constexpr int64_t kLineBytes = 64;  // of a cache
+
 // head_dim rounded up to whole vectors: how far apart rows of scratch are.
 inline int64_t padded_dim(int64_t head_dim) { return (head_dim + kLanes - 1) / kLanes * kLanes; }
 
@@ -29,6 +31,17 @@ inline int64_t few_rows(int32_t dtype) { return dtype == PF_F32 ? 6 : dtype == P
 inline bool is_used_in_place(const pf_kv_arena& arena, int64_t num_rows) {
     return num_rows <= few_rows(arena.dtype) &&
            arena.head_dim * dtype_bytes(arena.dtype) % (4 * kLanes) == 0;
+}
+
+inline constexpr int64_t kPointerFloats = int64_t{sizeof(void*)} / int64_t{sizeof(float)};
+
+// Ask for some lines. Few at a time, and as evenly as can be: a core has some two dozen lines under way
+// at most, and waits when it asks for more. No branch: with one in the loop around it the compiler
+// keeps that loop's sums in memory.
+template <int num>
+PF_INLINE void ask(const uint8_t**& lines) {
+    times<num>([&](auto i) PF_EACH { prefetch_near(lines[i]); });
+    lines += num;
 }
 
 struct KvTile {
@@ -50,22 +63,37 @@ struct KvTile {
     // What scores and weights are multiplied by; PF_INT8 only.
     alignas(64) float key_scales[kTileKeys], value_scales[kTileKeys];
 
-    // Rows of the next tile that memory was not yet asked for, and how many to ask for at a time.
-    const uint8_t* ahead[2 * kTileKeys];
-    int64_t num_ahead, next_ahead, num_ahead_at_once;
-    int64_t ahead_bytes;  // of each
+    // Lines of the next tile, in the order of their addresses as far as blocks go, then `lines_behind`
+    // times one that is there already; and which is the next to ask for.
+    const uint8_t** ahead;
+    const uint8_t** ahead_end;
+    const uint8_t** asking;
+    int64_t num_at_once;  // lines to ask for at a time where a tile was brought
 
-    // Floats of scratch that `keys` and `values_copy` take together.
-    static int64_t scratch_floats(int64_t head_dim) { return 2 * kTileKeys * padded_dim(head_dim); }
+    // Floats of scratch that `keys`, `values_copy` and `ahead` take together, and that `ahead` takes.
+    static int64_t scratch_floats(int64_t num_heads, int64_t head_dim) {
+        return ahead_floats(num_heads, head_dim) + 2 * kTileKeys * padded_dim(head_dim);
+    }
+    static int64_t ahead_floats(int64_t num_heads, int64_t head_dim) {
+        // Bytes of a row, which may begin and end within a line.
+        const int64_t most = num_heads * head_dim * int64_t{sizeof(float)};
+        return (2 * kTileKeys * (most / kLineBytes + 2) + lines_behind(head_dim)) * kPointerFloats;
+    }
 
-    // Lay the buffers over `scratch`.
-    void place(float* scratch, int64_t head_dim);
+    // More lines than a register tile asks for before it looks again whether any are left.
+    static int64_t lines_behind(int64_t head_dim) {
+        return kTileKeys * (padded_dim(head_dim) / 4 + 2);
+    }
+
+    // Lay the buffers over `scratch`, which is aligned for pointers.
+    void place(float* scratch, int64_t num_heads, int64_t head_dim);
 
     // Make it the tile of positions [first, end), which lie within one.
     void find(const KvLayer& layer, BlockTable table, int64_t first, int64_t end);
 
     // Positions and heads that come next, of which memory is asked for piece by piece while this tile
-    // is used. The machine does not see them coming: blocks lie anywhere.
+    // is used. The machine does not see them coming: blocks lie anywhere. A tile that is brought asks
+    // `num_asks` times.
     void look_ahead(const KvLayer& layer, BlockTable table, int64_t first_head, int64_t num_heads,
                     int64_t first, int64_t end, int64_t num_asks);
 
@@ -75,16 +103,12 @@ struct KvTile {
     const uint8_t* key_row(int64_t lane) const { return tokens[lane] + key_offset; }
     const uint8_t* value_row(int64_t lane) const { return tokens[lane] + value_offset; }
 
-    // Ask for some more of what lies ahead: all at once would be more than the machine can have under
-    // way, and it would stand still until that is there.
-    PF_INLINE void ask() {
-        constexpr int64_t kLineBytes = 64;
-        const int64_t wanted = next_ahead + num_ahead_at_once;
-        const int64_t end = wanted < num_ahead ? wanted : num_ahead;
-        for (; next_ahead < end; next_ahead++) {
-            const uint8_t* row = ahead[next_ahead];
-            for (int64_t byte = 0; byte < ahead_bytes; byte += kLineBytes) prefetch_near(row + byte);
-        }
+    // From where a register tile in place asks: of many, the later ones find nothing left.
+    const uint8_t** lines_to_ask() const { return asking < ahead_end ? asking : ahead_end; }
+
+    // Ask for some lines, of a tile that was brought.
+    void ask_some() {
+        for (int64_t i = 0; i < num_at_once && asking < ahead_end; i++) prefetch_near(*asking++);
     }
 };
 

@@ -198,6 +198,28 @@ typedef struct pf_draw_call {
 PF_API int64_t pf_draw_scratch_bytes(int64_t num_columns);
 /* Token ids [num_draws]. PF_ERROR_ARGUMENT also where `best` is no logit of its row. */
 PF_API int32_t pf_draw(pf_pool* pool, const pf_draw_call* call, int64_t* token_ids);
+/* The next token of each of num_rows rows of logits: the best one, the lowest of equals, or a drawn one.
+ * How to draw stands in columns, of which row i reads entry rows[i]. */
+typedef struct pf_choose_call {
+    const float* logits;      /* [num_rows, num_columns] */
+    const uint8_t* is_drawn;  /* [num_rows]; null: none is, and what follows up to scratch is not read */
+    const int32_t* rows;      /* [num_rows] */
+    const int32_t* positions; /* [num_rows], of the tokens: they key the random numbers, as do */
+    const uint64_t* seeds;
+    const uint32_t* sample_indices;
+    const float* temperature; /* these four as in pf_draw_call, top_k with no upper bound */
+    const int64_t* top_k;
+    const double* top_p;
+    const float* min_p;
+    void* scratch;      /* as in pf_draw_call */
+    float* maxima;      /* [num_rows], written: the best logits, NaN for a row with a NaN */
+    int64_t* token_ids; /* [num_rows], written; with a best logit that is not finite nothing is drawn */
+    int64_t num_rows;
+    int64_t num_columns;
+    int64_t stride; /* from a row to the next, >= num_columns */
+} pf_choose_call;
+
+PF_API int32_t pf_choose(pf_pool* pool, const pf_choose_call* call);
 /* Sums of all weights [num_draws], in parts of 2^-40; filters and uniforms are not read. */
 PF_API int32_t pf_total_weights(pf_pool* pool, const pf_draw_call* call, int64_t* totals);
 

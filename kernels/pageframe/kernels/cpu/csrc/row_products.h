@@ -18,7 +18,7 @@ namespace pf {
 // the latency of a fused multiply-add.
 inline constexpr int kRowsInPlace = 3;
 inline constexpr int kKeysInPlace = 4;
-static_assert(kTileKeys % kKeysInPlace == 0);
+static_assert(kLanes % kKeysInPlace == 0);
 // Vectors of a mix that are under way together: again twelve sums.
 inline constexpr int kVectorsInPlace = 4;
 
@@ -32,29 +32,43 @@ PF_INLINE void forget(Place& place) {
 template <class T, int rows>
 PF_INLINE void score_in_place(const float* const* queries, KvTile& tile, int64_t low, int64_t high,
                               int64_t head_dim, float (*scores)[kTileKeys]) {
-    for (int64_t lane = low / kKeysInPlace * kKeysInPlace; lane < high; lane += kKeysInPlace) {
-        f32v sums[rows][kKeysInPlace];
-        const uint8_t* keys[kKeysInPlace];
-        times<kKeysInPlace>([&](auto k) PF_EACH {
-            keys[k] = tile.key_row(lane + k);
-            times<rows>([&](auto i) PF_EACH { sums[i][k] = f32v{}; });
-        });
-        int64_t byte = 0;
-        for (int64_t at = 0; at < head_dim; at += kPerWord<T> * kLanes, byte += 4 * kLanes)
-            times<kPerWord<T>>([&](auto part) PF_EACH {
-                f32v query[rows];
-                times<rows>([&](auto i) PF_EACH { query[i] = load(queries[i] + at + part * kLanes); });
-                times<kKeysInPlace>([&](auto k) PF_EACH {
-                    const f32v key = load_channel<T>(keys[k] + byte, part);
-                    times<rows>([&](auto i) PF_EACH { fma_into(sums[i][k], query[i], key); });
-                });
-                forget(byte);
+    // Scores are stored a vector at a time: parts of one would have to reach memory before the vector
+    // could be loaded.
+    constexpr int kFours = kLanes / kKeysInPlace;
+    // Half of those that the words of so many keys lie in; of the rest while nothing else is read.
+    constexpr int kLines = std::max<int>(1, kKeysInPlace * 4 * kLanes / kLineBytes / 2);
+    const uint8_t** lines = tile.lines_to_ask();
+    for (int64_t lane = low / kLanes * kLanes; lane < high; lane += kLanes) {
+        f32v fours[rows][kFours];
+        for (int64_t four = 0; four < kFours; four++) {
+            forget(four);  // not to be unrolled: the second four would find no registers
+            f32v sums[rows][kKeysInPlace];
+            const uint8_t* keys[kKeysInPlace];
+            times<kKeysInPlace>([&](auto k) PF_EACH {
+                keys[k] = tile.key_row(lane + four * kKeysInPlace + k);
+                times<rows>([&](auto i) PF_EACH { sums[i][k] = f32v{}; });
             });
-        times<rows>([&](auto i) PF_EACH {
-            fold_four(sums[i][0], sums[i][1], sums[i][2], sums[i][3], scores[i] + lane);
-        });
-        tile.ask();
+            int64_t byte = 0;
+            for (int64_t at = 0; at < head_dim; at += kPerWord<T> * kLanes, byte += 4 * kLanes) {
+                times<kPerWord<T>>([&](auto part) PF_EACH {
+                    f32v query[rows];
+                    times<rows>(
+                        [&](auto i) PF_EACH { query[i] = load(queries[i] + at + part * kLanes); });
+                    times<kKeysInPlace>([&](auto k) PF_EACH {
+                        const f32v key = load_channel<T>(keys[k] + byte, part);
+                        times<rows>([&](auto i) PF_EACH { fma_into(sums[i][k], query[i], key); });
+                    });
+                    forget(byte);
+                });
+                ask<kLines>(lines);
+            }
+            times<rows>([&](auto i) PF_EACH {
+                fours[i][four] = fold_fours(sums[i][0], sums[i][1], sums[i][2], sums[i][3]);
+            });
+        }
+        times<rows>([&](auto i) PF_EACH { store(scores[i] + lane, fold_groups(fours[i])); });
     }
+    tile.asking = lines;
 }
 
 // mix[i] = mix[i] * corrections[i] + weights[i] * values of lanes [low, high), for `vectors` vectors
@@ -63,26 +77,28 @@ template <class T, int rows, int vectors>
 PF_INLINE void mix_in_place(float (*weights)[kTileKeys], KvTile& tile, int64_t low, int64_t high,
                             int64_t channel, const f32v* corrections, float* mix,
                             int64_t mix_stride) {
+    constexpr int kParts = kPerWord<T>;
+    const uint8_t** lines = tile.lines_to_ask();
+    // As many as a lane's channels lie in.
+    constexpr int kLines = std::max<int>(1, vectors / kParts * 4 * kLanes / kLineBytes);
     f32v sums[rows][vectors];
     const auto place = [&](int i, int v) PF_EACH { return mix + i * mix_stride + channel + v * kLanes; };
     times<rows>([&](auto i) PF_EACH {
         times<vectors>([&](auto v) PF_EACH { sums[i][v] = load(place(i, v)) * corrections[i]; });
     });
-    for (int64_t lane = low; lane < high;) {
-        const int64_t end = std::min(lane + kKeysInPlace, high);
-        for (; lane < end; lane++) {
-            f32v weight[rows];
-            times<rows>([&](auto i) PF_EACH { weight[i] = splat(weights[i][lane]); });
-            const uint8_t* values = tile.value_row(lane) + channel * static_cast<int>(sizeof(T));
-            times<vectors>([&](auto v) PF_EACH {
-                constexpr int kParts = kPerWord<T>;
-                const f32v value = load_channel<T>(values + v / kParts * 4 * kLanes, v % kParts);
-                times<rows>([&](auto i) PF_EACH { fma_into(sums[i][v], weight[i], value); });
-                forget(values);
-            });
-        }
-        tile.ask();
+    const int64_t offset = tile.value_offset + channel * static_cast<int>(sizeof(T));
+    for (int64_t lane = low; lane < high; lane++) {
+        f32v weight[rows];
+        times<rows>([&](auto i) PF_EACH { weight[i] = splat(weights[i][lane]); });
+        const uint8_t* values = tile.tokens[lane] + offset;
+        times<vectors>([&](auto v) PF_EACH {
+            const f32v value = load_channel<T>(values + v / kParts * 4 * kLanes, v % kParts);
+            times<rows>([&](auto i) PF_EACH { fma_into(sums[i][v], weight[i], value); });
+            forget(values);
+        });
+        ask<kLines>(lines);
     }
+    tile.asking = lines;
     times<rows>([&](auto i) PF_EACH {
         times<vectors>([&](auto v) PF_EACH { store(place(i, v), sums[i][v]); });
     });

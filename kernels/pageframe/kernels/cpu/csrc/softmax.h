@@ -48,9 +48,15 @@ PF_INLINE void exp_times(f32v (&x)[num]) {
 
 // e to the power x for x <= 0, within 2 units in the last place down to e^-87; from there on 2^-126,
 // which is nothing beside the 1 of the largest score. NaN for NaN. Two thirds of the work of `exp`.
+template <int num>
+PF_INLINE void exp_below_one(f32v (&x)[num]) {
+    times<num>([&](auto i) PF_EACH { x[i] = select(x[i] < splat(-87.0f), splat(-87.0f), x[i]); });
+    exp_times<0>(x);
+}
+
 PF_INLINE f32v exp_below_one(f32v x) {
-    f32v only[1] = {select(x < splat(-87.0f), splat(-87.0f), x)};
-    exp_times<0>(only);
+    f32v only[1] = {x};
+    exp_below_one(only);
     return only[0];
 }
 
