@@ -5,10 +5,11 @@
 
 Every engine is a process that is up all the time and idle while another works. In each repetition
 all of them do the same requests, each time in another order; the first repetition warms up and does
-not count. A turn beside which other processes used more than 0.15 cores is done again, at most
-twice. Peers are installed by whoever measures, in environments of their own: ``--peer`` names an
-engine and its interpreter, ``openvino``, ``openai``, ``transformers`` or ``vllm``, with a name of
-its own behind a colon where one engine is measured in two ways (``vllm:vllm-split=PYTHON``).
+not count. The next turn begins when the engine of the last one has come to rest. A turn beside
+which other processes used more than 0.15 cores is done again, at most twice. Peers are installed by
+whoever measures, in environments of their own: ``--peer`` names an engine and its interpreter,
+``openvino``, ``openai``, ``transformers`` or ``vllm``, with a name of its own behind a colon where
+one engine is measured in two ways (``vllm:vllm-split=PYTHON``).
 """
 
 import argparse
@@ -92,6 +93,7 @@ def _turn(worker: WorkerProcess, workload: Workload) -> Measurement:
     tries: list[Measurement] = []
     while len(tries) < _TRIES_MAX:
         tries.append(worker.measure(workload))
+        worker.rest()
         if tries[-1].other_cores <= _OTHER_CORES_MAX:
             break
     return min(tries, key=lambda measurement: measurement.other_cores)

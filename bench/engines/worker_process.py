@@ -17,6 +17,10 @@ from bench.engines.workloads import Workload
 WORKERS = Path(__file__).with_name("workers")
 PEER_KINDS = ("openai", "openvino", "transformers", "vllm")
 _STOP_TIMEOUT_S = 60
+# At rest is who takes no more than 4 % of a processor.
+_REST_S = 0.5
+_REST_CPU_S = 0.02
+_REST_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +98,17 @@ class WorkerProcess:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+
+    def rest(self) -> None:
+        """Wait until the engine does nothing any more, to what clocks can tell; not for ever.
+
+        What one still does behind its own turn would fall into the next engine's.
+        """
+        last_s = -1.0
+        end = time.monotonic() + _REST_TIMEOUT_S
+        while (own_s := self._cpu_s()[1]) > last_s + _REST_CPU_S and time.monotonic() < end:
+            last_s = own_s
+            time.sleep(_REST_S)
 
     def measure(self, workload: Workload) -> Measurement:
         """Do ``workload`` once.

@@ -34,6 +34,30 @@ serve(Engine())
 """
 
 
+BUSY_THEN_AT_REST = """
+import threading
+import time
+
+from protocol import serve
+
+
+class Engine:
+    def versions(self):
+        return {}
+
+    def run(self, requests, temperature, n):
+        def work():
+            while time.thread_time() < 1.0:
+                pass
+
+        threading.Thread(target=work).start()
+        return [[request["num_output_tokens"]] * n for request in requests]
+
+
+serve(Engine())
+"""
+
+
 @pytest.mark.parametrize(
     ("name", "num_requests", "num_prompt_tokens", "num_output_tokens"),
     [
@@ -142,6 +166,20 @@ def test_peers_are_named_by_kind_or_by_a_name_of_their_own() -> None:
 def test_peers_that_are_none_are_refused(peers: list[str], environment: list[str]) -> None:
     with pytest.raises(ValueError, match="peer"):
         _peers(peers, environment)
+
+
+def test_what_an_engine_does_behind_its_turn_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _fake(tmp_path, monkeypatch, BUSY_THEN_AT_REST)
+    with _worker(tmp_path) as worker:
+        worker.measure(make_workload("E", 0, VOCAB_SIZE))
+        before = worker._cpu_s()[1]
+        worker.rest()
+        rested = worker._cpu_s()[1]
+        assert rested - before > 0.5
+        worker.rest()
+        assert worker._cpu_s()[1] - rested < 0.1
 
 
 def _fake(folder: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
