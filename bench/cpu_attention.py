@@ -4,7 +4,7 @@
 
 The heads and layers are those of SmolLM2-135M. A call is one layer; calls walk through all layers
 of the pool, as a step does, so that what is larger than the last cache comes from memory. Plain
-reading of memory is measured in the same turns, for one thread; so is ``reading``, which goes
+reading of memory is measured in the same turns, with as many threads; so is ``reading``, which goes
 through the same blocks in the same order and computes nothing: no kernel can be faster that reads
 every sequence's blocks. With one thread its own time counts, which does not run while another
 process has the core; a figure is the best of many turns, because others only ever make one slower.
@@ -29,7 +29,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-from bench.kv_pages import PAGES, KvLimits, Reading, pool_memory
+from bench.kv_pages import PAGES, KvLimits, pool_memory
 from pageframe.kernels.cpu.attention import CpuParts
 from pageframe.kernels.cpu.library import CpuLibrary, load
 from pageframe.kernels.cpu.model import KV_DTYPES
@@ -48,6 +48,9 @@ _GOAL = 0.5
 """Part of the speed of plain reading that attention is to reach at ``_GOAL_SHAPES``."""
 _GOAL_SHAPES = ((16, 256), (64, 256), (16, 2048), (64, 2048))
 _GROWTH_CONTEXTS = (128, 256, 512, 1024, 2048, 4096, 8192)
+
+Turn = Callable[[int], float]
+"""Goes through layer n of a pool; what comes back are the seconds that it took."""
 
 
 class Decodes:
@@ -98,22 +101,30 @@ class Decodes:
         self._query = torch.randn(num_sequences, _NUM_HEADS, _HEAD_DIM)
         self.kv_bytes = num_sequences * context_len * layout.kv_bytes_per_token // self.num_layers
 
-    def turn(self, library: CpuLibrary, num_threads: int) -> Callable[[int], object]:
+    def turn(self, library: CpuLibrary, num_threads: int) -> Turn:
         """Computes layer n of the pool."""
+        clock = time.thread_time if num_threads == 1 else time.perf_counter
         pool = library.create_pool(num_threads)
         layers = [CpuParts(library, self._arena, place) for place in range(self.num_layers)]
-        return lambda layer: layers[layer].attend(
-            pool,
-            self._query,
-            query_start=self._starts,
-            context_lens=self._contexts,
-            block_tables=self._tables,
-            scale=_HEAD_DIM**-0.5,
-        )
 
-    def reading(self, limits: KvLimits) -> Reading:
+        def attend(layer: int) -> float:
+            start = clock()
+            layers[layer].attend(
+                pool,
+                self._query,
+                query_start=self._starts,
+                context_lens=self._contexts,
+                block_tables=self._tables,
+                scale=_HEAD_DIM**-0.5,
+            )
+            return clock() - start
+
+        return attend
+
+    def reading(self, limits: KvLimits) -> Turn:
         """Reads the payload of these sequences in layer n of the pool."""
-        return limits.reading(self._blocks, self._tables, self._layer_bytes)
+        read = limits.reading(self._blocks, self._tables, self._layer_bytes)
+        return lambda layer: read(layer).seconds
 
     def num_bytes(self, name: str) -> int:
         """What a turn goes through: mere reading leaves out scales, and ends with a block."""
@@ -127,14 +138,12 @@ def measure(
     options: argparse.Namespace,
 ) -> dict[str, float]:
     """Least seconds of one layer's call of each library and kind of pages, all taking turns."""
-    clock = time.thread_time if options.threads == 1 else time.perf_counter
-    turns: dict[str, Callable[[int], object]] = {}
+    turns: dict[str, Turn] = {}
     for pages, decodes in pools.items():
         suffix = "" if pages == next(iter(pools)) else f", {pages} pages"
         for name, library in libraries.items():
-            turns[name + suffix] = decodes.turn(library, options.threads)
-        if options.threads == 1:
-            turns[_READING + suffix] = decodes.reading(limits)
+            turns[name + suffix] = decodes.turn(library, limits.num_threads)
+        turns[_READING + suffix] = decodes.reading(limits)
     best = dict.fromkeys(turns, float("inf"))
     num_layers = next(iter(pools.values())).num_layers
     layer = 0
@@ -144,9 +153,7 @@ def measure(
         for name, turn in turns.items():
             for _ in range(_LAYERS_PER_TURN):
                 layer = (layer + 1) % num_layers
-                start = clock()
-                turn(layer)
-                best[name] = min(best[name], clock() - start)
+                best[name] = min(best[name], turn(layer))
     return best
 
 
@@ -228,9 +235,9 @@ def main() -> int:
     shapes = list(_GOAL_SHAPES)
     if options.shapes:
         shapes = [parse_shape(shape) for shape in options.shapes.split(",")]
-    limits = KvLimits(built)
+    limits = KvLimits(built, options.threads)
     found = records(libraries, limits, shapes, options)
-    print(f"plain read {limits.gbytes:.1f} GB/s, one thread", file=sys.stderr)
+    print(f"plain read {limits.gbytes:.1f} GB/s, threads: {limits.num_threads}", file=sys.stderr)
     if options.output:
         growth = records(
             libraries, limits, [(16, context) for context in _GROWTH_CONTEXTS], options
@@ -241,6 +248,7 @@ def main() -> int:
             "machine": platform.processor() or platform.machine(),
             "isa": built.isa,
             "num_threads": options.threads,
+            "read_num_threads": limits.num_threads,
             "read_gb_per_s": round(limits.gbytes, 1),
             "goal_gb_per_s": round(_GOAL * limits.gbytes, 1),
             "shapes": found,

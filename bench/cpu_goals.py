@@ -76,14 +76,18 @@ def of_tracing(figures: Figures) -> Iterator[Finding]:
 
 
 def of_attention(figures: Figures) -> Iterator[Finding]:
-    """Keys and values that attention of decodes goes through, beside plain reading."""
+    """Keys and values that attention of decodes goes through, beside plain reading.
+
+    Nothing is found where not as many threads have read as have computed.
+    """
+    num_threads = figures["num_threads"]
+    is_alike = figures["read_num_threads"] == num_threads
     for shape in figures["shapes"]:
-        speeds = shape["gb_per_s"]
+        ratio = shape["gb_per_s"]["built"] / figures["read_gb_per_s"]
+        where = "{dtype}, {num_sequences} x {context_len}".format(**shape)
         yield Finding(
-            what="attention, {dtype}, {num_sequences} x {context_len}, times a plain read".format(
-                **shape
-            ),
-            found=speeds["built"] / figures["read_gb_per_s"],
+            what=f"attention, {where}, times a plain read, threads: {num_threads}",
+            found=ratio if is_alike else None,
             border=READING_RATIO_MIN,
         )
 

@@ -10,12 +10,10 @@ own time is taken, which does not run while another process has the core.
 """
 
 import argparse
-import ctypes
 import json
 import os
 import platform
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,7 +23,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from pageframe.kernels.cpu import build, compiler, isa
+from bench.cpu_limits import Limits
 from pageframe.kernels.cpu.library import CpuLibrary, Pool, load
 from pageframe.kernels.cpu.linear import PackedLinear
 
@@ -43,39 +41,9 @@ NUM_BYTES_OF_COPIES = 96 << 20
 NUM_COPIES_MAX = 64
 # A turn is long enough for the clock and short enough to fall between two other processes' turns.
 SECONDS_PER_TURN = 0.002
-NUM_READ_BYTES = 768 * 40_000
-FLOPS_ROUNDS = 20_000
 
 Turn = Callable[[int], object]
 """Runs the layer with copy number n of the weights."""
-
-
-class Limits:
-    """Peak arithmetic and memory bandwidth of one thread."""
-
-    def __init__(self, library: CpuLibrary) -> None:
-        source = Path(__file__).parent / "cpu_limits.cpp"
-        (chosen,) = (known for known in isa.known() if known.name == library.isa)
-        with tempfile.TemporaryDirectory() as folder:
-            target = Path(folder) / "limits.so"
-            flags = [*chosen.compiler_flags, f"-I{build.SOURCE_DIR}"]
-            compiler.compile_library(compiler.find_compiler(), [source], flags, target)
-            self._functions = ctypes.CDLL(str(target))
-        self._functions.limits_gflops.restype = ctypes.c_double
-        self._functions.limits_read.restype = ctypes.c_double
-        self._memory = library.allocate(8 * NUM_READ_BYTES)
-        ctypes.memset(self._memory.address, 1, self._memory.num_bytes)
-        self._part = 0
-        self.gflops = 0.0
-        self.gbytes = 0.0
-
-    def measure(self) -> None:
-        """Look once more; the best counts."""
-        self._part = (self._part + 1) % 8
-        place = ctypes.c_void_p(self._memory.address + self._part * NUM_READ_BYTES)
-        gbytes = self._functions.limits_read(place, ctypes.c_int64(NUM_READ_BYTES))
-        gflops = self._functions.limits_gflops(ctypes.c_int64(FLOPS_ROUNDS))
-        self.gbytes, self.gflops = max(self.gbytes, gbytes), max(self.gflops, gflops)
 
 
 def ours(

@@ -12,7 +12,6 @@ best of many turns, because others only ever make one slower.
 """
 
 import argparse
-import ctypes
 import json
 import mmap
 import platform
@@ -27,7 +26,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bench.cpu_linear import Limits
+from bench.cpu_limits import Limits, Read
 from pageframe.executor.model.reserved_range import ReservedRange
 from pageframe.kernels.cpu.library import CpuLibrary, load
 
@@ -40,8 +39,8 @@ _TOUCH_BYTES = 2 << 20
 _NUM_TOUCHES = 64
 _SEED = 20241121
 
-Reading = Callable[[int], float]
-"""Reads layer n of some blocks; what comes back is the sum of the floats."""
+Reading = Callable[[int], Read]
+"""Reads layer n of some blocks."""
 
 
 def pool_memory(num_bytes: int, pages: str) -> torch.Tensor:
@@ -59,29 +58,24 @@ def pool_memory(num_bytes: int, pages: str) -> torch.Tensor:
 
 
 class KvLimits(Limits):
-    """Limits of one thread, that of reading blocks among them."""
+    """Limits of some threads, that of reading blocks among them."""
 
     def reading(
         self, blocks: torch.Tensor, block_ids: NDArray[np.integer[Any]], piece_bytes: int
     ) -> Reading:
         """Reads one layer of blocks, in the order of ``block_ids``, and computes nothing.
 
+        Each thread has an even share of them, one after the other.
+
         Args:
             blocks: uint8, shape (num_blocks, block_bytes).
             block_ids: integers, any shape.
             piece_bytes: Keys and values of one layer in a block; a multiple of 768.
         """
-        assert piece_bytes % 768 == 0, f"pieces of {piece_bytes} bytes"
         places = block_ids.astype(np.int64).ravel() * blocks.shape[1]
-        read = self._functions.limits_read_pieces
-        read.restype = ctypes.c_float
-        read.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]
-
-        def turn(layer: int) -> float:
-            start = blocks.data_ptr() + layer * piece_bytes
-            return float(read(start, places.ctypes.data, places.size, piece_bytes))
-
-        return turn
+        return lambda layer: self.read_pieces(
+            blocks.data_ptr() + layer * piece_bytes, places, piece_bytes
+        )
 
 
 def first_use(pages: str) -> dict[str, float]:
@@ -127,9 +121,7 @@ def speeds(limits: KvLimits, num_seconds: float) -> list[dict[str, Any]]:
             }
             for (order, pages), read in readings.items():
                 place = places[order]
-                start = time.thread_time()
-                read(place)
-                best[order, pages] = min(best[order, pages], time.thread_time() - start)
+                best[order, pages] = min(best[order, pages], read(place).seconds)
         num_bytes = num_read * piece_bytes
         for (order, pages), seconds in best.items():
             found.append(

@@ -71,7 +71,7 @@ public:
         for_rows([&](int64_t row, int64_t token, int64_t query_head) {
             const int64_t at = (tile.first_token + token) * call.query_stride + query_head * dim;
             queries_[row] = place_query(call.queries + at, dim, call.layer.arena().dtype,
-                                        is_in_place_, scratch.query_copies + row * dim);
+                                        scratch.query_copies + row * dim);
         });
     }
 
@@ -150,7 +150,7 @@ private:
     // Behind the last keys of this item come the first ones of the item that follows in the plan.
     void look_ahead(const BlockTable& table, int64_t first) {
         const int64_t end = last_position() + 1;
-        const int64_t asks = num_heads_ * num_asks(head_rows_);
+        const int64_t asks = num_heads_ * num_asks(head_rows_, call_.layer.head_bytes());
         if (first < end || next_ == nullptr)
             return kv_.look_ahead(call_.layer, table, first_head_, num_heads_, first,
                                   std::min(first + kTileKeys, end), asks);

@@ -2,7 +2,7 @@
 // and block tables alone, before the threads start.
 //
 //     position   0       32      64             512                     1024
-//     tiles      [ 32 )[ 32 )[ ... )           [ 32 )[ ... )            [ ...      of keys
+//     tiles      [ 32 )[ 32 )[ ... )           [ 32 )[ ... )            [ ...      of keys, or 16
 //     splits     [            split 0          )[          split 1      )[ ...
 //
 // A query tile is some tokens of one sequence and one KV head, or all of them. All heads of a token

@@ -4,50 +4,70 @@
 #include <cstring>
 #include <limits>
 
-#include "fold.h"
-#include "kv_words.h"
+#include "kv_forms.h"
 #include "row_products.h"
 #include "softmax.h"
 
 namespace pf {
 namespace {
 
-// A register tile of kRows rows by kVectors vectors: as many sums as registers hold.
-constexpr int kRows = kLanes == 16 ? 8 : kLanes == 8 ? 3 : 4;
-constexpr int kVectors = kLanes == 8 ? 4 : 2;
+// Register tiles of kRows rows by kVectors vectors of keys, or kMixVectors of channels: as many sums as
+// registers hold beside what is multiplied.
+constexpr int kRows = kLanes == 16 ? 12 : kLanes == 8 ? 3 : 4;
+constexpr int kVectors = kLanes == 16 ? 1 : kLanes == 8 ? 4 : 2;
+constexpr int kMixVectors = kLanes == 8 ? 4 : 2;
 constexpr int kTileVectors = kTileKeys / kLanes;
 static_assert(kTileVectors % kVectors == 0);
 
 constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 
-// scores[i][lane] = query i * key of the lane. Of each class of words that share a lane in
-// row_products.h one chain over the channels, in their order; the classes are folded.
-template <int rows, int per_word>
-PF_INLINE void score(const float* const* queries, KvTile& tile, int64_t head_dim,
+// sums[i][v] += row_of(i) * vector_of(v). Registers hold the factors of whichever side has fewer, and
+// one of the other.
+template <class Form, int rows, int vectors, class RowOf, class VectorOf>
+PF_INLINE void add_products(RowOf&& row_of, VectorOf&& vector_of, f32v (&sums)[rows][vectors]) {
+    if constexpr (rows >= vectors) {
+        f32v held[vectors];
+        times<vectors>([&](auto v) PF_EACH { held[v] = vector_of(v); });
+        times<rows>([&](auto i) PF_EACH {
+            const f32v row = row_of(i);
+            times<vectors>([&](auto v) PF_EACH { Form::add(sums[i][v], row, held[v]); });
+        });
+    } else {
+        f32v held[rows];
+        times<rows>([&](auto i) PF_EACH { held[i] = row_of(i); });
+        times<vectors>([&](auto v) PF_EACH {
+            const f32v vector = vector_of(v);
+            times<rows>([&](auto i) PF_EACH { Form::add(sums[i][v], held[i], vector); });
+        });
+    }
+}
+
+// scores[i][lane] = query i * key of the lane, in the order of kv_forms.h. `num_factors`: of a query.
+template <class Form, int rows>
+PF_INLINE void score(const float* const* queries, KvTile& tile, int64_t num_factors,
                      float (*scores)[kTileKeys]) {
+    constexpr int64_t kGroup = kLanes * Form::kKeyParts;
     for (int at = 0; at < kTileKeys; at += kVectors * kLanes) {
-        FoldStack<rows, kVectors> stack;
-        f32v sums[rows][kVectors];
-        for (int word = 0; word < kLanes; word++) {
+        const auto place = [&](int i, int v) PF_EACH { return scores[i] + at + v * kLanes; };
+        for (int64_t group = 0; group < num_factors; group += kGroup) {
+            f32v sums[rows][kVectors];
             times<rows>([&](auto i) PF_EACH {
                 times<kVectors>([&](auto v) PF_EACH { sums[i][v] = f32v{}; });
             });
-            for (int64_t first = word * per_word; first < head_dim; first += kLanes * per_word)
-                times<per_word>([&](auto part) PF_EACH {
-                    const float* keys = tile.keys + (first + part) * kTileKeys + at;
-                    f32v query[rows];
-                    times<rows>([&](auto i) PF_EACH { query[i] = splat(queries[i][first + part]); });
-                    times<kVectors>([&](auto v) PF_EACH {
-                        const f32v key = load(keys + v * kLanes);
-                        times<rows>([&](auto i) PF_EACH { fma_into(sums[i][v], query[i], key); });
-                    });
+            const int64_t end = std::min(group + kGroup, num_factors);
+            for (int64_t factor = group; factor < end; factor++) {
+                const float* keys = tile.keys + factor * kTileKeys + at;
+                add_products<Form>([&](int i) PF_EACH { return Form::splat(queries[i] + factor); },
+                                   [&](int v) PF_EACH { return load(keys + v * kLanes); }, sums);
+            }
+            times<rows>([&](auto i) PF_EACH {
+                times<kVectors>([&](auto v) PF_EACH {
+                    const f32v before = group == 0 ? f32v{} : load(place(i, v));
+                    store(place(i, v), before + sums[i][v]);
                 });
-            stack.push(word, sums);
+            });
             tile.ask_some();
         }
-        times<rows>([&](auto i) PF_EACH {
-            times<kVectors>([&](auto v) PF_EACH { store(scores[i] + at + v * kLanes, sums[i][v]); });
-        });
     }
 }
 
@@ -65,7 +85,7 @@ PF_INLINE f32v within(Lanes lanes, int first, f32v value, f32v other) {
 //
 // Nothing waits for a branch, and rows do not wait for each other. Where the maximum stays, which it
 // mostly does, the correction is e^0, exactly 1.
-template <bool is_scaled, int num_lines, int rows>
+template <class Form, bool is_scaled, int num_lines, int rows>
 PF_INLINE void weigh(float (*scores)[kTileKeys], KvTile& tile, Lanes lanes, float* most,
                      float* sums, f32v* corrections) {
     const bool is_part = lanes.high - lanes.low < kTileKeys;
@@ -80,12 +100,16 @@ PF_INLINE void weigh(float (*scores)[kTileKeys], KvTile& tile, Lanes lanes, floa
             if (is_scaled || is_part) store(scores[i] + v * kLanes, score);
             lanes_max = v == 0 ? score : max(lanes_max, score);
         });
-        const f32v old_max = splat(most[i]);
-        new_max[i] = max(old_max, max_everywhere(lanes_max));
-        corrections[i] = exp_below_one(old_max - new_max[i]);
-        most[i] = new_max[i][0];
+        new_max[i] = max(splat(most[i]), max_everywhere(lanes_max));
         ask<num_lines>(lines);
     });
+    // Of all rows at once, a lane each.
+    f32v old_most = load_first(most, rows), new_most{};
+    times<rows>([&](auto i) PF_EACH { new_most[i.value] = new_max[i][0]; });
+    store_first(most, new_most, rows);
+    float factors[kLanes];
+    store(factors, exp_below_one(old_most - new_most));
+    times<rows>([&](auto i) PF_EACH { corrections[i] = splat(factors[i]); });
     times<rows>([&](auto i) PF_EACH {
         f32v weights[kTileVectors];
         times<kTileVectors>([&](auto v) PF_EACH {
@@ -95,9 +119,10 @@ PF_INLINE void weigh(float (*scores)[kTileKeys], KvTile& tile, Lanes lanes, floa
         f32v sum = load(sums + i * kLanes) * corrections[i];
         times<kTileVectors>([&](auto v) PF_EACH {
             if (is_part) weights[v] = within(lanes, v * kLanes, weights[v], f32v{});
-            sum += weights[v];
-            if (is_scaled) weights[v] = weights[v] * load(tile.value_scales + v * kLanes);
-            store(scores[i] + v * kLanes, weights[v]);
+            f32v used = weights[v];
+            if (is_scaled) used = used * load(tile.value_scales + v * kLanes);
+            const f32v kept = Form::keep(scores[i], v, used);
+            sum += is_scaled ? weights[v] : kept;
         });
         store(sums + i * kLanes, sum);
         ask<num_lines>(lines);
@@ -106,33 +131,31 @@ PF_INLINE void weigh(float (*scores)[kTileKeys], KvTile& tile, Lanes lanes, floa
 }
 
 // mix = mix * correction + weights * values, one chain over the lanes for each channel.
-template <int rows, int vectors>
+template <class Form, int rows, int vectors>
 PF_INLINE void mix_in(float (*weights)[kTileKeys], const KvTile& tile, Lanes lanes, int64_t channel,
                       const f32v* corrections, float* mix, int64_t mix_stride) {
+    const auto place = [&](int i, int v) PF_EACH { return mix + i * mix_stride + channel + v * kLanes; };
     f32v sums[rows][vectors];
-    for (int i = 0; i < rows; i++)
-        for (int v = 0; v < vectors; v++)
-            sums[i][v] = load(mix + i * mix_stride + channel + v * kLanes) * corrections[i];
-    for (int64_t lane = lanes.low; lane < lanes.high; lane++) {
-        f32v weight[rows];
-        for (int i = 0; i < rows; i++) weight[i] = splat(weights[i][lane]);
-        const float* values = tile.values[lane] + channel;
-        for (int v = 0; v < vectors; v++) {
-            const f32v value = load(values + v * kLanes);
-            for (int i = 0; i < rows; i++) fma_into(sums[i][v], weight[i], value);
-        }
-    }
-    for (int i = 0; i < rows; i++)
-        for (int v = 0; v < vectors; v++)
-            store(mix + i * mix_stride + channel + v * kLanes, sums[i][v]);
+    times<rows>([&](auto i) PF_EACH {
+        times<vectors>([&](auto v) PF_EACH { sums[i][v] = load(place(i, v)) * corrections[i]; });
+    });
+    for_steps<Form>(lanes.low, lanes.high, [&](int64_t step, auto seen) PF_EACH {
+        const float* values = tile.values[step] + channel;
+        add_products<Form>([&](int i) PF_EACH { return Form::splat(weights[i] + step); },
+                           [&](int v) PF_EACH { return seen(load(values + v * kLanes)); }, sums);
+    });
+    times<rows>([&](auto i) PF_EACH {
+        times<vectors>([&](auto v) PF_EACH { store(place(i, v), sums[i][v]); });
+    });
 }
 
 // How one kind of tile is used: keys and values of type T, in place or brought along.
 template <class T>
 struct InPlace {
+    using Form = FormOf<T>::Type;
     static constexpr int kMaxRows = kRowsInPlace;
-    static constexpr int kVectors = std::max(kVectorsInPlace, kPerWord<T>);
-    static constexpr int kLastVectors = kPerWord<T>;
+    static constexpr int kVectors = std::max(kVectorsInPlace, Form::kValueParts);
+    static constexpr int kLastVectors = Form::kValueParts;
     // Scores ask for half as many lines as they use, mixes for as many; with these it is all of them,
     // evenly over time, for heads of 64 channels in bf16. More for wider channels was slower: measured.
     static constexpr int kLinesBetween = 5;
@@ -140,45 +163,49 @@ struct InPlace {
     template <int rows>
     static PF_INLINE void score(const float* const* queries, KvTile& tile, Lanes lanes,
                                 int64_t head_dim, float (*scores)[kTileKeys]) {
-        score_in_place<T, rows>(queries, tile, lanes.low, lanes.high, head_dim, scores);
+        const int64_t key_bytes = head_dim * static_cast<int>(sizeof(T));
+        score_in_place<Form, rows>(queries, tile, lanes.low, lanes.high, key_bytes, scores);
     }
     template <int rows, int vectors>
     static PF_INLINE void mix(float (*weights)[kTileKeys], KvTile& tile, Lanes lanes,
                               int64_t channel, const f32v* corrections, float* mix, int64_t stride) {
-        mix_in_place<T, rows, vectors>(weights, tile, lanes.low, lanes.high, channel, corrections,
-                                       mix, stride);
+        mix_in_place<Form, rows, vectors>(weights, tile, lanes.low, lanes.high, channel,
+                                          corrections, mix, stride);
     }
 };
 
 template <class T>
 struct Brought {
+    using Form = FormOf<T>::Type;
     static constexpr int kMaxRows = kRows;
-    static constexpr int kVectors = pf::kVectors;
+    static constexpr int kVectors = kMixVectors;
     static constexpr int kLastVectors = 1;
     static constexpr int kLinesBetween = 0;
 
     template <int rows>
     static PF_INLINE void score(const float* const* queries, KvTile& tile, Lanes, int64_t head_dim,
                                 float (*scores)[kTileKeys]) {
-        pf::score<rows, kPerWord<T>>(queries, tile, head_dim, scores);
+        pf::score<Form, rows>(queries, tile, head_dim * Form::kKeyParts / kPerWord<T>, scores);
     }
     template <int rows, int vectors>
     static PF_INLINE void mix(float (*weights)[kTileKeys], KvTile& tile, Lanes lanes,
                               int64_t channel, const f32v* corrections, float* mix, int64_t stride) {
-        mix_in<rows, vectors>(weights, tile, lanes, channel, corrections, mix, stride);
+        mix_in<Form, rows, vectors>(weights, tile, lanes, channel, corrections, mix, stride);
     }
 };
 
 template <class Use, bool is_scaled, int rows>
 void absorb_rows(const RowState& state, const float* const* queries, int64_t first, KvTile& tile,
                  Lanes lanes, int64_t head_dim) {
-    alignas(64) float scores[rows][kTileKeys];
+    alignas(64) float memory[rows][kTileKeys];
+    float(*scores)[kTileKeys] = memory;
+    forget(scores);  // or the compiler keeps some in registers that sums need
     f32v corrections[rows];
     const int64_t mix_stride = padded_dim(head_dim);
     float* mix = state.mix + first * mix_stride;
     Use::template score<rows>(queries + first, tile, lanes, head_dim, scores);
-    weigh<is_scaled, Use::kLinesBetween, rows>(scores, tile, lanes, state.max + first,
-                                                state.sum + first * kLanes, corrections);
+    weigh<typename Use::Form, is_scaled, Use::kLinesBetween, rows>(
+        scores, tile, lanes, state.max + first, state.sum + first * kLanes, corrections);
     int64_t channel = 0;
     for (; channel + Use::kVectors * kLanes <= mix_stride; channel += Use::kVectors * kLanes)
         Use::template mix<rows, Use::kVectors>(scores, tile, lanes, channel, corrections, mix,
@@ -216,14 +243,14 @@ void RowState::clear(int64_t num_rows, int64_t head_dim) {
 void RowState::order_by_channels(int64_t first, int64_t num_rows, int64_t head_dim, int32_t dtype) {
     float* rows = mix + first * padded_dim(head_dim);
     const int64_t count = num_rows * padded_dim(head_dim);
-    if (dtype == PF_BF16) pf::order_by_channels<bf16>(rows, count, rows);
+    if (dtype == PF_BF16 && !has_pairs(dtype)) pf::order_by_channels<bf16>(rows, count, rows);
     if (dtype == PF_INT8) pf::order_by_channels<int8_t>(rows, count, rows);
 }
 
 void RowState::order_by_parts(int64_t first, int64_t num_rows, int64_t head_dim, int32_t dtype) {
     float* rows = mix + first * padded_dim(head_dim);
     const int64_t count = num_rows * padded_dim(head_dim);
-    if (dtype == PF_BF16) pf::order_by_parts<bf16>(rows, count, rows);
+    if (dtype == PF_BF16 && !has_pairs(dtype)) pf::order_by_parts<bf16>(rows, count, rows);
     if (dtype == PF_INT8) pf::order_by_parts<int8_t>(rows, count, rows);
 }
 
@@ -238,16 +265,19 @@ void RowState::copy(int64_t first, const RowState& from, int64_t from_first, int
     take(mix, from.mix, padded_dim(head_dim));
 }
 
-const float* place_query(const float* query, int64_t head_dim, int32_t dtype, bool is_in_place,
-                         float* copy) {
-    if (!is_in_place || !has_parts(dtype)) return query;
-    if (dtype == PF_BF16) order_by_parts<bf16>(query, head_dim, copy);
-    if (dtype == PF_INT8) order_by_parts<int8_t>(query, head_dim, copy);
+const float* place_query(const float* query, int64_t head_dim, int32_t dtype, float* copy) {
+    if (!has_pairs(dtype)) return query;
+    for (int64_t c = 0; c < head_dim; c += kLanes) {
+        const int64_t count = std::min<int64_t>(kLanes, head_dim - c);
+        store_first(reinterpret_cast<bf16*>(copy) + c, load_first(query + c, count), count);
+    }
     return copy;
+    return query;
 }
 
-int64_t num_asks(int64_t num_rows) {
-    return (num_rows + kRows - 1) / kRows * (kTileKeys / kVectors);
+int64_t num_asks(int64_t num_rows, int64_t head_bytes) {
+    const int64_t num_tiles = (num_rows + kRows - 1) / kRows * (kTileVectors / kVectors);
+    return num_tiles * ((head_bytes + 4 * kLanes - 1) / (4 * kLanes));
 }
 
 void absorb(const RowState& state, const float* const* queries, int64_t first, int64_t count,

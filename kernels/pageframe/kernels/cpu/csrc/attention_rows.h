@@ -34,25 +34,21 @@ struct RowState {
               int64_t head_dim);
 };
 
-// Whether a tile of `dtype` in place has channels in another order than rows have.
-inline bool has_parts(int32_t dtype) { return dtype != PF_F32; }
-
 // The channels of a query as a tile of `dtype` wants them: where they are, or in `copy`.
-const float* place_query(const float* query, int64_t head_dim, int32_t dtype, bool is_in_place,
-                         float* copy);
+const float* place_query(const float* query, int64_t head_dim, int32_t dtype, float* copy);
 
 // Lanes of a tile that all rows of a call see: [low, high), not empty.
 struct Lanes {
     int64_t low, high;
 };
 
-// Let rows [first, first + count) take in a tile. `queries[i]` are the channels of row i: by parts, as
-// the mix is then, where the tile is used in place.
+// Let rows [first, first + count) take in a tile. `queries[i]` are the channels of row i as place_query
+// gives them. Where words are widened (kv_words.h) and the tile is used in place, the mix is by parts.
 void absorb(const RowState& state, const float* const* queries, int64_t first, int64_t count,
             KvTile& tile, Lanes lanes, int64_t head_dim);
 
 // How often `absorb` asks for some of what lies ahead while so many rows take in a tile that was
-// brought.
-int64_t num_asks(int64_t num_rows);
+// brought, of a head that is stored in so many bytes.
+int64_t num_asks(int64_t num_rows, int64_t head_bytes);
 
 }  // namespace pf

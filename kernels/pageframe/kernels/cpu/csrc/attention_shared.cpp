@@ -33,7 +33,7 @@ public:
             const float* query =
                 call.queries + token_of(row) * call.query_stride + query_head * dim;
             queries_[row] =
-                place_query(query, dim, dtype, is_in_place_, scratch.query_copies + row * dim);
+                place_query(query, dim, dtype, scratch.query_copies + row * dim);
         }
     }
 
@@ -74,7 +74,7 @@ private:
         if (is_over) first = tile.first_key;
         kv_.look_ahead(call_.layer, table_of(tile), tile.first_head, tile.num_heads(), first,
                        std::min(first + kTileKeys, tile.end_key),
-                       tile_.num_heads() * num_asks(head_rows_));
+                       tile_.num_heads() * num_asks(head_rows_, call_.layer.head_bytes()));
     }
 
     void leave() {

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "kv_words.h"
+#include "kv_forms.h"
 #include "transpose.h"
 
 namespace pf {
@@ -75,10 +75,44 @@ void copy_values(int64_t head_dim, KvTile& tile) {
     }
 }
 
+// Values of two lanes, channel by channel, as Pairs::value has them. Lanes without a position have
+// another's.
+void pair_values(int64_t head_dim, KvTile& tile) {
+    const int64_t row_floats = padded_dim(head_dim);
+    for (int64_t lane = 0; lane < kTileKeys; lane += 2) {
+        float* row = tile.values_copy + lane / 2 * row_floats;
+        tile.values[lane / 2] = row;
+        for (int64_t channel = 0; channel < head_dim; channel += 2 * kLanes) {
+            const auto words = [&](int64_t of) {
+                const auto* from = reinterpret_cast<const bf16*>(tile.value_row(of)) + channel;
+                u32v out{};
+                const int64_t count = std::min<int64_t>(2 * kLanes, head_dim - channel);
+                std::memcpy(&out, from, static_cast<size_t>(count) * sizeof(bf16));
+                return out;
+            };
+            const u32v even = words(lane), odd = words(lane + 1);
+            store(row + channel, (f32v)pairs_of_low(even, odd));
+            if (channel + kLanes < head_dim)
+                store(row + channel + kLanes, (f32v)pairs_of_high(even, odd));
+        }
+    }
+}
+
 template <class T>
 void bring(int64_t head_dim, KvTile& tile) {
     turn_keys<T>(head_dim, tile);
     copy_values<T>(head_dim, tile);
+}
+
+template <>
+void bring<bf16>(int64_t head_dim, KvTile& tile) {
+    if constexpr (kPairRows) {
+        turn_keys<float>(head_dim / 2, tile);
+        pair_values(head_dim, tile);
+    } else {
+        turn_keys<bf16>(head_dim, tile);
+        copy_values<bf16>(head_dim, tile);
+    }
 }
 
 }  // namespace

@@ -15,7 +15,8 @@
 
 namespace pf {
 
-inline constexpr int64_t kTileKeys = 32;
+// So few that those in use and the next ones, with all heads, stay in the first-level cache.
+inline constexpr int64_t kTileKeys = kLanes == 16 ? 16 : 32;
 static_assert(kTileKeys % kLanes == 0);
 
 inline constexpr int64_t kLineBytes = 64;  // of a cache
@@ -35,12 +36,12 @@ inline bool is_used_in_place(const pf_kv_arena& arena, int64_t num_rows) {
 
 inline constexpr int64_t kPointerFloats = int64_t{sizeof(void*)} / int64_t{sizeof(float)};
 
-// Ask for some lines. Few at a time, and as evenly as can be: a core has some two dozen lines under way
-// at most, and waits when it asks for more. No branch: with one in the loop around it the compiler
-// keeps that loop's sums in memory.
+// Ask for some lines, as far as the first-level cache. Few at a time, and as evenly as can be: a core has
+// some two dozen lines under way at most, and waits when it asks for more. No branch: with one in the
+// loop around it the compiler keeps that loop's sums in memory.
 template <int num>
 PF_INLINE void ask(const uint8_t**& lines) {
-    times<num>([&](auto i) PF_EACH { prefetch_near(lines[i]); });
+    times<num>([&](auto i) PF_EACH { prefetch(lines[i]); });
     lines += num;
 }
 

@@ -130,7 +130,12 @@ PF_INLINE void fma_into(f32v& sum, f32v a, f32v b) {
 PF_INLINE f32v select(i32v mask, f32v yes, f32v no) { return mask ? yes : no; }
 
 // As the machine's own: the second operand where either is NaN.
-PF_INLINE f32v max(f32v a, f32v b) { return select(a > b, a, b); }
+PF_INLINE f32v max(f32v a, f32v b) {
+#if defined(__AVX512F__)
+    if constexpr (kLanes == 16) return (f32v)_mm512_max_ps((__m512)a, (__m512)b);
+#endif
+    return select(a > b, a, b);
+}
 PF_INLINE f32v min(f32v a, f32v b) { return select(a < b, a, b); }
 
 // Sum and maximum over the lanes, always by halves: lane i with lane i + width / 2.
@@ -218,6 +223,31 @@ PF_INLINE f32v odd_of_tile(u32v pairs) {
     }
 #endif
     return odd_of(pairs);
+}
+
+// Lane k of the result: value k of `even` in the low half, value k of `odd` in the high one, of the
+// first kLanes values of each; of the last.
+typedef uint16_t halves __attribute__((vector_size(4 * kLanes)));
+
+template <int first, int... j>
+PF_INLINE u32v pairs_from(u32v even, u32v odd, std::integer_sequence<int, j...>) {
+    return (u32v)__builtin_shufflevector((halves)even, (halves)odd,
+                                         (first + j / 2 + j % 2 * 2 * kLanes)...);
+}
+PF_INLINE u32v pairs_of_low(u32v even, u32v odd) {
+    return pairs_from<0>(even, odd, std::make_integer_sequence<int, 2 * kLanes>{});
+}
+PF_INLINE u32v pairs_of_high(u32v even, u32v odd) {
+    return pairs_from<kLanes>(even, odd, std::make_integer_sequence<int, 2 * kLanes>{});
+}
+
+// As to_bf16, for lanes none of which is subnormal.
+PF_INLINE u16v round_normal(f32v value) {
+#if defined(__AVX512BF16__)
+    return (u16v)_mm512_cvtneps_pbh((__m512)value);
+#else
+    return to_bf16(value);
+#endif
 }
 
 // sum + odd * odd + even * even, in this order: what VDPBF16PS computes (save that it takes

@@ -50,7 +50,7 @@ PF_INLINE void exp_times(f32v (&x)[num]) {
 // which is nothing beside the 1 of the largest score. NaN for NaN. Two thirds of the work of `exp`.
 template <int num>
 PF_INLINE void exp_below_one(f32v (&x)[num]) {
-    times<num>([&](auto i) PF_EACH { x[i] = select(x[i] < splat(-87.0f), splat(-87.0f), x[i]); });
+    times<num>([&](auto i) PF_EACH { x[i] = max(splat(-87.0f), x[i]); });
     exp_times<0>(x);
 }
 
