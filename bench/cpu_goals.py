@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bench.engines.report import is_ours
+from bench.engines.report import is_ours, rivals
 
 Figures = Mapping[str, Any]
 
@@ -47,18 +47,20 @@ Judge = Callable[[Figures], Iterator[Finding]]
 
 
 def of_engines(figures: Figures) -> Iterator[Finding]:
-    """Each workload against the best peer that did it; a stream by itself by time for a token."""
+    """Each workload against the best peer of its kind; a stream by itself by time for a token."""
     rows = figures["rows"]
     for workload in dict.fromkeys(row["workload"] for row in rows):
-        speeds = {row["engine"]: _speed(row) for row in rows if row["workload"] == workload}
-        peers = [speed for engine, speed in speeds.items() if not is_ours(engine)]
-        for engine, speed in speeds.items():
-            if is_ours(engine):
-                yield Finding(
-                    what=f"{workload}: {engine}, times the best peer",
-                    found=speed / max(peers) if peers else None,
-                    border=ENGINE_RATIO_MIN,
-                )
+        here = [row for row in rows if row["workload"] == workload]
+        speeds = {row["engine"]: _speed(row) for row in here}
+        is_served = {row["engine"]: row["is_served"] for row in here}
+        for engine in filter(is_ours, speeds):
+            peers = {name: speeds[name] for name in rivals(engine, is_served)}
+            best = max(peers, key=peers.__getitem__, default=None)
+            yield Finding(
+                what=f"{workload}: {engine}, times {best or 'a peer'}",
+                found=speeds[engine] / peers[best] if best else None,
+                border=ENGINE_RATIO_MIN,
+            )
 
 
 def of_split(figures: Figures) -> Iterator[Finding]:

@@ -83,8 +83,8 @@ def _measure(
                 f"{name} {repetition}/{num_repetitions} {engine}: {turns[engine][-1].wall_s:.2f} s"
             )
     return [
-        summarise(engine, workload, turns[engine][1:], first_tokens[engine][1:])
-        for engine in workers
+        summarise(worker.peer, workload, turns[engine][1:], first_tokens[engine][1:])
+        for engine, worker in workers.items()
     ]
 
 

@@ -1,10 +1,10 @@
 """What became of a comparison: a row per workload and engine."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from bench.engines.worker_process import Measurement
+from bench.engines.worker_process import Measurement, Peer
 from bench.engines.workloads import Workload
 
 
@@ -15,6 +15,7 @@ class Row:
     Attributes:
         workload: Its letter.
         engine: Its name.
+        is_served: Whether it computes in other processes than the one that asks it.
         output_tokens_per_s: Tokens made, over the time from first to last.
         walls_s: All repetitions.
         first_token_ms: Of a lone request; None for workloads of many.
@@ -26,6 +27,7 @@ class Row:
 
     workload: str
     engine: str
+    is_served: bool
     output_tokens_per_s: float
     walls_s: list[float]
     first_token_ms: float | None
@@ -40,12 +42,12 @@ class Row:
 
 
 def summarise(
-    engine: str,
+    peer: Peer,
     workload: Workload,
     turns: Sequence[Measurement],
     first_tokens: Sequence[Measurement],
 ) -> Row:
-    """The row of one engine; ``first_tokens`` is empty for workloads of many requests."""
+    """The row of an engine; ``first_tokens`` is empty for workloads of many requests."""
     walls_s = [turn.wall_s for turn in turns]
     first_token_ms = token_ms = None
     if first_tokens:
@@ -58,7 +60,8 @@ def summarise(
         )
     return Row(
         workload=workload.name,
-        engine=engine,
+        engine=peer.name,
+        is_served=peer.is_served,
         output_tokens_per_s=workload.num_output_tokens / statistics.median(walls_s),
         walls_s=walls_s,
         first_token_ms=first_token_ms,
@@ -70,20 +73,15 @@ def summarise(
 
 
 def as_table(rows: Sequence[Row]) -> str:
-    """Markdown: output tokens per second, and behind it the ratio to the best peer of the row.
-
-    Rows of Pageframe come first among the engines, and are no peers of themselves.
-    """
+    """Markdown: output tokens per second, and behind it the ratio to the best of `rivals`."""
     lines = [
         "| workload | engine | output tokens/s | best peer | first token, ms | ms/token |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for row in rows:
-        peers = [
-            other.output_tokens_per_s
-            for other in rows
-            if other.workload == row.workload and not is_ours(other.engine)
-        ]
+        others = {other.engine: other for other in rows if other.workload == row.workload}
+        names = rivals(row.engine, {name: other.is_served for name, other in others.items()})
+        peers = [others[name].output_tokens_per_s for name in names]
         ratio = f"{row.output_tokens_per_s / max(peers):.2f}" if peers else "-"
         figures = [row.first_token_ms, row.token_ms]
         single = ["-" if figure is None else f"{figure:.2f}" for figure in figures]
@@ -92,6 +90,21 @@ def as_table(rows: Sequence[Row]) -> str:
             f"{single[0]} | {single[1]} |"
         )
     return "\n".join(lines)
+
+
+def rivals(engine: str, is_served: Mapping[str, bool]) -> list[str]:
+    """Peers that an engine is compared with.
+
+    One that is served is compared with what is served too, where there is any such peer; else, and
+    one that computes where it is asked, with all.
+
+    Args:
+        engine: Who is compared.
+        is_served: Of each engine that was measured.
+    """
+    peers = [name for name in is_served if not is_ours(name)]
+    alike = [name for name in peers if is_served[name]]
+    return alike if is_served[engine] and alike else peers
 
 
 def is_ours(engine: str) -> bool:

@@ -39,6 +39,11 @@ class Peer:
     python: str
     environment: Mapping[str, str]
 
+    @property
+    def is_served(self) -> bool:
+        """Whether it computes in other processes than the one that asks it."""
+        return self.kind in ("served", "openai") or self.environment.get("ENGINE_SPLIT") == "1"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
@@ -61,6 +66,7 @@ class WorkerProcess:
     """A running worker; a context manager that ends it.
 
     Attributes:
+        peer: Which engine.
         start_s: From starting the process until it was ready.
         versions: What it said of itself.
     """
@@ -73,6 +79,7 @@ class WorkerProcess:
             "ENGINE_DTYPE": dtype,
             **peer.environment,
         }
+        self.peer = peer
         self._log = log
         started = time.perf_counter()
         with log.open("w") as errors:

@@ -127,10 +127,30 @@ def test_a_worker_that_dies_is_told_with_its_last_words(
         _worker(tmp_path)
 
 
+def _peer(name: str, **options) -> Peer:
+    return Peer(**{"name": name, "kind": "vllm", "python": "python", "environment": {}} | options)
+
+
+@pytest.mark.parametrize(
+    ("options", "is_served"),
+    [
+        ({}, False),
+        ({"kind": "ours"}, False),
+        ({"kind": "served"}, True),
+        ({"kind": "openai"}, True),
+        ({"environment": {"ENGINE_SPLIT": "1"}}, True),
+    ],
+)
+def test_served_is_who_computes_in_other_processes(
+    options: dict[str, object], is_served: bool
+) -> None:
+    assert _peer("one", **options).is_served == is_served
+
+
 def test_the_table_compares_with_the_best_peer_of_each_workload() -> None:
     workload = make_workload("C", 0, VOCAB_SIZE)
     rows = [
-        summarise(engine, workload, [_measurement(wall_s)], [])
+        summarise(_peer(engine), workload, [_measurement(wall_s)], [])
         for engine, wall_s in (("pageframe, served", 1.0), ("slow", 4.0), ("fast", 2.0))
     ]
 
@@ -144,7 +164,7 @@ def test_the_table_compares_with_the_best_peer_of_each_workload() -> None:
 def test_a_lone_request_tells_first_and_further_tokens_apart() -> None:
     workload = make_workload("E", 0, VOCAB_SIZE)
 
-    row = summarise("one", workload, [_measurement(1.32)], [_measurement(0.05)])
+    row = summarise(_peer("one"), workload, [_measurement(1.32)], [_measurement(0.05)])
 
     assert row.first_token_ms == pytest.approx(50)
     assert row.token_ms == pytest.approx(10)

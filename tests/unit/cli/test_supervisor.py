@@ -100,7 +100,7 @@ def stage(tmp_path: Path) -> Stage:
 def test_all_are_ready_and_ctrl_c_drains_in_order(stage: Stage) -> None:
     names = ["gateway", "scheduler", "executor", "exporter"]
     code = stage.run(*(stage.spec(name) for name in names), then=interrupt)
-    assert code == 0
+    assert code == 0, stage.said()
     assert {name: report.address for name, report in stage.reports.items()} == {
         name: f"{name}:1234" for name in names
     }
@@ -118,7 +118,7 @@ def test_sigterm_drains_like_ctrl_c(stage: Stage) -> None:
 
 def test_a_failure_before_ready_gives_its_message_and_exit_code(stage: Stage) -> None:
     code = stage.run(stage.spec("gateway"), stage.spec("executor", "fail"))
-    assert code == 2
+    assert code == 2, stage.said()
     assert "executor has no luck today" in stage.said()
     assert stage.reports == {}
     assert not [pid for pid in stage.pids() if is_running(pid)]
@@ -126,7 +126,7 @@ def test_a_failure_before_ready_gives_its_message_and_exit_code(stage: Stage) ->
 
 def test_a_crash_before_ready_says_where_to_look(stage: Stage) -> None:
     code = stage.run(stage.spec("executor", "crash"), stage.spec("gateway", "silent"))
-    assert code == 1
+    assert code == 1, stage.said()
     assert "executor ended with exit code 3 before it was ready" in stage.said()
     assert str(stage.folder / "executor.log") in stage.said()
     assert "Traceback of a crash" in stage.said()
@@ -154,7 +154,7 @@ def test_a_death_after_ready_is_a_restart(stage: Stage) -> None:
     code = stage.run(
         stage.spec("gateway"), stage.spec("executor", "dies_once"), then=wait_then_stop
     )
-    assert code == 0
+    assert code == 0, stage.said()
     assert stage.events("started").count("executor") == 2
     assert stage.events("started").count("gateway") == 1, "the others are left alone"
     assert "executor ended with exit code 1; restarting" in stage.said()
@@ -173,7 +173,7 @@ def test_a_killed_service_is_restarted(stage: Stage) -> None:
 
 def test_a_service_that_keeps_dying_ends_the_system(stage: Stage) -> None:
     code = stage.run(stage.spec("gateway"), stage.spec("executor", "dies"))
-    assert code == 1
+    assert code == 1, stage.said()
     assert stage.events("started").count("executor") == NUM_RESTARTS_PER_MINUTE_MAX + 1
     assert "times in a minute" in stage.said()
     assert stage.events("stopped") == ["gateway"], "the others drain"
