@@ -70,8 +70,7 @@ public:
         queries_ = scratch.queries;
         for_rows([&](int64_t row, int64_t token, int64_t query_head) {
             const int64_t at = (tile.first_token + token) * call.query_stride + query_head * dim;
-            queries_[row] = place_query(call.queries + at, dim, call.layer.arena().dtype,
-                                        scratch.query_copies + row * dim);
+            place_query(call.queries + at, dim, call.layer.arena().dtype, queries_ + row * dim);
         });
     }
 
@@ -262,7 +261,7 @@ private:
     KvTile kv_;
     RowState state_;
     SplitState merged_;
-    const float** queries_;
+    float* queries_;
 };
 
 }  // namespace

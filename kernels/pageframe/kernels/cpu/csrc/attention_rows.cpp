@@ -44,7 +44,7 @@ PF_INLINE void add_products(RowOf&& row_of, VectorOf&& vector_of, f32v (&sums)[r
 
 // scores[i][lane] = query i * key of the lane, in the order of kv_forms.h. `num_factors`: of a query.
 template <class Form, int rows>
-PF_INLINE void score(const float* const* queries, KvTile& tile, int64_t num_factors,
+PF_INLINE void score(const float* queries, int64_t query_stride, KvTile& tile, int64_t num_factors,
                      float (*scores)[kTileKeys]) {
     constexpr int64_t kGroup = kLanes * Form::kKeyParts;
     for (int at = 0; at < kTileKeys; at += kVectors * kLanes) {
@@ -57,7 +57,7 @@ PF_INLINE void score(const float* const* queries, KvTile& tile, int64_t num_fact
             const int64_t end = std::min(group + kGroup, num_factors);
             for (int64_t factor = group; factor < end; factor++) {
                 const float* keys = tile.keys + factor * kTileKeys + at;
-                add_products<Form>([&](int i) PF_EACH { return Form::splat(queries[i] + factor); },
+                add_products<Form>([&](int i) PF_EACH { return Form::splat(queries + i * query_stride + factor); },
                                    [&](int v) PF_EACH { return load(keys + v * kLanes); }, sums);
             }
             times<rows>([&](auto i) PF_EACH {
@@ -161,10 +161,10 @@ struct InPlace {
     static constexpr int kLinesBetween = 5;
 
     template <int rows>
-    static PF_INLINE void score(const float* const* queries, KvTile& tile, Lanes lanes,
+    static PF_INLINE void score(const float* queries, KvTile& tile, Lanes lanes,
                                 int64_t head_dim, float (*scores)[kTileKeys]) {
         const int64_t key_bytes = head_dim * static_cast<int>(sizeof(T));
-        score_in_place<Form, rows>(queries, tile, lanes.low, lanes.high, key_bytes, scores);
+        score_in_place<Form, rows>(queries, head_dim, tile, lanes.low, lanes.high, key_bytes, scores);
     }
     template <int rows, int vectors>
     static PF_INLINE void mix(float (*weights)[kTileKeys], KvTile& tile, Lanes lanes,
@@ -183,9 +183,9 @@ struct Brought {
     static constexpr int kLinesBetween = 0;
 
     template <int rows>
-    static PF_INLINE void score(const float* const* queries, KvTile& tile, Lanes, int64_t head_dim,
+    static PF_INLINE void score(const float* queries, KvTile& tile, Lanes, int64_t head_dim,
                                 float (*scores)[kTileKeys]) {
-        pf::score<Form, rows>(queries, tile, head_dim * Form::kKeyParts / kPerWord<T>, scores);
+        pf::score<Form, rows>(queries, head_dim, tile, head_dim * Form::kKeyParts / kPerWord<T>, scores);
     }
     template <int rows, int vectors>
     static PF_INLINE void mix(float (*weights)[kTileKeys], KvTile& tile, Lanes lanes,
@@ -195,7 +195,7 @@ struct Brought {
 };
 
 template <class Use, bool is_scaled, int rows>
-void absorb_rows(const RowState& state, const float* const* queries, int64_t first, KvTile& tile,
+void absorb_rows(const RowState& state, const float* queries, int64_t first, KvTile& tile,
                  Lanes lanes, int64_t head_dim) {
     alignas(64) float memory[rows][kTileKeys];
     float(*scores)[kTileKeys] = memory;
@@ -203,7 +203,7 @@ void absorb_rows(const RowState& state, const float* const* queries, int64_t fir
     f32v corrections[rows];
     const int64_t mix_stride = padded_dim(head_dim);
     float* mix = state.mix + first * mix_stride;
-    Use::template score<rows>(queries + first, tile, lanes, head_dim, scores);
+    Use::template score<rows>(queries + first * head_dim, tile, lanes, head_dim, scores);
     weigh<typename Use::Form, is_scaled, Use::kLinesBetween, rows>(
         scores, tile, lanes, state.max + first, state.sum + first * kLanes, corrections);
     int64_t channel = 0;
@@ -217,7 +217,7 @@ void absorb_rows(const RowState& state, const float* const* queries, int64_t fir
 
 // Whole register tiles, then the rows that are left.
 template <class Use, bool is_scaled, int rows>
-void absorb_all(const RowState& state, const float* const* queries, int64_t first, int64_t count,
+void absorb_all(const RowState& state, const float* queries, int64_t first, int64_t count,
                 KvTile& tile, Lanes lanes, int64_t head_dim) {
     if constexpr (rows > 0) {
         for (; count >= rows; first += rows, count -= rows)
@@ -265,14 +265,13 @@ void RowState::copy(int64_t first, const RowState& from, int64_t from_first, int
     take(mix, from.mix, padded_dim(head_dim));
 }
 
-const float* place_query(const float* query, int64_t head_dim, int32_t dtype, float* copy) {
-    if (!has_pairs(dtype)) return query;
-    for (int64_t c = 0; c < head_dim; c += kLanes) {
-        const int64_t count = std::min<int64_t>(kLanes, head_dim - c);
-        store_first(reinterpret_cast<bf16*>(copy) + c, load_first(query + c, count), count);
-    }
-    return copy;
-    return query;
+void place_query(const float* query, int64_t head_dim, int32_t dtype, float* to) {
+    const auto place = [=](auto* channels) PF_EACH {
+        int64_t c = 0;
+        for (; c + kLanes <= head_dim; c += kLanes) store(channels + c, load(query + c));
+        if (c < head_dim) store_first(channels + c, load_first(query + c, head_dim - c), head_dim - c);
+    };
+    has_pairs(dtype) ? place(reinterpret_cast<bf16*>(to)) : place(to);
 }
 
 int64_t num_asks(int64_t num_rows, int64_t head_bytes) {
@@ -280,7 +279,7 @@ int64_t num_asks(int64_t num_rows, int64_t head_bytes) {
     return num_tiles * ((head_bytes + 4 * kLanes - 1) / (4 * kLanes));
 }
 
-void absorb(const RowState& state, const float* const* queries, int64_t first, int64_t count,
+void absorb(const RowState& state, const float* queries, int64_t first, int64_t count,
             KvTile& tile, Lanes lanes, int64_t head_dim) {
     const auto use = [&]<class T>(T) {
         constexpr bool is_scaled = sizeof(T) == 1;

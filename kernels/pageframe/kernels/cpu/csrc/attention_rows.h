@@ -34,17 +34,17 @@ struct RowState {
               int64_t head_dim);
 };
 
-// The channels of a query as a tile of `dtype` wants them: where they are, or in `copy`.
-const float* place_query(const float* query, int64_t head_dim, int32_t dtype, float* copy);
+// Writes the channels of a query as a tile of `dtype` wants them; `to` has head_dim floats.
+void place_query(const float* query, int64_t head_dim, int32_t dtype, float* to);
 
 // Lanes of a tile that all rows of a call see: [low, high), not empty.
 struct Lanes {
     int64_t low, high;
 };
 
-// Let rows [first, first + count) take in a tile. `queries[i]` are the channels of row i as place_query
-// gives them. Where words are widened (kv_words.h) and the tile is used in place, the mix is by parts.
-void absorb(const RowState& state, const float* const* queries, int64_t first, int64_t count,
+// Let rows [first, first + count) take in a tile. `queries` are [rows][head_dim], from row 0 on, each as
+// place_query writes it. Where words are widened (kv_words.h) and the tile is used in place, the mix is by parts.
+void absorb(const RowState& state, const float* queries, int64_t first, int64_t count,
             KvTile& tile, Lanes lanes, int64_t head_dim);
 
 // How often `absorb` asks for some of what lies ahead while so many rows take in a tile that was

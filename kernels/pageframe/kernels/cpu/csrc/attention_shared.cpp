@@ -32,8 +32,7 @@ public:
             const int64_t query_head = head * shape_.group() + row % shape_.group();
             const float* query =
                 call.queries + token_of(row) * call.query_stride + query_head * dim;
-            queries_[row] =
-                place_query(query, dim, dtype, scratch.query_copies + row * dim);
+            place_query(query, dim, dtype, queries_ + row * dim);
         }
     }
 
@@ -99,7 +98,7 @@ private:
     const bool is_in_place_;
     KvTile kv_;
     RowState state_;
-    const float** queries_;
+    float* queries_;
 };
 
 }  // namespace

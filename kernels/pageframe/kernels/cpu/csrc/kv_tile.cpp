@@ -79,22 +79,22 @@ void copy_values(int64_t head_dim, KvTile& tile) {
 // another's.
 void pair_values(int64_t head_dim, KvTile& tile) {
     const int64_t row_floats = padded_dim(head_dim);
+    const int64_t num_words = head_dim / 2;
     for (int64_t lane = 0; lane < kTileKeys; lane += 2) {
         float* row = tile.values_copy + lane / 2 * row_floats;
         tile.values[lane / 2] = row;
-        for (int64_t channel = 0; channel < head_dim; channel += 2 * kLanes) {
-            const auto words = [&](int64_t of) {
-                const auto* from = reinterpret_cast<const bf16*>(tile.value_row(of)) + channel;
-                u32v out{};
-                const int64_t count = std::min<int64_t>(2 * kLanes, head_dim - channel);
-                std::memcpy(&out, from, static_cast<size_t>(count) * sizeof(bf16));
-                return out;
+        const auto pair = [&]<bool is_whole>(int64_t from, std::bool_constant<is_whole>) PF_EACH {
+            const auto words = [&](int64_t of) PF_EACH {
+                return (u32v)load_words<is_whole>(tile.value_row(of), from, num_words);
             };
             const u32v even = words(lane), odd = words(lane + 1);
-            store(row + channel, (f32v)pairs_of_low(even, odd));
-            if (channel + kLanes < head_dim)
-                store(row + channel + kLanes, (f32v)pairs_of_high(even, odd));
-        }
+            store(row + 2 * from, (f32v)pairs_of_low(even, odd));
+            if (is_whole || 2 * from + kLanes < head_dim)
+                store(row + 2 * from + kLanes, (f32v)pairs_of_high(even, odd));
+        };
+        int64_t from = 0;
+        for (; from + kLanes <= num_words; from += kLanes) pair(from, std::true_type{});
+        if (from < num_words) pair(from, std::false_type{});
     }
 }
 

@@ -19,8 +19,6 @@ namespace pf {
 inline constexpr int64_t kTileKeys = kLanes == 16 ? 16 : 32;
 static_assert(kTileKeys % kLanes == 0);
 
-inline constexpr int64_t kLineBytes = 64;  // of a cache
-
 // head_dim rounded up to whole vectors: how far apart rows of scratch are.
 inline int64_t padded_dim(int64_t head_dim) { return (head_dim + kLanes - 1) / kLanes * kLanes; }
 

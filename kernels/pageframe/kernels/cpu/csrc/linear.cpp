@@ -19,12 +19,10 @@ namespace {
 
 // Rows of a task: a multiple of every tile; 120 rows of 256 inputs are 120 KiB.
 constexpr int64_t kRowBlock = 120;
-// Most steps of a block: 18 KiB of weights where a vector has 8 lanes.
+// Most steps of a block: 18 KiB of weights where a vector has 8 lanes, 36 where it has 16.
 constexpr int64_t kBlockSteps = 288;
-// Weights of one step of one panel: floats, or pairs of bf16.
-constexpr int64_t kStepBytes = kPanel * 4;
 // How far ahead of what is used weights are fetched where they pass only once.
-constexpr int64_t kAheadBytes = 2048;
+constexpr int64_t kAheadBytes = 64 * kStepBytes;
 // At the end of a phase a thread waits for what another has under way, so tasks are small: many for
 // each thread, as long as one is so many products (some 15 us) that its claim costs nothing.
 constexpr int64_t kTasksPerThread = 32;
@@ -39,7 +37,9 @@ int64_t cdiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 // `total` things in as few groups as `most` allows, as even as can be.
 struct EvenSplit {
     EvenSplit(int64_t total, int64_t most)
-        : num_groups(cdiv(total, most)), size(total / num_groups), num_larger(total % num_groups) {}
+        : num_groups(std::max<int64_t>(1, cdiv(total, most))),
+          size(total / num_groups),
+          num_larger(total % num_groups) {}
 
     int64_t begin(int64_t group) const { return group * size + std::min(group, num_larger); }
 
@@ -106,9 +106,7 @@ public:
           num_whole_steps_(call.shape.num_in / Format::kInputsPerStep),
           panel_size_(linear_panel_size(call.shape)),
           // With one tile of rows nothing is read twice: blocks would only interrupt the stream.
-          block_steps_(tiles_.num_groups == 1 ? num_steps_ : kBlockSteps),
-          // While one block is used, the one behind it comes. It lies just behind it.
-          ahead_bytes_(tiles_.num_groups == 1 ? kAheadBytes : kBlockSteps * kStepBytes) {}
+          blocks_(num_whole_steps_, tiles_.num_groups == 1 ? num_steps_ : kBlockSteps) {}
 
     void run() {
         const int64_t num_rows = task_.row_end - task_.row_begin;
@@ -128,38 +126,58 @@ private:
 
     // All rows against num_panels_ panels.
     void run_panels(int64_t panel) {
-        const int64_t num_rows = task_.row_end - task_.row_begin;
-        std::fill_n(sums_, num_rows * num_panels_ * kPanel, 0.0f);
         const Weight* weights = static_cast<const Weight*>(call_.packed) + panel * panel_size_;
-        for (int64_t step = 0; step < num_whole_steps_; step += block_steps_) {
-            const int64_t num_steps = std::min(block_steps_, num_whole_steps_ - step);
-            for (int64_t tile = 0; tile < tiles_.num_groups; tile++)
-                add(tile, row(tiles_.begin(tile)) + step * Format::kInputsPerStep, call_.x_stride,
-                    weights + step * kPanel * Format::kInputsPerStep, num_steps);
+        for (int64_t block = 0; block < blocks_.num_groups; block++) {
+            const int64_t step = blocks_.begin(block), end = blocks_.begin(block + 1);
+            for (int64_t tile = 0; tile < tiles_.num_groups; tile++) {
+                TileArgs<Format> args = tile_args(tile, weights, step, end);
+                if (block == 0) args.before = kNoSums;
+                add(args);
+            }
         }
         if (num_whole_steps_ < num_steps_)
             for (int64_t tile = 0; tile < tiles_.num_groups; tile++) add_half_step(tile, weights);
-        for (int64_t r = 0; r < num_rows; r++)
-            for (int64_t p = 0; p < num_panels_; p++)
-                linear_finish(call_, task_.row_begin + r, panel + p,
-                              sums_ + (r * num_panels_ + p) * kPanel);
+        for (int64_t p = 0; p < num_panels_; p++)
+            linear_finish(call_, task_.row_begin, task_.row_end, panel + p, sums_ + p * kPanel,
+                          num_panels_ * kPanel);
     }
 
-    void add(int64_t tile, const Row* x, int64_t x_stride, const Weight* weights, int64_t num_steps) {
-        const int64_t begin = tiles_.begin(tile);
-        const int64_t num_rows = tiles_.begin(tile + 1) - begin;
-        float* sums = sums_ + begin * num_panels_ * kPanel;
-        kernel_for<Format>(num_rows, num_panels_)({x, x_stride, weights, panel_size_, num_steps, ahead_bytes_, sums});
+    // Steps [step, end) of a tile.
+    TileArgs<Format> tile_args(int64_t tile, const Weight* weights, int64_t step, int64_t end) {
+        TileArgs<Format> args{};
+        args.num_rows = tiles_.begin(tile + 1) - tiles_.begin(tile);
+        args.x = row(tiles_.begin(tile)) + step * Format::kInputsPerStep;
+        args.x_stride = call_.x_stride;
+        args.weights = weights + step * kPanel * Format::kInputsPerStep;
+        args.panel_stride = panel_size_;
+        args.num_steps = end - step;
+        args.tile = sums_ + tiles_.begin(tile) * num_panels_ * kPanel;
+        args.before = args.tile;
+        args.ahead = reinterpret_cast<const char*>(args.weights) + ahead_bytes(tile, end - step);
+        args.ahead_step = kStepBytes / tiles_.num_groups;
+        return args;
+    }
+
+    // While one block is used, the one behind it comes: it lies just behind it, and each tile asks for
+    // its part. What passes once comes shortly before it is used.
+    int64_t ahead_bytes(int64_t tile, int64_t num_steps) const {
+        if (tiles_.num_groups == 1) return kAheadBytes;
+        return num_steps * kStepBytes * (tiles_.num_groups + tile) / tiles_.num_groups;
+    }
+
+    void add(const TileArgs<Format>& args) {
+        kernel_for<Format>(args.num_rows, num_panels_)(args);
     }
 
     // The last input of an odd number of them: its partner is zero, and not read from the row.
     void add_half_step(int64_t tile, const Weight* weights) {
+        TileArgs<Format> args = tile_args(tile, weights, num_whole_steps_, num_steps_);
         Row pairs[Format::kMaxRows * Format::kInputsPerStep] = {};
-        const int64_t begin = tiles_.begin(tile);
-        for (int64_t r = begin; r < tiles_.begin(tile + 1); r++)
-            pairs[(r - begin) * Format::kInputsPerStep] = row(r)[call_.shape.num_in - 1];
-        add(tile, pairs, Format::kInputsPerStep,
-            weights + num_whole_steps_ * kPanel * Format::kInputsPerStep, 1);
+        for (int64_t r = 0; r < args.num_rows; r++)
+            pairs[r * Format::kInputsPerStep] = args.x[r * args.x_stride];
+        args.x = pairs;
+        args.x_stride = Format::kInputsPerStep;
+        add(args);
     }
 
     const Row* row(int64_t r) const {
@@ -172,8 +190,7 @@ private:
     const int64_t num_steps_;
     const int64_t num_whole_steps_;
     const int64_t panel_size_;
-    const int64_t block_steps_;
-    const int64_t ahead_bytes_;
+    const EvenSplit blocks_;
     int64_t num_panels_ = 1;
     alignas(64) float sums_[std::max<int64_t>(kRowBlock, 2 * kSideBySideMax) * kPanel];
 };

@@ -1,4 +1,6 @@
 // What follows the sums of a linear layer: bias, SwiGLU, residual, rounding.
+//
+// What a call wants is looked up once for all rows of a panel; a row costs its arithmetic.
 #pragma once
 
 #include <cstdint>
@@ -8,47 +10,82 @@
 
 namespace pf {
 
-// Writes one vector of outputs: all of it, or as many as there are.
+// Where `count` outputs go: to their place, or on top of what is there (a residual).
 template <class Out>
-PF_INLINE void put_outputs(Out* to, f32v value, int64_t count) {
-    if (count >= kLanes)
-        store(to, value);
-    else if (count > 0)
-        store_first(to, value, count);
-}
+struct StoreOutputs {
+    Out* to;
 
-PF_INLINE void add_outputs(float* to, f32v value, int64_t count) {
-    if (count >= kLanes)
-        store(to, load(to) + value);
-    else if (count > 0)
-        store_first(to, load_first(to, count) + value, count);
-}
-
-PF_INLINE void finish_vector(const pf_linear_call& call, int64_t row, int64_t out, f32v value) {
-    const int64_t count = call.shape.num_out - out;
-    const int64_t place = row * call.y_stride + out;
-    if (call.y_dtype == PF_BF16)
-        put_outputs(static_cast<bf16*>(call.y) + place, value, count);
-    else if (call.epilogue == PF_ADD)
-        add_outputs(static_cast<float*>(call.y) + place, value, count);
-    else
-        put_outputs(static_cast<float*>(call.y) + place, value, count);
-}
-
-// `sums` are the kPanel sums of one row and panel.
-PF_INLINE void linear_finish(const pf_linear_call& call, int64_t row, int64_t panel, const float* sums) {
-    f32v first = load(sums);
-    f32v second = load(sums + kLanes);
-    if (const float* bias = linear_bias(call.shape, call.packed)) {
-        first += load(bias + panel * kPanel);
-        second += load(bias + panel * kPanel + kLanes);
+    PF_INLINE void operator()(int64_t at, f32v value, int64_t count) const {
+        count == kLanes ? store(to + at, value) : store_first(to + at, value, count);
     }
-    if (call.shape.gated) {
-        finish_vector(call, row, panel * kLanes, silu(first) * second);
-    } else {
-        finish_vector(call, row, panel * kPanel, first);
-        finish_vector(call, row, panel * kPanel + kLanes, second);
+};
+
+struct AddOutputs {
+    float* to;
+
+    PF_INLINE void operator()(int64_t at, f32v value, int64_t count) const {
+        if (count == kLanes)
+            store(to + at, load(to + at) + value);
+        else
+            store_first(to + at, load_first(to + at, count) + value, count);
     }
+};
+
+// Calls use(put) for where the outputs of a call go.
+template <class Use>
+PF_INLINE void with_outputs(const pf_linear_call& call, Use&& use) {
+    if (call.y_dtype == PF_BF16) return use(StoreOutputs<bf16>{static_cast<bf16*>(call.y)});
+    if (call.epilogue == PF_ADD) return use(AddOutputs{static_cast<float*>(call.y)});
+    use(StoreOutputs<float>{static_cast<float*>(call.y)});
+}
+
+// Vectors of one panel, and how many outputs each has: kLanes, or fewer at the end of the layer.
+template <bool is_gated>
+struct PanelOutputs {
+    static constexpr int kVectors = is_gated ? 1 : 2;
+
+    PanelOutputs(const pf_linear_call& call, int64_t panel) : first(panel * kVectors * kLanes) {
+        for (int v = 0; v < kVectors; v++) {
+            const int64_t left = call.shape.num_out - first - v * kLanes;
+            counts[v] = left < 0 ? 0 : left < kLanes ? left : kLanes;
+        }
+    }
+
+    bool is_whole() const { return counts[kVectors - 1] == kLanes; }
+
+    int64_t first;
+    int64_t counts[kVectors];
+};
+
+template <bool is_gated, bool is_whole, class Put>
+void finish_rows(const pf_linear_call& call, int64_t row_begin, int64_t row_end, int64_t panel,
+                 const float* sums, int64_t sum_stride, Put put) {
+    const PanelOutputs<is_gated> outputs(call, panel);
+    const float* bias = linear_bias(call.shape, call.packed);
+    f32v biases[2] = {};
+    for (int v = 0; bias != nullptr && v < 2; v++) biases[v] = load(bias + panel * kPanel + v * kLanes);
+    for (int64_t row = row_begin; row < row_end; row++, sums += sum_stride) {
+        f32v values[2] = {load(sums), load(sums + kLanes)};
+        if (bias != nullptr)
+            for (int v = 0; v < 2; v++) values[v] += biases[v];
+        if (is_gated) values[0] = silu(values[0]) * values[1];
+        const int64_t at = row * call.y_stride + outputs.first;
+        for (int v = 0; v < outputs.kVectors; v++)
+            put(at + v * kLanes, values[v], is_whole ? kLanes : outputs.counts[v]);
+    }
+}
+
+// The outputs of rows [row_begin, row_end) in one panel, whose sums are `sum_stride` floats apart.
+inline void linear_finish(const pf_linear_call& call, int64_t row_begin, int64_t row_end,
+                          int64_t panel, const float* sums, int64_t sum_stride) {
+    const auto finish = [&]<bool is_gated>(std::bool_constant<is_gated>) {
+        with_outputs(call, [&](auto put) {
+            PanelOutputs<is_gated>(call, panel).is_whole()
+                ? finish_rows<is_gated, true>(call, row_begin, row_end, panel, sums, sum_stride, put)
+                : finish_rows<is_gated, false>(call, row_begin, row_end, panel, sums, sum_stride, put);
+        });
+    };
+    call.shape.gated ? finish(std::true_type{}) : finish(std::false_type{});
 }
 
 }  // namespace pf

@@ -81,14 +81,25 @@ struct PairFormat {
 // Where a tile reads and writes; strides in elements. `tile` is [rows][panels * 2 * kLanes].
 template <class Format>
 struct TileArgs {
+    int64_t num_rows;
     const typename Format::Row* x;
     int64_t x_stride;
     const typename Format::Weight* weights;
     int64_t panel_stride;  // from a panel to the next
     int64_t num_steps;
-    int64_t ahead_bytes;  // from the weights of a step to those that are fetched meanwhile
+    const char* ahead;  // what is fetched meanwhile, `ahead_step` bytes further with each step
+    int64_t ahead_step;
+    const float* before;  // what the sums are so far: `tile`, or kNoSums
     float* tile;
 };
+
+// Sums that begin.
+alignas(64) inline constexpr float kNoSums[kTileRows * 2 * kLanes] = {};
+
+// Weights of one step of one panel: floats, or pairs of bf16.
+inline constexpr int64_t kStepBytes = 2 * kLanes * 4;
+// Lines that they lie in.
+inline constexpr int64_t kStepLines = kStepBytes > kLineBytes ? kStepBytes / kLineBytes : 1;
 
 // One part of one step. Registers hold the factors of whichever side has fewer, and one of the other.
 template <class Format, int kRows, int kVectors>
@@ -132,16 +143,19 @@ void accumulate(const TileArgs<Format>& args) {
     for (int r = 0; r < kRows; r++)
 #pragma GCC unroll 16
         for (int v = 0; v < kVectors; v++)
-            sums[r][v] = load(args.tile + r * kTileStride + v * kLanes);
+            sums[r][v] = load(args.before + r * kTileStride + v * kLanes);
 
     const typename Format::Row* x = args.x;
     const typename Format::Weight* weights = args.weights;
     const int64_t x_stride = args.x_stride;
     const int64_t panel_stride = args.panel_stride;
-    const int64_t ahead_bytes = args.ahead_bytes;
+    const char* ahead = args.ahead;
     for (int64_t step = 0; step < args.num_steps; step++) {
         // Where panels stand side by side there is little to compute, and the machine looks ahead.
-        if constexpr (kPanels == 1) prefetch_near(reinterpret_cast<const char*>(weights) + ahead_bytes);
+        if constexpr (kPanels == 1) {
+            for (int64_t line = 0; line < kStepLines; line++) prefetch_near(ahead + line * kLineBytes);
+            ahead += args.ahead_step;
+        }
 #pragma GCC unroll 2
         for (int part = 0; part < Format::kParts; part++) {
             add_products<Format>(x, x_stride, weights, panel_stride, part, sums);

@@ -29,8 +29,8 @@ PF_INLINE void forget(Place& place) {
 // scores[i][lane] = query i * key of the lane, at least for lanes [low, high). Keys are turned a square
 // of words at a time; the chains of a score follow kv_forms.h.
 template <class Form, int rows>
-PF_INLINE void score_in_place(const float* const* queries, KvTile& tile, int64_t low, int64_t high,
-                              int64_t key_bytes, float (*scores)[kTileKeys]) {
+PF_INLINE void score_in_place(const float* queries, int64_t query_stride, KvTile& tile, int64_t low,
+                              int64_t high, int64_t key_bytes, float (*scores)[kTileKeys]) {
     constexpr int kWordBytes = 4, kParts = Form::kKeyParts;
     // Half of the lines that a square lies in; of the rest while nothing else is read.
     constexpr int kLines = std::max<int>(1, kWordBytes * kLanes * kLanes / kLineBytes / 2);
@@ -51,7 +51,7 @@ PF_INLINE void score_in_place(const float* const* queries, KvTile& tile, int64_t
                 times<kParts>([&](auto part) PF_EACH {
                     const f32v key = Form::key(square[word], part);
                     times<rows>([&](auto i) PF_EACH {
-                        Form::add(sums[i], Form::splat(queries[i] + first + word * kParts + part),
+                        Form::add(sums[i], Form::splat(queries + i * query_stride + first + word * kParts + part),
                                   key);
                     });
                 });

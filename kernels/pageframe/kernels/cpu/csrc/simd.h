@@ -85,6 +85,7 @@ PF_INLINE void store_first(float* to, f32v value, int64_t count) {
     std::memcpy(to, &value, sizeof(float) * static_cast<size_t>(count));
 }
 
+inline constexpr int64_t kLineBytes = 64;  // of a cache
 PF_INLINE void prefetch(const void* address) { __builtin_prefetch(address, 0, 3); }
 // Only as far as the second-level cache.
 PF_INLINE void prefetch_near(const void* address) { __builtin_prefetch(address, 0, 2); }
