@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "kv_layer.h"
+#include "simd.h"
 
 namespace pf {
 
@@ -42,8 +43,9 @@ struct StepTables {
 
 // Fewer keys that sequences read one after the other stay in the second-level cache meanwhile, and
 // then it takes longer to hand the state of a row on than to read them again: measured with 3 heads
-// of 64 channels in bf16, 256 keys lose up to 15 % and 512 gain 8, 2,000 gain 21.
-inline constexpr int64_t kMinSharedKeys = 512;
+// of 64 channels in bf16. With 8 lanes 256 keys lose up to 15 % and 512 gain 8, 2,000 gain 21; with 16
+// lanes and pairs 256 gain 10 to 20 % and 128 gain nothing.
+inline constexpr int64_t kMinSharedKeys = kLanes == 16 ? 256 : 512;
 
 // First position that a token at `position` sees.
 inline int64_t first_seen(int64_t position, int64_t window) {
