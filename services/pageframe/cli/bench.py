@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import json
+import math
 import os
 import re
 import signal
@@ -42,6 +43,10 @@ bench = typer.Typer(no_args_is_help=True, help="Measure this machine.")
 _SERVICE_OF_MODULE = re.compile(r"pageframe\.(gateway|scheduler|executor|telemetry)$")
 _READY_LINE = re.compile(r"pageframe ready grpc=(\S+)")
 _STOP_TIMEOUT_S = 30
+# Both sides rest when they took no more than so much processor time in so long.
+_REST_CPU_S = 0.03
+_REST_S = 0.3
+_NUM_RESTS_MAX = 100
 
 _MODEL_SHAPE = WorkloadShape(num_requests=64, num_prompt_tokens=(8, 96), num_output_tokens=(16, 48))
 _SIM_SHAPE = WorkloadShape(
@@ -109,6 +114,7 @@ async def _measure(settings: Settings, num_rounds: int, state_dir: Path) -> Spli
                 vocab_size=service.facts.vocab_size,
                 num_rounds=num_rounds,
                 cpu_seconds=lambda: _cpu_seconds(supervisor),
+                rest=lambda: _until_rest(supervisor),
                 on_round=_report_round,
             )
 
@@ -150,6 +156,17 @@ def _cpu_seconds(supervisor: psutil.Process) -> Mapping[str, float]:
                 times = child.cpu_times()
                 seconds[found.group(1)] = times.user + times.system
     return seconds
+
+
+async def _until_rest(supervisor: psutil.Process) -> None:
+    """Wait until neither side takes processor time any more; not for ever."""
+    last_s = -math.inf
+    for _ in range(_NUM_RESTS_MAX):
+        total_s = sum(_cpu_seconds(supervisor).values())
+        if total_s <= last_s + _REST_CPU_S:
+            return
+        last_s = total_s
+        await asyncio.sleep(_REST_S)
 
 
 def _report_round(index: int, entry: Round) -> None:

@@ -3,7 +3,8 @@
     round 1:  three processes | one process    round 2:  one process | three processes    …
 
 Both sides are up all the time and idle while the other works, so drift of the machine meets both
-alike; the figure is the median of the rounds' ratios. Order alternates, so warm caches do too.
+alike; the figure is the median of the rounds' ratios. Order alternates, so warm caches do too. What
+a side still does behind its own turn, taking memory for next blocks, is over before the next turn.
 """
 
 import asyncio
@@ -25,6 +26,7 @@ from pageframe.lab.workload import Load, WorkloadShape, make_workload
 Run = Callable[[list[Load]], Awaitable[None]]
 CpuSeconds = Callable[[], Mapping[str, float]]
 OnRound = Callable[[int, "Round"], None]
+Rest = Callable[[], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +71,7 @@ async def measure_split(
     vocab_size: int,
     num_rounds: int,
     cpu_seconds: CpuSeconds,
+    rest: Rest,
     on_round: OnRound,
 ) -> SplitReport:
     """Warm both sides up, then run the rounds.
@@ -80,6 +83,7 @@ async def measure_split(
         vocab_size: Token ids to draw from.
         num_rounds: Pairs to measure.
         cpu_seconds: Processor time so far, by service of the three processes.
+        rest: Waits until neither side does anything any more.
         on_round: Told of each round.
     """
     report = SplitReport()
@@ -91,6 +95,7 @@ async def measure_split(
         seconds = {}
         sides = {"split": split, "single": single}
         for name in sorted(sides, reverse=index % 2 == 1):
+            await rest()
             before = cpu_seconds()
             seconds[name] = await _timed(sides[name], loads)
             if name == "split" and index > 0:

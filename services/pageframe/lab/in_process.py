@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
 
+from pageframe.config.imports import collecting_no_garbage
 from pageframe.config.launch import Launch
 from pageframe.core.clock import SystemClock
 from pageframe.core.errors import PageframeError
@@ -136,11 +137,13 @@ async def in_process_system(launch: Launch, trace: TraceSink) -> AsyncIterator[G
     def build_scheduler(facts: ReplicaFacts) -> Scheduler:
         return make_scheduler(facts, launch.settings, trace, clock)
 
-    await steps.start(build)
-    loop = SchedulerLoop(open_stream, make_scheduler=build_scheduler, clock=clock)
-    await loop.start()
-    service = GenerationService(LocalLink(loop), CodecStore(), Authenticator({}), clock, trace)
-    await service.load()
+    # As each service does: a model's modules are looked through by no collection of garbage.
+    with collecting_no_garbage():
+        await steps.start(build)
+        loop = SchedulerLoop(open_stream, make_scheduler=build_scheduler, clock=clock)
+        await loop.start()
+        service = GenerationService(LocalLink(loop), CodecStore(), Authenticator({}), clock, trace)
+        await service.load()
     try:
         yield service
     finally:

@@ -36,6 +36,11 @@ class PlayedSides:
 
         return run
 
+    async def rest(self):
+        self.now_s += 10
+        self.cpu_s["client"] += 3
+        self.order.append("rest")
+
     def measure(self, monkeypatch, num_rounds):
         clock = SimpleNamespace(perf_counter=lambda: self.now_s)
         monkeypatch.setattr(bench_split, "time", clock)
@@ -48,6 +53,7 @@ class PlayedSides:
                 vocab_size=VOCAB_SIZE,
                 num_rounds=num_rounds,
                 cpu_seconds=lambda: dict(self.cpu_s),
+                rest=self.rest,
                 on_round=lambda index, entry: rounds.append((index, entry)),
             )
         )
@@ -73,8 +79,9 @@ def test_ratios_are_exact_and_the_figure_is_their_median(monkeypatch):
 def test_order_alternates_behind_a_warm_up_of_both(monkeypatch):
     sides = PlayedSides(split_s=[1, 1, 1], single_s=[1, 1, 1])
     sides.measure(monkeypatch, 2)
-    assert sides.order[2:] == ["split", "single", "single", "split"]
-    assert sorted(sides.order[:2]) == ["single", "split"]
+    assert sides.order[::2] == ["rest"] * 6
+    assert sides.order[5::2] == ["split", "single", "single", "split"]
+    assert sorted(sides.order[1:4:2]) == ["single", "split"]
 
 
 def test_both_sides_do_the_same_work_and_rounds_bring_new_tokens(monkeypatch):
