@@ -2,8 +2,9 @@
 
     python -m bench.cpu_attention [--threads 1] [--output FILE] [--library A.so --library B.so]
 
-The heads and layers are those of SmolLM2-135M. A call is one layer; calls walk through all layers
-of the pool, as a step does, so that what is larger than the last cache comes from memory. Plain
+The heads and layers are those of SmolLM2-135M. A call walks through all layers of the pool, as a
+step does, so that what is larger than the last cache comes from memory; its time is told for one
+layer, with what a step does once, waking threads and planning, in it. Plain
 reading of memory is measured in the same turns, with as many threads; so is ``reading``, which goes
 through the same blocks in the same order and computes nothing: no kernel can be faster that reads
 every sequence's blocks. With one thread its own time counts, which does not run while another
@@ -40,7 +41,6 @@ _NUM_LAYERS, _NUM_HEADS, _NUM_KV_HEADS, _HEAD_DIM = 30, 9, 3, 64
 _BLOCK_SIZE = 16
 _SEED = 20241121
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "int8": torch.int8}
-_LAYERS_PER_TURN = 5
 _READING = "reading"
 # Large pools have fewer layers: they leave the last cache all the same.
 _POOL_BYTES_MAX = 1 << 29
@@ -49,8 +49,8 @@ _GOAL = 0.5
 _GOAL_SHAPES = ((16, 256), (64, 256), (16, 2048), (64, 2048))
 _GROWTH_CONTEXTS = (128, 256, 512, 1024, 2048, 4096, 8192)
 
-Turn = Callable[[int], float]
-"""Goes through layer n of a pool; what comes back are the seconds that it took."""
+Turn = Callable[[], float]
+"""Goes through all layers of a pool; what comes back are the seconds that one took."""
 
 
 class Decodes:
@@ -102,29 +102,32 @@ class Decodes:
         self.kv_bytes = num_sequences * context_len * layout.kv_bytes_per_token // self.num_layers
 
     def turn(self, library: CpuLibrary, num_threads: int) -> Turn:
-        """Computes layer n of the pool."""
+        """Computes all layers of the pool, as a step does: planned once, by threads awake."""
         clock = time.thread_time if num_threads == 1 else time.perf_counter
         pool = library.create_pool(num_threads)
-        layers = [CpuParts(library, self._arena, place) for place in range(self.num_layers)]
+        parts = CpuParts(library, self._arena, 0)
 
-        def attend(layer: int) -> float:
+        def attend() -> float:
             start = clock()
-            layers[layer].attend(
+            parts.attend(
                 pool,
                 self._query,
                 query_start=self._starts,
                 context_lens=self._contexts,
                 block_tables=self._tables,
                 scale=_HEAD_DIM**-0.5,
+                num_layers=self.num_layers,
             )
-            return clock() - start
+            return (clock() - start) / self.num_layers
 
         return attend
 
     def reading(self, limits: KvLimits) -> Turn:
-        """Reads the payload of these sequences in layer n of the pool."""
+        """Reads the payload of these sequences in all layers of the pool."""
         read = limits.reading(self._blocks, self._tables, self._layer_bytes)
-        return lambda layer: read(layer).seconds
+        return lambda: (
+            sum(read(layer).seconds for layer in range(self.num_layers)) / self.num_layers
+        )
 
     def num_bytes(self, name: str) -> int:
         """What a turn goes through: mere reading leaves out scales, and ends with a block."""
@@ -137,7 +140,7 @@ def measure(
     pools: dict[str, Decodes],
     options: argparse.Namespace,
 ) -> dict[str, float]:
-    """Least seconds of one layer's call of each library and kind of pages, all taking turns."""
+    """Least seconds for a layer of each library and kind of pages, all taking turns."""
     turns: dict[str, Turn] = {}
     for pages, decodes in pools.items():
         suffix = "" if pages == next(iter(pools)) else f", {pages} pages"
@@ -145,15 +148,11 @@ def measure(
             turns[name + suffix] = decodes.turn(library, limits.num_threads)
         turns[_READING + suffix] = decodes.reading(limits)
     best = dict.fromkeys(turns, float("inf"))
-    num_layers = next(iter(pools.values())).num_layers
-    layer = 0
     end = time.perf_counter() + options.seconds
     while time.perf_counter() < end:
         limits.measure()
         for name, turn in turns.items():
-            for _ in range(_LAYERS_PER_TURN):
-                layer = (layer + 1) % num_layers
-                best[name] = min(best[name], turn(layer))
+            best[name] = min(best[name], turn())
     return best
 
 

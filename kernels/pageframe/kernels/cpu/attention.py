@@ -33,6 +33,7 @@ class AttentionCall(ctypes.Structure):
         ("num_groups", _I64),
         ("group", _I64),
         ("place", _I64),
+        ("num_places", _I64),
         ("num_heads", _I64),
         ("window", _I64),
         ("mixed_dtype", _I32),
@@ -115,6 +116,7 @@ class CpuParts:
         window: int | None = None,
         group: int = 0,
         num_groups: int = 1,
+        num_layers: int = 1,
     ) -> torch.Tensor:
         """Causal attention of new tokens; arguments as in ``kernels.reference.paged_attention``.
 
@@ -128,17 +130,18 @@ class CpuParts:
             window: Positions that a token sees, itself included; None for all.
             group: Whose tables.
             num_groups: Groups of layers.
+            num_layers: From this one on, with the same queries: one after the other as in a step.
 
         Returns:
-            float32, shape (T, num_heads, head_dim).
+            float32, shape (num_layers * T, num_heads, head_dim).
         """
         scaled = (query * scale).contiguous()
-        mixed = torch.empty_like(scaled)
+        mixed = scaled.new_empty(num_layers * len(scaled), *scaled.shape[1:])
         call = self._call(
             query_start, context_lens, block_tables, window, group=group, num_groups=num_groups
         )
         call.queries, call.mixed = scaled.data_ptr(), mixed.data_ptr()
-        call.num_heads = query.shape[1]
+        call.num_heads, call.num_places = query.shape[1], num_layers
         check(self._functions.pf_attention(pool.handle, ctypes.byref(call)))
         return mixed
 

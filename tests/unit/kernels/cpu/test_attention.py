@@ -59,9 +59,10 @@ class Setup:
         self.query = torch.randn(int(self.starts[-1]), num_heads, head_dim, generator=generator)
         self.library = library
 
-    def run(self, query=None, starts=None, contexts=None, tables=None, num_threads=1):
+    def run(self, query=None, starts=None, contexts=None, tables=None, num_threads=1, layers=None):
         threads = self.library.create_pool(num_threads)
-        mixed = self.parts.attend(
+        first, num_layers = layers or (_MIDDLE, 1)
+        mixed = parts_of(self.library, self.pool, first).attend(
             threads,
             self.query if query is None else query,
             query_start=self.starts if starts is None else starts,
@@ -69,6 +70,7 @@ class Setup:
             block_tables=np.ascontiguousarray(self.tables if tables is None else tables),
             scale=_SCALE,
             window=self.window,
+            num_layers=num_layers,
         )
         threads.close()
         return mixed
@@ -154,6 +156,15 @@ def test_chunks_change_no_bit(library, chunk, window, dtype, heads):
             contexts=np.array([end], np.int32),
         )
         assert torch.equal(part, whole[first:end]), f"tokens from {first}"
+
+
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_layers_one_after_the_other_are_each_as_alone(library, num_threads):
+    setup = Setup(library, _MIXED, 16, (9, 3, 64), torch.bfloat16)
+    setup.pool.rows[setup.pool.rows == 255] = 0x3C
+    alone = [setup.run(layers=(place, 1)) for place in range(3)]
+    assert not torch.equal(alone[0], alone[1])
+    assert torch.equal(setup.run(layers=(0, 3), num_threads=num_threads), torch.cat(alone))
 
 
 def test_company_and_block_size_change_no_bit(library):

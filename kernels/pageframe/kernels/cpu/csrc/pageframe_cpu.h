@@ -230,7 +230,7 @@ PF_API int32_t pf_total_weights(pf_pool* pool, const pf_draw_call* call, int64_t
 typedef struct pf_attention_call {
     const pf_kv_arena* arena;
     const float* queries; /* [T, num_heads * head_dim], already scaled */
-    void* mixed;          /* the same shape, of mixed_dtype */
+    void* mixed;          /* [num_places] of the same shape, of mixed_dtype */
     const int32_t* query_start;
     const int32_t* context_lens;
     const int32_t* block_tables;
@@ -239,6 +239,7 @@ typedef struct pf_attention_call {
     int64_t num_groups;
     int64_t group;
     int64_t place;
+    int64_t num_places; /* layers from there on, one after the other as in a step of a model */
     int64_t num_heads;
     int64_t window;
     int32_t mixed_dtype;

@@ -41,21 +41,28 @@ int32_t pf_attention(pf_pool* pool, const pf_attention_call* call) {
     plan.build(tables, shape, {call->group}, call->window, threads.num_threads());
     // Kept between calls, as a model keeps its own.
     static thread_local pf::Buffer scratch, partials;
-    const pf::AttentionCall inner{
-        &plan,
-        &tables,
-        shape,
-        pf::KvLayer(arena, call->place),
-        call->group,
-        call->queries,
-        call->num_heads * arena.head_dim,
-        call->mixed,
-        call->mixed_dtype,
-        scratch.take<float>(threads.num_threads() * pf::attention_scratch_floats(shape)),
-        partials.take<float>(pf::attention_partial_floats(plan, shape) + 1),
-    };
-    if (inner.scratch == nullptr || inner.partials == nullptr) return PF_ERROR_MEMORY;
-    threads.run([&](pf::Worker& worker) { pf::attend(worker, inner); });
+    const int64_t num_mixed = tables.query_start[tables.num_sequences] * call->num_heads * arena.head_dim;
+    auto* const mixed = static_cast<uint8_t*>(call->mixed);
+    float* const scratches =
+        scratch.take<float>(threads.num_threads() * pf::attention_scratch_floats(shape));
+    float* const left = partials.take<float>(pf::attention_partial_floats(plan, shape) + 1);
+    if (scratches == nullptr || left == nullptr) return PF_ERROR_MEMORY;
+    threads.run([&](pf::Worker& worker) {
+        for (int64_t layer = 0; layer < call->num_places; layer++)
+            pf::attend(worker, {
+                &plan,
+                &tables,
+                shape,
+                pf::KvLayer(arena, call->place + layer),
+                call->group,
+                call->queries,
+                call->num_heads * arena.head_dim,
+                mixed + layer * num_mixed * pf::dtype_bytes(call->mixed_dtype),
+                call->mixed_dtype,
+                scratches,
+                left,
+            });
+    });
     return PF_OK;
 }
 
