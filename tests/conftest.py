@@ -12,6 +12,8 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["TRITON_INTERPRET"] = "1"
     # Triton's own default, said aloud: later versions warn where it is left open.
     os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
+    # Tests start services from processes that have used gRPC; see cli/spawn.py.
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     # On a machine that is there for its GPU alone, where nobody misses it, it may be missing.
     with contextlib.suppress(ImportError):
         _take_time_for_examples()

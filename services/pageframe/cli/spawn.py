@@ -19,6 +19,10 @@ from typing import NamedTuple
 from pageframe.cli.exit_codes import EXIT_FAILURE
 from pageframe.rpc.ready import READY_FD_VARIABLE
 
+# Nobody uses gRPC between fork and exec. With the support for those who do, it starts a thread there,
+# whose files are closed a moment later; then it ends the child. To be said before gRPC is imported.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+
 _PR_SET_PDEATHSIG = 1
 # Loaded here, not between fork and exec, where nothing may be imported or locked.
 _LIBC = ctypes.CDLL(None, use_errno=True)

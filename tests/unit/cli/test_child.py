@@ -112,3 +112,41 @@ def test_only_a_child_that_unblocks_signals_begins_with_two_blocked(unblocks, tm
     two = 1 << (signal.SIGINT - 1) | 1 << (signal.SIGTERM - 1)
     assert [int(line.split()[1], 16) for line in lines] == [two * unblocks]
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()
+
+
+# Starts children while gRPC has threads of its own, as it has in a supervisor that asks for health.
+_BESIDE_GRPC = """
+import asyncio, collections, os
+from pageframe.cli.spawn import spawn
+import grpc
+
+async def main():
+    server = grpc.aio.server()
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        await channel.channel_ready()
+        ends = collections.Counter()
+        for _ in range(300):
+            spawned = spawn(("true",), dict(os.environ))
+            with spawned.process as process, os.fdopen(spawned.reports_fd):
+                process.stdout.read()
+            ends[process.returncode] += 1
+            await asyncio.sleep(0)
+    await server.stop(None)
+    print(dict(ends))
+
+asyncio.run(main())
+"""
+
+
+def test_a_child_is_not_ended_by_the_grpc_of_its_parent():
+    environ = {k: v for k, v in os.environ.items() if k != "GRPC_ENABLE_FORK_SUPPORT"}
+    done = subprocess.run(
+        [sys.executable, "-c", _BESIDE_GRPC],
+        capture_output=True,
+        text=True,
+        env=environ,
+        timeout=60,
+    )
+    assert done.stdout == "{0: 300}\n", done.stderr
