@@ -19,8 +19,8 @@ from typing import NamedTuple
 from pageframe.cli.exit_codes import EXIT_FAILURE
 from pageframe.rpc.ready import READY_FD_VARIABLE
 
-# Nobody uses gRPC between fork and exec. With the support for those who do, it starts a thread there,
-# whose files are closed a moment later; then it ends the child. To be said before gRPC is imported.
+# Nobody uses gRPC between fork and exec. With its support for those who do, it starts a thread
+# there, whose files are closed a moment later; that ends the child. Said before gRPC is imported.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 _PR_SET_PDEATHSIG = 1
