@@ -15,7 +15,6 @@
 namespace {
 
 constexpr int kNumSums = 12;  // more than the latency of the unit times its width, less than registers
-constexpr int64_t kLineBytes = 64;
 constexpr int64_t kBatchBytes = kNumSums * pf::kLanes * 4;  // 768 is a multiple of each width's
 
 double seconds() {
@@ -93,7 +92,7 @@ float read_pieces(const uint8_t* memory, const int64_t* places, int64_t num_piec
         const uint8_t* at = memory + places[piece];
         const uint8_t* next = memory + places[std::min(piece + 1, num_pieces - 1)];
         for (int64_t byte = 0; byte < piece_bytes; byte += kBatchBytes) {
-            for (int64_t line = 0; line < kBatchBytes; line += kLineBytes)
+            for (int64_t line = 0; line < kBatchBytes; line += pf::kLineBytes)
                 pf::prefetch_near(next + byte + line);
             add_batch(reinterpret_cast<const float*>(at + byte), sums);
         }

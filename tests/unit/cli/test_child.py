@@ -114,7 +114,8 @@ def test_only_a_child_that_unblocks_signals_begins_with_two_blocked(unblocks, tm
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()
 
 
-# Starts children while gRPC has threads of its own, as it has in a supervisor that asks for health.
+# Starts children while gRPC has threads of its own, as tests do and whoever starts services from a
+# process that also calls them; `pageframe up` itself does not load gRPC.
 _BESIDE_GRPC = """
 import asyncio, collections, os
 from pageframe.cli.spawn import spawn

@@ -44,7 +44,8 @@ template <bool is_gated>
 struct PanelOutputs {
     static constexpr int kVectors = is_gated ? 1 : 2;
 
-    PanelOutputs(const pf_linear_call& call, int64_t panel) : first(panel * kVectors * kLanes) {
+    PanelOutputs(const pf_linear_call& call, int64_t panel)
+        : panel(panel), first(panel * kVectors * kLanes) {
         for (int v = 0; v < kVectors; v++) {
             const int64_t left = call.shape.num_out - first - v * kLanes;
             counts[v] = left < 0 ? 0 : left < kLanes ? left : kLanes;
@@ -53,17 +54,19 @@ struct PanelOutputs {
 
     bool is_whole() const { return counts[kVectors - 1] == kLanes; }
 
+    int64_t panel;
     int64_t first;
     int64_t counts[kVectors];
 };
 
 template <bool is_gated, bool is_whole, class Put>
-void finish_rows(const pf_linear_call& call, int64_t row_begin, int64_t row_end, int64_t panel,
-                 const float* sums, int64_t sum_stride, Put put) {
-    const PanelOutputs<is_gated> outputs(call, panel);
+void finish_rows(const pf_linear_call& call, int64_t row_begin, int64_t row_end,
+                 const PanelOutputs<is_gated>& outputs, const float* sums, int64_t sum_stride,
+                 Put put) {
     const float* bias = linear_bias(call.shape, call.packed);
     f32v biases[2] = {};
-    for (int v = 0; bias != nullptr && v < 2; v++) biases[v] = load(bias + panel * kPanel + v * kLanes);
+    for (int v = 0; bias != nullptr && v < 2; v++)
+        biases[v] = load(bias + outputs.panel * kPanel + v * kLanes);
     for (int64_t row = row_begin; row < row_end; row++, sums += sum_stride) {
         f32v values[2] = {load(sums), load(sums + kLanes)};
         if (bias != nullptr)
@@ -79,10 +82,11 @@ void finish_rows(const pf_linear_call& call, int64_t row_begin, int64_t row_end,
 inline void linear_finish(const pf_linear_call& call, int64_t row_begin, int64_t row_end,
                           int64_t panel, const float* sums, int64_t sum_stride) {
     const auto finish = [&]<bool is_gated>(std::bool_constant<is_gated>) {
+        const PanelOutputs<is_gated> outputs(call, panel);
         with_outputs(call, [&](auto put) {
-            PanelOutputs<is_gated>(call, panel).is_whole()
-                ? finish_rows<is_gated, true>(call, row_begin, row_end, panel, sums, sum_stride, put)
-                : finish_rows<is_gated, false>(call, row_begin, row_end, panel, sums, sum_stride, put);
+            const auto use = outputs.is_whole() ? finish_rows<is_gated, true, decltype(put)>
+                                                : finish_rows<is_gated, false, decltype(put)>;
+            use(call, row_begin, row_end, outputs, sums, sum_stride, put);
         });
     };
     call.shape.gated ? finish(std::true_type{}) : finish(std::false_type{});
