@@ -20,8 +20,8 @@ _MIDDLE = 1
 _MIXED = ((1, 1), (1, 65), (7, 7), (33, 100), (5, 64), (1, 33))
 _HEADS = pytest.mark.parametrize(
     "heads",
-    [(4, 4, 8), (6, 2, 24), (9, 3, 64), (12, 2, 128), (5, 1, 40)],
-    ids=["mha", "gqa", "gqa64", "gqa128", "mqa"],
+    [(4, 4, 8), (6, 2, 24), (9, 3, 64), (22, 11, 64), (12, 2, 128), (5, 1, 40)],
+    ids=["mha", "gqa", "gqa64", "many", "gqa128", "mqa"],
 )
 
 
@@ -138,7 +138,9 @@ def test_threads_change_no_bit(library, num_threads, window):
     assert torch.equal(setup.run(), setup.run(num_threads=num_threads))
 
 
-@pytest.mark.parametrize("heads", [(6, 2, 16), (9, 3, 64)], ids=["dim16", "dim64"])
+@pytest.mark.parametrize(
+    "heads", [(6, 2, 16), (9, 3, 64), (6, 6, 64)], ids=["dim16", "dim64", "many"]
+)
 @pytest.mark.parametrize("chunk", [1, 2, 3, 6, 7, 64])
 @pytest.mark.parametrize("window", [None, 45])
 @pytest.mark.parametrize("dtype", KV_DTYPES, ids=str)

@@ -122,9 +122,10 @@ private:
             const int64_t tile_end = std::min((first / kTileKeys + 1) * kTileKeys, end);
             kv_.find(call_.layer, table, first, tile_end);
             look_ahead(table, tile_end);
-            for (int64_t head = 0; head < num_heads_; head++) {
-                kv_.load(call_.layer, first_head_ + head, head_rows_);
-                absorb_tile(head * head_rows_);
+            for (int64_t head = 0, count; head < num_heads_; head += count) {
+                count = num_heads_at_once(is_in_place_, num_heads_ - head);
+                kv_.load(call_.layer, first_head_ + head, count, head_rows_);
+                absorb_tile(head * head_rows_, count);
             }
             first = tile_end;
         }
@@ -160,11 +161,12 @@ private:
                        std::min(next_first + kTileKeys, next_end), asks);
     }
 
-    // Tokens [low, high) of the item see all of the tile; the head's rows begin at `first_row`.
+    // Tokens [low, high) of the item see all of the tile; rows of the heads that are ready begin at
+    // `first_row`.
     //
     //     tokens     0 .......... low ............... high .........
     //     tile is    not all past     seen as a whole     not all within the window
-    void absorb_tile(int64_t first_row) {
+    void absorb_tile(int64_t first_row, int64_t num_heads) {
         const int64_t num_tokens = tile_.num_tokens;
         int64_t low = num_tokens, high = num_tokens;
         if (kv_.low == 0 && kv_.high == kTileKeys) {
@@ -173,20 +175,24 @@ private:
             if (call_.plan->window != 0)
                 high = std::clamp(to_start + call_.plan->window, low, num_tokens);
         }
-        for (int64_t token = 0; token < low; token++) absorb_token(first_row, token);
-        const int64_t group = shape_.group();
-        absorb(state_, queries_, first_row + low * group, (high - low) * group, kv_, {0, kTileKeys},
-               shape_.head_dim);
-        for (int64_t token = high; token < num_tokens; token++) absorb_token(first_row, token);
+        for (int64_t token = 0; token < low; token++) absorb_token(first_row, num_heads, token);
+        absorb_tokens(first_row, num_heads, low, high, {0, kTileKeys});
+        for (int64_t token = high; token < num_tokens; token++)
+            absorb_token(first_row, num_heads, token);
     }
 
-    void absorb_token(int64_t first_row, int64_t token) {
+    void absorb_token(int64_t first_row, int64_t num_heads, int64_t token) {
         const int64_t position = tile_.first_position + token;
         const int64_t low = std::max(kv_.low, call_.plan->first_key(position) - kv_.start);
         const int64_t high = std::min(kv_.high, position + 1 - kv_.start);
-        if (low < high)
-            absorb(state_, queries_, first_row + token * shape_.group(), shape_.group(), kv_,
-                   {low, high}, shape_.head_dim);
+        if (low < high) absorb_tokens(first_row, num_heads, token, token + 1, {low, high});
+    }
+
+    void absorb_tokens(int64_t first_row, int64_t num_heads, int64_t first, int64_t end, Lanes lanes) {
+        const int64_t group = shape_.group();
+        absorb(state_, queries_,
+               {first_row + first * group, (end - first) * group, num_heads, head_rows_}, kv_, lanes,
+               shape_.head_dim);
     }
 
     // The state of a head with its lanes summed up and its channels in order.
@@ -283,9 +289,8 @@ void attend(Worker& worker, const AttentionCall& call) {
     const std::vector<QueryTile>& tiles = plan.tiles;
     attend_shared(worker, call);
     worker.parallel_for(std::ssize(tiles), [&](int64_t task) {
-        const QueryTile* tile = tiles.data() + task;
-        const bool is_last = task + 1 == std::ssize(tiles);
-        Item(call, *tile, is_last ? nullptr : tile + 1, scratch).run();
+        const auto at = static_cast<size_t>(task);
+        Item(call, tiles[at], next_tile(tiles, task, worker), scratch).run();
     });
     worker.parallel_for(std::ssize(plan.merges), [&](int64_t task) {
         const MergeItem& item = plan.merges[static_cast<size_t>(task)];

@@ -1,8 +1,12 @@
 // What the items of the two phases that read keys have in common.
 #pragma once
 
+#include <iterator>
+#include <vector>
+
 #include "attention_plan.h"
 #include "attention_rows.h"
+#include "pool.h"
 
 namespace pf {
 
@@ -25,5 +29,12 @@ struct AttentionScratch {
         rest = queries + num_rows * shape.head_dim;
     }
 };
+
+// The tile that a thread will most likely have after this one: others have those between.
+template <class Tile>
+const Tile* next_tile(const std::vector<Tile>& tiles, int64_t task, const Worker& worker) {
+    const int64_t next = task + worker.num_threads();
+    return next < std::ssize(tiles) ? tiles.data() + next : nullptr;
+}
 
 }  // namespace pf

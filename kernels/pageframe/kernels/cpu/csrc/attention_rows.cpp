@@ -104,12 +104,13 @@ PF_INLINE void weigh(float (*scores)[kTileKeys], KvTile& tile, Lanes lanes, floa
         ask<num_lines>(lines);
     });
     // Of all rows at once, a lane each.
-    f32v old_most = load_first(most, rows), new_most{};
+    f32v new_most{};
     times<rows>([&](auto i) PF_EACH { new_most[i.value] = new_max[i][0]; });
-    store_first(most, new_most, rows);
-    float factors[kLanes];
-    store(factors, exp_below_one(old_most - new_most));
-    times<rows>([&](auto i) PF_EACH { corrections[i] = splat(factors[i]); });
+    const f32v factors = exp_below_one(load_first(most, rows) - new_most);
+    times<rows>([&](auto i) PF_EACH {
+        most[i] = new_max[i][0];
+        corrections[i] = splat_lane<i.value>(factors);
+    });
     times<rows>([&](auto i) PF_EACH {
         f32v weights[kTileVectors];
         times<kTileVectors>([&](auto v) PF_EACH {
@@ -154,11 +155,12 @@ template <class T>
 struct InPlace {
     using Form = FormOf<T>::Type;
     static constexpr int kMaxRows = kRowsInPlace;
+    static constexpr int kMaxHeads = kHeadsInPlace;
     static constexpr int kVectors = std::max(kVectorsInPlace, Form::kValueParts);
     static constexpr int kLastVectors = Form::kValueParts;
-    // Scores ask for half as many lines as they use, mixes for as many; with these it is all of them,
-    // evenly over time, for heads of 64 channels in bf16. More for wider channels was slower: measured.
-    static constexpr int kLinesBetween = 5;
+    // Scores and mixes ask for as many lines as they use, so hardly any are left. With none in between
+    // a core's memory would rest meanwhile: measured.
+    static constexpr int kLinesBetween = 1;
 
     template <int rows>
     static PF_INLINE void score(const float* queries, KvTile& tile, Lanes lanes,
@@ -178,6 +180,7 @@ template <class T>
 struct Brought {
     using Form = FormOf<T>::Type;
     static constexpr int kMaxRows = kRows;
+    static constexpr int kMaxHeads = 1;
     static constexpr int kVectors = kMixVectors;
     static constexpr int kLastVectors = 1;
     static constexpr int kLinesBetween = 0;
@@ -194,18 +197,10 @@ struct Brought {
     }
 };
 
-template <class Use, bool is_scaled, int rows>
-void absorb_rows(const RowState& state, const float* queries, int64_t first, KvTile& tile,
-                 Lanes lanes, int64_t head_dim) {
-    alignas(64) float memory[rows][kTileKeys];
-    float(*scores)[kTileKeys] = memory;
-    forget(scores);  // or the compiler keeps some in registers that sums need
-    f32v corrections[rows];
+template <class Use, int rows>
+PF_INLINE void mix_all(float (*scores)[kTileKeys], KvTile& tile, Lanes lanes,
+                       const f32v* corrections, float* mix, int64_t head_dim) {
     const int64_t mix_stride = padded_dim(head_dim);
-    float* mix = state.mix + first * mix_stride;
-    Use::template score<rows>(queries + first * head_dim, tile, lanes, head_dim, scores);
-    weigh<typename Use::Form, is_scaled, Use::kLinesBetween, rows>(
-        scores, tile, lanes, state.max + first, state.sum + first * kLanes, corrections);
     int64_t channel = 0;
     for (; channel + Use::kVectors * kLanes <= mix_stride; channel += Use::kVectors * kLanes)
         Use::template mix<rows, Use::kVectors>(scores, tile, lanes, channel, corrections, mix,
@@ -215,14 +210,45 @@ void absorb_rows(const RowState& state, const float* queries, int64_t first, KvT
                                                    mix_stride);
 }
 
-// Whole register tiles, then the rows that are left.
+// Rows of several heads go through each phase together: in `weigh` one result waits for another, and
+// while one head's do, another's are worked on.
+//
+//     head 0  score          weigh          mix
+//     head 1        score          weigh        mix
 template <class Use, bool is_scaled, int rows>
-void absorb_all(const RowState& state, const float* queries, int64_t first, int64_t count,
-                KvTile& tile, Lanes lanes, int64_t head_dim) {
-    if constexpr (rows > 0) {
-        for (; count >= rows; first += rows, count -= rows)
-            absorb_rows<Use, is_scaled, rows>(state, queries, first, tile, lanes, head_dim);
-        absorb_all<Use, is_scaled, rows - 1>(state, queries, first, count, tile, lanes, head_dim);
+void absorb_heads(const RowState& state, const float* queries, int64_t first, int64_t num_heads,
+                  int64_t stride, KvTile& tile, Lanes lanes, int64_t head_dim) {
+    alignas(64) float memory[Use::kMaxHeads][rows][kTileKeys];
+    f32v corrections[Use::kMaxHeads][rows];
+    const auto scores_of = [&](int64_t head) PF_EACH {
+        float(*scores)[kTileKeys] = memory[head];
+        forget(scores);  // or the compiler keeps some in registers that sums need
+        if constexpr (Use::kMaxHeads > 1) tile.select(head);
+        return scores;
+    };
+    if constexpr (Use::kMaxHeads == 1) num_heads = 1;
+    for (int64_t head = 0; head < num_heads; head++)
+        Use::template score<rows>(queries + (first + head * stride) * head_dim, tile, lanes, head_dim,
+                                  scores_of(head));
+    for (int64_t head = 0; head < num_heads; head++) {
+        const int64_t row = first + head * stride;
+        weigh<typename Use::Form, is_scaled, Use::kLinesBetween, rows>(
+            scores_of(head), tile, lanes, state.max + row, state.sum + row * kLanes, corrections[head]);
+    }
+    for (int64_t head = 0; head < num_heads; head++)
+        mix_all<Use, rows>(scores_of(head), tile, lanes, corrections[head],
+                           state.mix + (first + head * stride) * padded_dim(head_dim), head_dim);
+}
+
+// Whole register tiles, then the rows that are left; of as many heads at a time as fit.
+template <class Use, bool is_scaled, int num_rows>
+void absorb_all(const RowState& state, const float* queries, HeadRows rows, KvTile& tile,
+                Lanes lanes, int64_t head_dim) {
+    if constexpr (num_rows > 0) {
+        for (; rows.count >= num_rows; rows.first += num_rows, rows.count -= num_rows)
+            absorb_heads<Use, is_scaled, num_rows>(state, queries, rows.first, rows.num_heads,
+                                                   rows.stride, tile, lanes, head_dim);
+        absorb_all<Use, is_scaled, num_rows - 1>(state, queries, rows, tile, lanes, head_dim);
     }
 }
 
@@ -279,14 +305,14 @@ int64_t num_asks(int64_t num_rows, int64_t head_bytes) {
     return num_tiles * ((head_bytes + 4 * kLanes - 1) / (4 * kLanes));
 }
 
-void absorb(const RowState& state, const float* queries, int64_t first, int64_t count,
-            KvTile& tile, Lanes lanes, int64_t head_dim) {
+void absorb(const RowState& state, const float* queries, const HeadRows& rows, KvTile& tile,
+            Lanes lanes, int64_t head_dim) {
     const auto use = [&]<class T>(T) {
         constexpr bool is_scaled = sizeof(T) == 1;
         const auto absorb_these = tile.is_in_place
                                       ? absorb_all<InPlace<T>, is_scaled, InPlace<T>::kMaxRows>
                                       : absorb_all<Brought<T>, is_scaled, Brought<T>::kMaxRows>;
-        absorb_these(state, queries, first, count, tile, lanes, head_dim);
+        absorb_these(state, queries, rows, tile, lanes, head_dim);
     };
     switch (tile.dtype) {
         case PF_F32: return use(float{});

@@ -42,10 +42,16 @@ struct Lanes {
     int64_t low, high;
 };
 
-// Let rows [first, first + count) take in a tile. `queries` are [rows][head_dim], from row 0 on, each as
-// place_query writes it. Where words are widened (kv_words.h) and the tile is used in place, the mix is by parts.
-void absorb(const RowState& state, const float* queries, int64_t first, int64_t count,
-            KvTile& tile, Lanes lanes, int64_t head_dim);
+// Rows [first, first + count), and as many of each other head that is ready, `stride` rows behind.
+struct HeadRows {
+    int64_t first, count;
+    int64_t num_heads, stride;
+};
+
+// Let rows take in a tile. `queries` are [rows][head_dim], from row 0 on, each as place_query writes it.
+// Where words are widened (kv_words.h) and the tile is used in place, the mix is by parts.
+void absorb(const RowState& state, const float* queries, const HeadRows& rows, KvTile& tile,
+            Lanes lanes, int64_t head_dim);
 
 // How often `absorb` asks for some of what lies ahead while so many rows take in a tile that was
 // brought, of a head that is stored in so many bytes.

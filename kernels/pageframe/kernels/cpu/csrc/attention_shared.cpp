@@ -42,10 +42,11 @@ public:
             const int64_t end = std::min((first / kTileKeys + 1) * kTileKeys, tile_.end_key);
             kv_.find(call_.layer, table_of(tile_), first, end);
             look_ahead(end);
-            for (int64_t head = 0; head < tile_.num_heads(); head++) {
-                kv_.load(call_.layer, tile_.first_head + head, head_rows_);
-                absorb(state_, queries_, head * head_rows_, head_rows_, kv_, {kv_.low, kv_.high},
-                       shape_.head_dim);
+            for (int64_t head = 0, count; head < tile_.num_heads(); head += count) {
+                count = num_heads_at_once(is_in_place_, tile_.num_heads() - head);
+                kv_.load(call_.layer, tile_.first_head + head, count, head_rows_);
+                absorb(state_, queries_, {head * head_rows_, head_rows_, count, head_rows_}, kv_,
+                       {kv_.low, kv_.high}, shape_.head_dim);
             }
             first = end;
         }
@@ -119,9 +120,8 @@ void attend_shared(Worker& worker, const AttentionCall& call) {
     const std::vector<SharedTile>& tiles = call.plan->shared_tiles;
     float* scratch = call.scratch + worker.index() * attention_scratch_floats(call.shape);
     worker.parallel_for(std::ssize(tiles), [&](int64_t task) {
-        const SharedTile* tile = tiles.data() + task;
-        const bool is_last = task + 1 == std::ssize(tiles);
-        SharedItem(call, *tile, is_last ? nullptr : tile + 1, scratch).run();
+        const auto at = static_cast<size_t>(task);
+        SharedItem(call, tiles[at], next_tile(tiles, task, worker), scratch).run();
     });
 }
 

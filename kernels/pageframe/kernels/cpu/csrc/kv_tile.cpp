@@ -122,6 +122,7 @@ void KvTile::place(float* scratch, int64_t num_heads, int64_t head_dim) {
     ahead_end = nullptr;
     keys = scratch + ahead_floats(num_heads, head_dim);
     values_copy = keys + kTileKeys * padded_dim(head_dim);
+    scales_ = values_copy + kTileKeys * padded_dim(head_dim);
 }
 
 void KvTile::find(const KvLayer& layer, BlockTable table, int64_t first, int64_t end) {
@@ -173,16 +174,22 @@ void KvTile::look_ahead(const KvLayer& layer, BlockTable table, int64_t first_he
     num_at_once = (to - ahead + num_asks - 1) / num_asks;
 }
 
-void KvTile::load(const KvLayer& layer, int64_t head, int64_t num_rows) {
+void KvTile::load(const KvLayer& layer, int64_t first_head, int64_t num_heads, int64_t num_rows) {
     const pf_kv_arena& arena = layer.arena();
     dtype = arena.dtype;
-    key_offset = head * layer.head_bytes();
-    value_offset = key_offset + layer.side_bytes();
+    first_ready_ = first_head;
+    head_bytes_ = layer.head_bytes();
+    side_bytes_ = layer.side_bytes();
     if (arena.dtype == PF_INT8)
-        for (int64_t lane = 0; lane < kTileKeys; lane++) {
-            key_scales[lane] = scales[lane][head];
-            value_scales[lane] = scales[lane][head + layer.side_scales()];
+        for (int64_t head = 0; head < num_heads; head++) {
+            float* to = scales_ + 2 * head * kTileKeys;
+            for (int64_t lane = 0; lane < kTileKeys; lane++) {
+                const float* of_keys = scales[lane] + first_head + head;
+                to[lane] = of_keys[0];
+                to[kTileKeys + lane] = of_keys[layer.side_scales()];
+            }
         }
+    select(0);
     is_in_place = is_used_in_place(arena, num_rows);
     if (is_in_place) return;
     switch (arena.dtype) {

@@ -10,6 +10,8 @@
 // sequence's, or not exist. Its lane has the keys of another position, and values nobody's.
 #pragma once
 
+#include <algorithm>
+
 #include "kv_layer.h"
 #include "simd.h"
 
@@ -30,6 +32,13 @@ inline int64_t few_rows(int32_t dtype) { return dtype == PF_F32 ? 6 : dtype == P
 inline bool is_used_in_place(const pf_kv_arena& arena, int64_t num_rows) {
     return num_rows <= few_rows(arena.dtype) &&
            arena.head_dim * dtype_bytes(arena.dtype) % (4 * kLanes) == 0;
+}
+
+// Heads whose rows go through a tile together, where it is used in place.
+inline constexpr int kHeadsInPlace = 4;
+
+inline int64_t num_heads_at_once(bool is_in_place, int64_t num_heads) {
+    return is_in_place ? std::min<int64_t>(kHeadsInPlace, num_heads) : 1;
 }
 
 inline constexpr int64_t kPointerFloats = int64_t{sizeof(void*)} / int64_t{sizeof(float)};
@@ -55,12 +64,12 @@ struct KvTile {
     const uint8_t* tokens[kTileKeys] = {};
     const float* scales[kTileKeys];
 
-    // This head's rows, in bytes from those of `tokens`.
+    // The selected head's rows, in bytes from those of `tokens`.
     bool is_in_place;
     int64_t key_offset, value_offset;
 
-    // What scores and weights are multiplied by; PF_INT8 only.
-    alignas(64) float key_scales[kTileKeys], value_scales[kTileKeys];
+    // What its scores and weights are multiplied by: [kTileKeys] each, PF_INT8 only.
+    const float *key_scales, *value_scales;
 
     // Lines of the next tile, in the order of their addresses as far as blocks go, then `lines_behind`
     // times one that is there already; and which is the next to ask for.
@@ -69,9 +78,9 @@ struct KvTile {
     const uint8_t** asking;
     int64_t num_at_once;  // lines to ask for at a time where a tile was brought
 
-    // Floats of scratch that `keys`, `values_copy` and `ahead` take together, and that `ahead` takes.
+    // Floats of scratch that all buffers take together, and that `ahead` takes.
     static int64_t scratch_floats(int64_t num_heads, int64_t head_dim) {
-        return ahead_floats(num_heads, head_dim) + 2 * kTileKeys * padded_dim(head_dim);
+        return ahead_floats(num_heads, head_dim) + 2 * kTileKeys * (padded_dim(head_dim) + num_heads);
     }
     static int64_t ahead_floats(int64_t num_heads, int64_t head_dim) {
         // Bytes of a row, which may begin and end within a line.
@@ -96,8 +105,17 @@ struct KvTile {
     void look_ahead(const KvLayer& layer, BlockTable table, int64_t first_head, int64_t num_heads,
                     int64_t first, int64_t end, int64_t num_asks);
 
-    // Go to the keys and values of one head, which so many query rows will use.
-    void load(const KvLayer& layer, int64_t head, int64_t num_rows);
+    // Get the keys and values of some heads ready, which so many query rows each will use: of as many
+    // as one likes in place, else of one. The first is selected.
+    void load(const KvLayer& layer, int64_t first_head, int64_t num_heads, int64_t num_rows);
+
+    // Go to one of the heads that are ready, counted from the first.
+    void select(int64_t head) {
+        key_offset = (first_ready_ + head) * head_bytes_;
+        value_offset = key_offset + side_bytes_;
+        key_scales = scales_ + 2 * head * kTileKeys;
+        value_scales = key_scales + kTileKeys;
+    }
 
     const uint8_t* key_row(int64_t lane) const { return tokens[lane] + key_offset; }
     const uint8_t* value_row(int64_t lane) const { return tokens[lane] + value_offset; }
@@ -109,6 +127,10 @@ struct KvTile {
     void ask_some() {
         for (int64_t i = 0; i < num_at_once && asking < ahead_end; i++) prefetch_near(*asking++);
     }
+
+private:
+    float* scales_;  // [heads that are ready][2, kTileKeys]
+    int64_t first_ready_, head_bytes_, side_bytes_;
 };
 
 }  // namespace pf

@@ -32,8 +32,8 @@ template <class Form, int rows>
 PF_INLINE void score_in_place(const float* queries, int64_t query_stride, KvTile& tile, int64_t low,
                               int64_t high, int64_t key_bytes, float (*scores)[kTileKeys]) {
     constexpr int kWordBytes = 4, kParts = Form::kKeyParts;
-    // Half of the lines that a square lies in; of the rest while nothing else is read.
-    constexpr int kLines = std::max<int>(1, kWordBytes * kLanes * kLanes / kLineBytes / 2);
+    // As many as a square lies in.
+    constexpr int kLines = std::max<int>(1, kWordBytes * kLanes * kLanes / kLineBytes);
     const uint8_t** lines = tile.lines_to_ask();
     for (int64_t lane = low / kLanes * kLanes; lane < high; lane += kLanes) {
         f32v totals[rows];

@@ -19,7 +19,18 @@ PF_INLINE f32v max_from(f32v v) {
     return max_from<distance / 2>(max(v, swap<distance>(v, std::make_integer_sequence<int, kLanes>{})));
 }
 
+template <int lane, int... j>
+PF_INLINE f32v splat_lane(f32v v, std::integer_sequence<int, j...>) {
+    return __builtin_shufflevector(v, v, (lane + 0 * j)...);
+}
+
 }  // namespace crossing
+
+// One lane, in every lane.
+template <int lane>
+PF_INLINE f32v splat_lane(f32v v) {
+    return crossing::splat_lane<lane>(v, std::make_integer_sequence<int, kLanes>{});
+}
 
 // The largest lane, in every lane.
 PF_INLINE f32v max_everywhere(f32v v) { return crossing::max_from<kLanes / 2>(v); }
