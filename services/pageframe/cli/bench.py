@@ -26,7 +26,7 @@ from pageframe.config.launch import Launch
 from pageframe.config.option_types import LogLevel, RunnerName
 from pageframe.config.settings import Settings, load_settings
 from pageframe.core.errors import UnavailableError
-from pageframe.core.trace import NullTraceSink
+from pageframe.core.trace import NullTraceSink, TraceMode
 from pageframe.lab.bench_split import (
     Round,
     SplitReport,
@@ -67,25 +67,29 @@ def split(
     rounds: Annotated[int, typer.Option(min=1, help="Pairs to measure.")] = 5,
     model: Annotated[str, typer.Option(help="Name, folder or Hugging Face id.")] = "",
     dtype: Annotated[str, typer.Option(help="Type of weights.")] = "auto",
+    trace: Annotated[
+        TraceMode, typer.Option(help="Of the three processes; the one process traces nothing.")
+    ] = TraceMode.OFF,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Compare three processes with the same code in one process, interleaved.
 
     Prints the ratio of output tokens per second and the processor time of each service per token.
+    Both sides write the same log lines, to files. What tracing costs is a question of its own,
+    which ``--trace all`` adds to this one.
     """
     flags: dict[str, object] = {"grpc": "127.0.0.1:0", "http": "off", "metrics-port": 0}
-    flags |= {"dtype": dtype, "model": model or None}
+    flags |= {"dtype": dtype, "model": model or None, "trace": trace.value}
     if sim:
         flags |= {"runner": "sim", "sim-step": "2ms"}
     settings = load_settings(flags, os.environ)
-    # The system in this process logs as a service would; here only trouble is of interest.
-    configure("pageframe-bench", LogLevel.WARNING.value)
     with tempfile.TemporaryDirectory(prefix="pageframe-bench-") as folder:
         state_dir = Path(folder)
         settings = settings.model_copy(update={"state_dir": state_dir})
-        report = asyncio.run(_measure(settings, rounds, state_dir))
+        with _logs_in(state_dir / "one-process.log", settings.log_level):
+            report = asyncio.run(_measure(settings, rounds, state_dir))
     if as_json:
-        print(json.dumps(report.to_json()))
+        print(json.dumps({"trace": trace.value, **report.to_json()}))
     else:
         _print_report(report)
 
@@ -117,6 +121,17 @@ async def _measure(settings: Settings, num_rounds: int, state_dir: Path) -> Spli
                 rest=lambda: _until_rest(supervisor),
                 on_round=_report_round,
             )
+
+
+@contextmanager
+def _logs_in(path: Path, level: LogLevel) -> Iterator[None]:
+    """Write this process's log as a service does, while the block runs; then only trouble."""
+    with path.open("w") as log:
+        configure("pageframe-bench", level.value, stream=log)
+        try:
+            yield
+        finally:
+            configure("pageframe-bench", LogLevel.WARNING.value)
 
 
 @contextmanager

@@ -69,7 +69,7 @@ class AsyncPageframeClient:
         self._stub = gateway_service_pb2_grpc.GatewayServiceStub(self._channel)
         self._many = ManyGenerations(self._stub, self._metadata)
 
-    async def generate(
+    def generate(
         self, request: GenerationRequest, *, timeout_s: float | None = None
     ) -> AsyncGenerator[Event, None]:
         """Stream one generation: ``Started``, deltas, and ``Finished`` for each sample.
@@ -80,14 +80,24 @@ class AsyncPageframeClient:
         Raises:
             PageframeError: as the server says.
         """
+        return self._events(request, timeout_s)
+
+    async def _events(
+        self, request: GenerationRequest, timeout_s: float | None, *, at_end: bool = False
+    ) -> AsyncGenerator[Event, None]:
+        """As ``generate``; ``at_end`` is whether nothing is looked at before an attempt is over."""
         now_s = asyncio.get_running_loop().time
         attempts = Attempts(request, retry_for_s=self._retry_for_s, now_s=now_s)
         deadline_s = None if timeout_s is None else now_s() + timeout_s
         while True:
             is_many = self._many.is_offered
-            ask = self._many.generate if is_many else self._generate_alone
+            asked = attempts.request()
             try:
-                stream = ask(attempts.request(), deadline_s)
+                stream = (
+                    self._many.generate(asked, deadline_s, at_end=at_end)
+                    if is_many
+                    else self._generate_alone(asked, deadline_s)
+                )
                 async with contextlib.aclosing(stream) as events:
                     async for event in events:
                         if (news := attempts.accept(event)) is not None:
@@ -110,7 +120,7 @@ class AsyncPageframeClient:
         Raises:
             PageframeError: as the server says.
         """
-        async with contextlib.aclosing(self.generate(request, timeout_s=timeout_s)) as events:
+        async with contextlib.aclosing(self._events(request, timeout_s, at_end=True)) as events:
             return collect([event async for event in events])
 
     async def cancel(self, request_id: str) -> None:

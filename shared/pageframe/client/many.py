@@ -13,7 +13,8 @@ server has accepted it: a refusal is heard as it was said. Where a write meets t
 that was accepted, the stream is broken, whatever gRPC says.
 
 Whoever reads slowly holds up nobody else: its events wait in its inbox, at most as many as the
-tokens that it has asked for.
+tokens that it has asked for. Whoever wants nothing before the end leaves them there until then, and
+is woken once, not for each token.
 """
 
 import asyncio
@@ -66,13 +67,14 @@ class ManyGenerations:
         self._stream: _Stream | None = None
 
     async def generate(
-        self, request: GenerationRequest, deadline_s: float | None
+        self, request: GenerationRequest, deadline_s: float | None, *, at_end: bool = False
     ) -> AsyncGenerator[Event, None]:
         """One attempt at a generation; close the iterator to take it back.
 
         Args:
             request: What to ask.
             deadline_s: When its time is over, by the clock of the event loop; None for never.
+            at_end: Whether to yield nothing before all has come, or it has failed.
 
         Raises:
             PageframeError: as the server says; or the stream broke, or time was over.
@@ -83,7 +85,7 @@ class ManyGenerations:
         if timeout_s is not None and timeout_s < _TIMEOUT_MAX_S:
             start.timeout.FromNanoseconds(round(timeout_s * 1e9))
         _check_size(start)
-        inbox = _Inbox(max(1, request.num_outputs))
+        inbox = _Inbox(max(1, request.num_outputs), at_end=at_end)
         stream = self._open_stream()
         handle = stream.start(start, inbox)
         # A server that is silent is not waited for either.
@@ -114,12 +116,18 @@ class ManyGenerations:
 
 
 class _Inbox:
-    """What has come for one generation and was not taken yet."""
+    """What has come for one generation and was not taken yet.
 
-    __slots__ = ("_error", "_events", "_filled", "_num_open")
+    Args:
+        num_outputs: Samples that have not ended.
+        at_end: Whether nothing is taken before the last one has.
+    """
 
-    def __init__(self, num_outputs: int) -> None:
+    __slots__ = ("_at_end", "_error", "_events", "_filled", "_num_open")
+
+    def __init__(self, num_outputs: int, *, at_end: bool = False) -> None:
         self._num_open = num_outputs
+        self._at_end = at_end
         self._events: list[Event] = []
         self._error: PageframeError | None = None
         self._filled = asyncio.Event()
@@ -127,10 +135,12 @@ class _Inbox:
     def put(self, event: Event) -> bool:
         """Add an event; whether it is the last one."""
         self._events.append(event)
-        self._filled.set()
         if isinstance(event, Finished):
             self._num_open -= 1
-        return self._num_open == 0
+        is_over = self._num_open == 0
+        if is_over or not self._at_end:
+            self._filled.set()
+        return is_over
 
     def fail(self, error: PageframeError) -> None:
         """End it with an error, behind what has come; the first one stays."""
@@ -143,6 +153,7 @@ class _Inbox:
         Raises:
             PageframeError: it has failed.
         """
+        await self._filled.wait()
         while not self._events:
             if self._num_open == 0:
                 return []

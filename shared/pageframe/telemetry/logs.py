@@ -24,6 +24,21 @@ _LEVELS: Final[Mapping[str, int]] = {
 }
 
 
+class _LineWriter:
+    """Writes lines. One that cannot be written is lost: a full disk ends no request."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def msg(self, line: str) -> None:
+        # ValueError: the file was closed, at the end of a process.
+        with contextlib.suppress(OSError, ValueError):
+            self._file.write(line + "\n")
+            self._file.flush()
+
+    debug = info = warning = error = critical = exception = msg
+
+
 def configure(
     service: str,
     level: str | None = None,
@@ -61,13 +76,15 @@ def configure(
     renderer: Processor = (
         structlog.processors.JSONRenderer() if json else structlog.dev.ConsoleRenderer(colors=False)
     )
+    file = stream or sys.stderr
+    # Our own lines are written straight away: by way of ``logging`` each would cost twice as much.
     structlog.configure(
-        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        processors=[*shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.stdlib.LoggerFactory(),
+        logger_factory=lambda *_names: _LineWriter(file),
         cache_logger_on_first_use=False,
     )
-    handler = logging.StreamHandler(stream or sys.stderr)
+    handler = logging.StreamHandler(file)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,

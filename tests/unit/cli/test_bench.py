@@ -1,15 +1,18 @@
 """The server that `pageframe bench` starts is the one that was asked for, and it is stopped."""
 
 import io
+import json
 import os
 import signal
 import subprocess
 
 import pytest
+import structlog
 
 from pageframe.cli import bench
 from pageframe.cli import up as up_module
 from pageframe.cli.main import main
+from pageframe.config.option_types import LogLevel
 from pageframe.config.settings import load_settings
 from pageframe.core.errors import UnavailableError
 from pageframe.lab.bench_split import Round, SplitReport
@@ -98,6 +101,20 @@ def test_a_server_that_does_not_start_is_named_and_reaped(play):
         raise AssertionError("it never was ready")
     assert caught.value.reason == "NOT_READY"
     assert process.signals == [signal.SIGINT]
+
+
+@pytest.mark.usefixtures("restored_logging")
+def test_the_one_process_logs_as_a_service_does_while_it_is_measured(tmp_path, capsys):
+    log = structlog.get_logger()
+    path = tmp_path / "log"
+    with bench._logs_in(path, LogLevel.INFO):
+        log.info("generate", num_output_tokens=7)
+    log.info("nobody")
+    log.warning("trouble")
+    assert [json.loads(line)["event"] for line in path.read_text().splitlines()] == ["generate"]
+    assert [json.loads(line)["event"] for line in capsys.readouterr().err.splitlines()] == [
+        "trouble"
+    ]
 
 
 def test_the_report_of_a_person_names_ratio_and_services(capsys):

@@ -5,20 +5,11 @@ import json
 import logging
 
 import pytest
-import structlog
 
 from pageframe.core.errors import InvalidRequestError
 from pageframe.telemetry.logs import configure, get_logger, trace_bound
 
-
-@pytest.fixture(autouse=True)
-def _restore_logging():
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    structlog.reset_defaults()
+pytestmark = pytest.mark.usefixtures("restored_logging")
 
 
 def logged(level=None, environment=None, *, log):
@@ -26,6 +17,20 @@ def logged(level=None, environment=None, *, log):
     configure("pageframe-gateway", level, stream=stream, environment=environment or {})
     log()
     return [json.loads(line) for line in stream.getvalue().splitlines()]
+
+
+class FullDisk(io.StringIO):
+    def write(self, text):
+        raise OSError(28, "No space left on device")
+
+
+def test_a_line_that_cannot_be_written_is_lost_and_raises_nothing():
+    configure("gateway", "info", stream=FullDisk(), environment={})
+    get_logger().info("generate")
+    try:
+        raise ValueError
+    except ValueError:
+        get_logger().exception("failed")
 
 
 def test_a_line_says_service_level_event_and_values():
