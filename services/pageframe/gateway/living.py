@@ -43,11 +43,9 @@ class Living:
     def resubmission(self) -> Submission:
         """The request as it stands, with the output so far."""
         token_ids = [list(ids) for ids in self.token_ids] if any(self.token_ids) else []
-        return replace(
-            self.submission,
-            resume_token_ids=token_ids,
-            is_resubmitted=self.is_sent,
-        )
+        if not self.is_sent and token_ids == self.submission.resume_token_ids:
+            return self.submission
+        return replace(self.submission, resume_token_ids=token_ids, is_resubmitted=self.is_sent)
 
 
 def is_final(_living: Living, _error: PageframeError) -> bool:

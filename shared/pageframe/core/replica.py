@@ -1,5 +1,6 @@
 """What an executor serves, and how its pool stands."""
 
+import functools
 from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -128,23 +129,44 @@ class ReplicaFacts:
             [── given back ──)[── window - 1 ──)[── a step ──)
                               ╰── held; begins and ends in the midst of blocks
         """
-        num_all = ceil_div(num_tokens, self.block_size)
-        num_blocks = 0
-        for window in self.kv_group_windows:
-            # What is held begins anywhere in its first block.
-            num_held = ceil_div(window + num_step_tokens - 2, self.block_size) + 1
-            num_blocks += min(num_all, num_held) if window else num_all
-        return num_blocks
+        shape = (self.kv_group_windows, self.block_size, num_step_tokens)
+        return _num_blocks_peak(*shape, ceil_div(num_tokens, self.block_size))
 
     def num_tokens_fitting(self, num_blocks: int) -> int:
         """Tokens of the longest sequence that never holds more than ``num_blocks``.
 
         In whole blocks, and no more than ``max_model_len`` of them where nothing else bounds it.
         """
-        sizes = range(1 + max(num_blocks, ceil_div(self.max_model_len, self.block_size)))
-        num_each = bisect_right(
-            sizes,
-            num_blocks,
-            key=lambda size: self.num_blocks_peak(size * self.block_size, self.max_step_tokens),
-        )
-        return (num_each - 1) * self.block_size
+        shape = (self.kv_group_windows, self.block_size, self.max_step_tokens)
+        return _num_tokens_fitting(*shape, num_blocks, self.max_model_len)
+
+
+def _num_blocks_peak(
+    windows: tuple[int, ...], block_size: int, num_step_tokens: int, num_all: int
+) -> int:
+    """As ``ReplicaFacts.num_blocks_peak``, of a sequence of ``num_all`` blocks."""
+    num_blocks = 0
+    for window in windows:
+        # What is held begins anywhere in its first block.
+        num_held = ceil_div(window + num_step_tokens - 2, block_size) + 1
+        num_blocks += min(num_all, num_held) if window else num_all
+    return num_blocks
+
+
+# Asked several times for each request, with the same answer as long as the pool keeps its size.
+@functools.lru_cache(maxsize=256)
+def _num_tokens_fitting(
+    windows: tuple[int, ...],
+    block_size: int,
+    num_step_tokens: int,
+    num_blocks: int,
+    max_model_len: int,
+) -> int:
+    """As ``ReplicaFacts.num_tokens_fitting``."""
+    sizes = range(1 + max(num_blocks, ceil_div(max_model_len, block_size)))
+    num_each = bisect_right(
+        sizes,
+        num_blocks,
+        key=lambda size: _num_blocks_peak(windows, block_size, num_step_tokens, size),
+    )
+    return (num_each - 1) * block_size
