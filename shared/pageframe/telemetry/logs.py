@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from typing import Any, Final, TextIO, cast
 
@@ -25,14 +26,16 @@ _LEVELS: Final[Mapping[str, int]] = {
 
 
 class _LineWriter:
-    """Writes lines. One that cannot be written is lost: a full disk ends no request."""
+    """Writes lines, of any thread; what cannot be written is lost: a full disk ends no request."""
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
+        # One that a signal's handler may take once more.
+        self._lock = threading.RLock()
 
     def msg(self, line: str) -> None:
         # ValueError: the file was closed, at the end of a process.
-        with contextlib.suppress(OSError, ValueError):
+        with self._lock, contextlib.suppress(OSError, ValueError):
             self._file.write(line + "\n")
             self._file.flush()
 
@@ -77,11 +80,12 @@ def configure(
         structlog.processors.JSONRenderer() if json else structlog.dev.ConsoleRenderer(colors=False)
     )
     file = stream or sys.stderr
+    writer = _LineWriter(file)
     # Our own lines are written straight away: by way of ``logging`` each would cost twice as much.
     structlog.configure(
         processors=[*shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=lambda *_names: _LineWriter(file),
+        logger_factory=lambda *_names: writer,
         cache_logger_on_first_use=False,
     )
     handler = logging.StreamHandler(file)
