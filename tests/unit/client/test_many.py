@@ -11,7 +11,7 @@ import grpc
 import pytest
 
 from pageframe.client import AsyncPageframeClient, Delta, Finished, GenerationRequest
-from pageframe.client.many import ManyGenerations, _Inbox
+from pageframe.client.many import ManyGenerations
 from pageframe.core.errors import (
     AbortedError,
     CancelledError,
@@ -405,49 +405,6 @@ def test_a_slow_consumer_holds_up_no_other_and_loses_nothing():
     with playing_many(many) as (_, address):
         events = run(address, scenario)
     assert [event.token_ids for event in events[:-1]] == [[number] for number in range(200)]
-
-
-def test_a_completion_is_woken_once_and_not_for_each_token(monkeypatch):
-    taken = []
-
-    async def counting_take(inbox):
-        taken.append(await take(inbox))
-        return taken[-1]
-
-    take = _Inbox.take
-    monkeypatch.setattr(_Inbox, "take", counting_take)
-    # The gateway goes on only when what came before was read: each delta comes by itself.
-    is_read, script = threading.Event(), [header(), delta("a", 1)]
-    script += [is_read, delta("b", 2), end(2)]
-
-    async def scenario(client):
-        completion = asyncio.create_task(client.complete(REQUEST))
-        inbox = await _inbox_of(client)
-        while len(inbox._events) < 2:  # noqa: ASYNC110 - turns of the loop, not time
-            await asyncio.sleep(0)
-        is_read.set()
-        return await completion
-
-    with playing_many(script) as (_, address):
-        result = run(address, scenario)
-    assert result.samples[0].token_ids == [1, 2]
-    assert [len(events) for events in taken] == [4, 0]
-
-
-async def _inbox_of(client):
-    while not (stream := client._many._stream) or not stream._living:  # noqa: ASYNC110
-        await asyncio.sleep(0)
-    return next(iter(stream._living.values()))
-
-
-def test_a_completion_resumes_with_what_had_come_before_its_stream_broke():
-    broken = [header(seed=9), delta("a", 1), delta("b", 2), (GONE,)]
-    rest = [header(seed=9), delta("c", 3), end(3)]
-    with playing_many(broken, rest) as (gateway, address):
-        result = run(address, lambda client: client.complete(REQUEST))
-        orders = orders_of(gateway, 2)
-    assert result.samples[0].token_ids == [1, 2, 3]
-    assert list(orders[1].start.request.resume_outputs[0].token_ids) == [1, 2]
 
 
 def test_a_part_of_a_kind_that_is_not_known_ends_its_generation():
