@@ -153,16 +153,14 @@ class _Inbox:
         Raises:
             PageframeError: it has failed.
         """
-        await self._filled.wait()
-        while not self._events:
-            if self._num_open == 0:
-                return []
+        while True:
+            await self._filled.wait()
+            if self._events or self._num_open == 0:
+                events, self._events = self._events, []
+                return events
             if self._error is not None:
                 raise self._error
             self._filled.clear()
-            await self._filled.wait()
-        events, self._events = self._events, []
-        return events
 
 
 class _Stream:

@@ -1,5 +1,6 @@
 """A gateway that says what the test says, over real gRPC, on a thread of its own."""
 
+import asyncio
 import contextlib
 import queue
 import threading
@@ -7,6 +8,7 @@ from concurrent import futures
 
 import grpc
 
+from pageframe.client import AsyncPageframeClient
 from pageframe.core.errors import PageframeError
 from pageframe.rpc.status import to_rich_status
 from pageframe.v1 import gateway_service_pb2 as pb
@@ -128,3 +130,18 @@ def playing(*scripts, kind=PlayedGateway):
         yield gateway, f"127.0.0.1:{port}"
     finally:
         server.stop(None).wait()
+
+
+def playing_many(*scripts):
+    """As ``playing``, of a gateway that carries many generations on a stream."""
+    return playing(*scripts, kind=PlayedManyGateway)
+
+
+def run(address, scenario, **options):
+    """Run a scenario, a coroutine function that takes an asynchronous client, to its end."""
+
+    async def with_client():
+        async with AsyncPageframeClient(address, **options) as client:
+            return await asyncio.wait_for(scenario(client), 20)
+
+    return asyncio.run(with_client())

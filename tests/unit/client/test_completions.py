@@ -3,21 +3,13 @@
 import asyncio
 import threading
 
-from pageframe.client import AsyncPageframeClient, GenerationRequest
+from pageframe.client import GenerationRequest
 from pageframe.client.many import _Inbox
 from pageframe.core.errors import UnavailableError
-from unit.client.played_gateway import PlayedManyGateway, delta, end, header, playing
+from unit.client.played_gateway import delta, end, header, playing_many, run
 
 REQUEST = GenerationRequest(prompt="x")
 GONE = UnavailableError("DRAINING", "gone")
-
-
-def run(address, scenario):
-    async def with_client():
-        async with AsyncPageframeClient(address) as client:
-            return await asyncio.wait_for(scenario(client), 20)
-
-    return asyncio.run(with_client())
 
 
 def test_a_completion_is_woken_once_and_not_for_each_token(monkeypatch):
@@ -41,7 +33,7 @@ def test_a_completion_is_woken_once_and_not_for_each_token(monkeypatch):
         is_read.set()
         return await completion
 
-    with playing(script, kind=PlayedManyGateway) as (_, address):
+    with playing_many(script) as (_, address):
         result = run(address, scenario)
     assert result.samples[0].token_ids == [1, 2]
     assert [len(events) for events in taken] == [4, 0]
@@ -56,7 +48,7 @@ async def _inbox_of(client):
 def test_a_completion_resumes_with_what_had_come_before_its_stream_broke():
     broken = [header(seed=9), delta("a", 1), delta("b", 2), (GONE,)]
     rest = [header(seed=9), delta("c", 3), end(3)]
-    with playing(broken, rest, kind=PlayedManyGateway) as (gateway, address):
+    with playing_many(broken, rest) as (gateway, address):
         result = run(address, lambda client: client.complete(REQUEST))
         orders = [gateway.orders.get(timeout=20) for _ in range(2)]
     assert result.samples[0].token_ids == [1, 2, 3]

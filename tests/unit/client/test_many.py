@@ -23,23 +23,20 @@ from pageframe.core.errors import (
 )
 from pageframe.core.limits import LIMITS
 from pageframe.v1 import gateway_service_pb2 as pb
-from unit.client.played_gateway import PlayedGateway, PlayedManyGateway, delta, end, header, playing
+from unit.client.played_gateway import (
+    PlayedGateway,
+    PlayedManyGateway,
+    delta,
+    end,
+    header,
+    playing,
+    playing_many,
+    run,
+)
 
 WHOLE = [header(), delta("a", 1), end(1)]
 GONE = UnavailableError("DRAINING", "gone")
 REQUEST = GenerationRequest(prompt="x")
-
-
-def playing_many(*scripts):
-    return playing(*scripts, kind=PlayedManyGateway)
-
-
-def run(address, scenario, **options):
-    async def with_client():
-        async with AsyncPageframeClient(address, **options) as client:
-            return await asyncio.wait_for(scenario(client), 20)
-
-    return asyncio.run(with_client())
 
 
 async def heard(client, request=REQUEST, **options):

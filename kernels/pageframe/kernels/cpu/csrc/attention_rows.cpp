@@ -240,7 +240,7 @@ void absorb_heads(const RowState& state, const float* queries, int64_t first, in
                            state.mix + (first + head * stride) * padded_dim(head_dim), head_dim);
 }
 
-// Whole register tiles, then the rows that are left; of as many heads at a time as fit.
+// Whole register tiles, then the rows that are left; of all heads that are ready.
 template <class Use, bool is_scaled, int num_rows>
 void absorb_all(const RowState& state, const float* queries, HeadRows rows, KvTile& tile,
                 Lanes lanes, int64_t head_dim) {

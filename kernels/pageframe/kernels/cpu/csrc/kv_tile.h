@@ -105,8 +105,8 @@ struct KvTile {
     void look_ahead(const KvLayer& layer, BlockTable table, int64_t first_head, int64_t num_heads,
                     int64_t first, int64_t end, int64_t num_asks);
 
-    // Get the keys and values of some heads ready, which so many query rows each will use: of as many
-    // as one likes in place, else of one. The first is selected.
+    // Get the keys and values of num_heads_at_once heads ready, which so many query rows each will use.
+    // The first is selected.
     void load(const KvLayer& layer, int64_t first_head, int64_t num_heads, int64_t num_rows);
 
     // Go to one of the heads that are ready, counted from the first.
