@@ -1,18 +1,16 @@
 """The life of a request at the gateway, whatever door it came through.
 
     check ─▶ tokenise ─▶ submit ─▶ header ─▶ (mailbox ─▶ detokenise ─▶ delta)* ─▶ ends
+    ╰────────── start ─────────╯             ╰─────────── advance ───────────╯
 
 Nothing here outlives the caller's stream: when the consumer of ``generate`` goes away, in whatever
 state, the request is taken back from the scheduler at once.
 """
 
 import asyncio
-import contextlib
-import functools
 import uuid
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Protocol
 
 from pageframe.core.clock import Clock
 from pageframe.core.errors import (
@@ -20,6 +18,7 @@ from pageframe.core.errors import (
     CancelledError,
     InvalidRequestError,
     NotFoundError,
+    PageframeError,
     ResourceExhaustedError,
     UnavailableError,
 )
@@ -33,14 +32,14 @@ from pageframe.gateway.chat import ChatMessage
 from pageframe.gateway.codec_store import CodecStore
 from pageframe.gateway.grammar_checks import GrammarChecks
 from pageframe.gateway.mailbox import Mailbox
-from pageframe.gateway.metering import GatewayMeter, RequestTimes
-from pageframe.gateway.output import Output, RatesLeft
+from pageframe.gateway.metering import GatewayMeter
+from pageframe.gateway.output import Output
 from pageframe.gateway.prompt import encode_prompt
 from pageframe.gateway.request import GenerateInput
-from pageframe.gateway.running import RunningRequest
+from pageframe.gateway.running import Link, RunningRequest
 from pageframe.gateway.tokenizer import TextCodec
 from pageframe.gateway.tracing import GenerateTrace
-from pageframe.gateway.turns import Turns, WriteTurns
+from pageframe.gateway.turns import WriteTurns
 from pageframe.gateway.unread import UNREAD_S, ReadWatch
 from pageframe.gateway.validation import (
     check_input,
@@ -54,28 +53,6 @@ from pageframe.telemetry.metrics import Reading
 
 # With stop strings no more tokens than this are computed in vain behind one (see DELIVERY_FINAL).
 _NUM_TOKENS_PER_EVENT = 8
-
-
-class Link(Protocol):
-    """What is needed of the stream to the scheduler."""
-
-    @property
-    def facts(self) -> ReplicaFacts:
-        """What the replica serves; raises UnavailableError before it is known."""
-        ...
-
-    @property
-    def served(self) -> Sequence[ReplicaFacts]:
-        """What all replicas serve, one for each model; nothing before it is known."""
-        ...
-
-    def submit(self, submission: Submission, mailbox: Mailbox) -> int:
-        """Send a request; returns its handle."""
-        ...
-
-    def cancel(self, handle: int, sample_index: int | None = None) -> None:
-        """Take back a request or one of its samples; nothing happens if it has ended."""
-        ...
 
 
 class GenerationService:
@@ -133,33 +110,68 @@ class GenerationService:
         return find_model(model, self.served)
 
     async def generate(
-        self,
-        request: GenerateInput,
-        parent: TraceContext | None = None,
-        turns: Turns | None = None,
+        self, request: GenerateInput, parent: TraceContext | None = None
     ) -> AsyncGenerator[Output, None]:
         """Run one request; yields a header, rates if any, deltas, and an end for each sample.
 
         Close the iterator (``contextlib.aclosing``) to take the request back. Tokens that arrive
-        before its next turn, of ``turns`` or of all who write by themselves, are merged.
+        before its next turn at writing are merged.
 
         Raises:
             PageframeError: refused, failed, cancelled or too late.
         """
-        trace = GenerateTrace(self._sink, self._clock, parent)
-        running = RunningRequest(request, request.request_id or uuid.uuid4().hex, trace)
+        running = await self.start(request, parent)
+        watch = self.watch(running.give_up)
         error: BaseException | None = None
         try:
-            with self._registered(running):
-                async with contextlib.aclosing(self._run(running, turns or self._turns)) as outputs:
-                    async for output in outputs:
+            for output in running.opening:
+                yield output
+            while not running.is_done:
+                await running.mailbox.wait()
+                watch.offer()
+                async with self._turns.turn():
+                    for output in running.advance():
+                        watch.offer()
                         yield output
+                    watch.taken()
         except BaseException as caught:
             error = caught
             raise
         finally:
+            watch.close()
             running.end(error)
-            self._meter_end(running, error)
+
+    async def start(
+        self, request: GenerateInput, parent: TraceContext | None = None
+    ) -> RunningRequest:
+        """Check, tokenise and submit a request; for those who move many on by themselves.
+
+        Whoever gets it tells what it has to tell (``opening``, then ``advance`` whenever its
+        mailbox is filled until it is done), and ends it.
+
+        Raises:
+            PageframeError: refused.
+        """
+        running = RunningRequest(
+            request,
+            request.request_id or uuid.uuid4().hex,
+            GenerateTrace(self._sink, self._clock, parent),
+            link=self._link,
+            clock=self._clock,
+            meter=self._meter,
+            leave=self._leave,
+        )
+        try:
+            self._register(running)
+            await self._submit(running)
+        except BaseException as error:
+            running.end(error)
+            raise
+        return running
+
+    def watch(self, give_up: Callable[[PageframeError], None]) -> ReadWatch:
+        """Watch a caller that may read nothing for too long; ``give_up`` is told why."""
+        return ReadWatch(self._unread_s, lambda: give_up(_unread(self._unread_s)))
 
     def cancel(self, tenant: str, request_id: str) -> None:
         """End a living request with CANCELLED.
@@ -244,9 +256,8 @@ class GenerationService:
             self._idle.clear()
             await self._idle.wait()
 
-    @contextlib.contextmanager
-    def _registered(self, running: RunningRequest) -> Iterator[None]:
-        """Keep the request's name among the living while the block runs."""
+    def _register(self, running: RunningRequest) -> None:
+        """Keep the request's name among the living until it leaves."""
         if self._is_draining:
             raise UnavailableError("DRAINING", "this gateway is shutting down; try another one")
         if len(self._living) >= LIMITS.num_requests_per_gateway_max:
@@ -262,10 +273,6 @@ class GenerationService:
                 "REQUEST_EXISTS", f"a request {running.request_id[:200]!r} is living"
             )
         self._living[key] = running.mailbox
-        try:
-            yield
-        finally:
-            self._leave(running)
 
     def _leave(self, running: RunningRequest) -> None:
         """Give back its place, unless that was done already."""
@@ -275,7 +282,7 @@ class GenerationService:
         if not self._living:
             self._idle.set()
 
-    async def _run(self, running: RunningRequest, turns: Turns) -> AsyncGenerator[Output, None]:
+    async def _submit(self, running: RunningRequest) -> None:
         request = running.request
         facts = self.facts_of(request.model)
         check_input(request, facts, self._clock.now_ns())
@@ -285,67 +292,9 @@ class GenerationService:
                 await self.check_grammar(request.sampling.grammar)
             prompt_token_ids = await self._prompt(request, codec, facts)
         sampling = resolve_sampling(request, len(prompt_token_ids), facts)
-        running.begin(prompt_token_ids, sampling, codec, facts.model)
-        submission = self._submission(running, prompt_token_ids, sampling, facts.model)
-        outputs = running.resume(facts)
-        yield running.header(sampling, facts.model)
-        if running.assembler.is_done:
-            for output in outputs:
-                yield output
-            return
-        # Of a caller that gets everything at the end, the times between say nothing.
-        is_final = request.delivery is Delivery.FINAL
-        times = None if is_final else RequestTimes(running.trace.start_ns)
-        running.submitted(self._clock.now_ns())
-        stopped = running.stopped_samples
-        handle = self._link.submit(submission, running.mailbox)
-        watch = ReadWatch(self._unread_s, functools.partial(self._give_up, running, handle))
-        try:
-            for sample_index in stopped:
-                self._link.cancel(handle, sample_index)
-            while not running.assembler.is_done:
-                await running.mailbox.wait()
-                watch.offer()
-                async with turns.turn():
-                    now_ns = self._clock.now_ns()
-                    pending = running.take(now_ns)
-                    if times is not None:
-                        self._meter.take(times, pending, now_ns)
-                    outputs, stopped = running.assembler.accept(
-                        pending, running.mailbox.prompt_logprobs
-                    )
-                    for sample_index in stopped:
-                        self._link.cancel(handle, sample_index)
-                    if levels := running.mailbox.take_rates():
-                        yield RatesLeft(levels)
-                    for output in outputs:
-                        watch.offer()
-                        yield output
-                    watch.taken()
-        finally:
-            watch.close()
-            self._link.cancel(handle)
-
-    def _give_up(self, running: RunningRequest, handle: int) -> None:
-        """Its caller reads nothing: free its places; it hears of it when it reads again."""
-        self._link.cancel(handle)
-        self._leave(running)
-        running.mailbox.fail(
-            ResourceExhaustedError(
-                "OUTPUT_NOT_READ",
-                f"nothing was read for {self._unread_s:g} s though output was there; the request "
-                "was given up",
-                unread_s=self._unread_s,
-            )
-        )
-
-    def _meter_end(self, running: RunningRequest, error: BaseException | None) -> None:
-        assembler = running.assembler
-        completions = [end.completion for end in assembler.ends.values()]
-        # A consumer that stops asking behind the last output has had all of it.
-        has_all = bool(completions) and assembler.is_done
-        elapsed_ns = self._clock.now_ns() - running.trace.start_ns
-        self._meter.end(running.request.tenant, completions, elapsed_ns, None if has_all else error)
+        running.begin(prompt_token_ids, sampling, codec, facts)
+        if not running.is_done:
+            running.submit(self._submission(running, prompt_token_ids, sampling, facts.model))
 
     async def _prompt(
         self, request: GenerateInput, codec: TextCodec | None, facts: ReplicaFacts
@@ -398,3 +347,11 @@ class GenerationService:
             arrival_ns=trace.start_ns,
             model=model,
         )
+
+
+def _unread(unread_s: float) -> PageframeError:
+    return ResourceExhaustedError(
+        "OUTPUT_NOT_READ",
+        f"nothing was read for {unread_s:g} s though output was there; the request was given up",
+        unread_s=unread_s,
+    )

@@ -1,12 +1,13 @@
 """Where a request's tokens wait while its writer is busy with the ones before.
 
 The scheduler's events arrive for many requests in one message, far more often than one Python
-process can write to that many callers. So an event only appends to lists and wakes the writer once;
-the writer takes everything that has gathered. A slow caller gets larger pieces, not a longer queue.
+process can write to that many callers. So an event only appends to lists and tells the writer once
+that there is something; the writer takes everything that has gathered. A slow caller gets larger
+pieces, not a longer queue.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from pageframe.core.errors import PageframeError
@@ -44,7 +45,15 @@ class Mailbox:
         self._rates: RateLevels = {}
         self._pending: dict[int, Pending] = {}
         self._error: PageframeError | None = None
-        self._wake = asyncio.Event()
+        self._filled = asyncio.Event()
+        self._on_filled: Callable[[], None] = self._filled.set
+
+    def when_filled(self, on_filled: Callable[[], None]) -> None:
+        """Be told by a call, instead of by ``wait``, that there is something to take.
+
+        Once for all that gathers until it is taken. Nothing may have been put yet.
+        """
+        self._on_filled = on_filled
 
     @property
     def error(self) -> PageframeError | None:
@@ -58,7 +67,6 @@ class Mailbox:
         pending = self._of(sample_index)
         pending.token_ids += token_ids
         pending.logprobs += logprobs
-        self._wake.set()
 
     def put_prompt_logprobs(self, logprobs: list[TokenLogprobs]) -> None:
         """Add figures of the prompt; they go out with the next tokens of sample 0."""
@@ -76,19 +84,18 @@ class Mailbox:
     def put_completion(self, completion: Completion) -> None:
         """End one sample, behind its tokens."""
         self._of(completion.sample_index).completion = completion
-        self._wake.set()
 
     def fail(self, error: PageframeError) -> None:
         """End the whole request; the first error stays. Tokens that wait are dropped."""
         if self._error is None:
             self._error = error
-        self._wake.set()
+            self._on_filled()
 
     async def wait(self) -> None:
         """Wait until there is something to take."""
         while not self._pending and self._error is None:
-            self._wake.clear()
-            await self._wake.wait()
+            self._filled.clear()
+            await self._filled.wait()
 
     def take(self) -> dict[int, Pending]:
         """Take all that has gathered, by sample index.
@@ -104,5 +111,7 @@ class Mailbox:
     def _of(self, sample_index: int) -> Pending:
         pending = self._pending.get(sample_index)
         if pending is None:
+            if not self._pending:
+                self._on_filled()
             pending = self._pending[sample_index] = Pending()
         return pending

@@ -13,19 +13,10 @@ the one that passes them on. A few streams never notice, for there is always a p
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from typing import Protocol
 
 _NUM_WRITERS = 4
 # A caller that does not read may block its write for ever; others do not wait for it longer.
 _TURN_S = 0.005
-
-
-class Turns(Protocol):
-    """The pace of a door: when a stream may take what has gathered for it."""
-
-    def turn(self) -> contextlib.AbstractAsyncContextManager[object]:
-        """Wait for a turn, and have it for the block."""
-        ...
 
 
 class WriteTurns:

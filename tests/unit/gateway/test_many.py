@@ -56,10 +56,6 @@ class Stream:
         await until(lambda: kinds(self.messages).count("Header") == number)
         self.messages.clear()
 
-    async def rested(self):
-        """Wait for a time at which what comes is taken at once."""
-        await until(lambda: self.many._outbox._has_rested.is_set())
-
     async def ended(self):
         await self._task
 
@@ -379,11 +375,10 @@ def test_all_that_live_are_given_up_when_their_caller_reads_nothing_for_long(lin
         for handle in (1, 2, 3):
             stream.start(handle, request_id=str(handle))
         await stream.all_submitted(3)
-        await stream.rested()
         stream.reads.clear()
         stream.tokens(0)
         await stream.blocked.wait()
-        # Its own output is with the writer; that of the others waits, and then its next one.
+        # Its own output is with the writer, and what comes now waits.
         stream.tokens(0, 1, 2)
         await until(lambda: len(link.cancels) == 3)
         # Their places are free although nobody has heard of it yet.
@@ -405,7 +400,6 @@ def test_a_caller_that_reads_is_not_given_up(link):
         stream.start(1)
         await stream.all_submitted(1)
         for number in range(20):
-            await stream.rested()
             stream.tokens(0)
             await until(lambda number=number: len(stream.messages) == number + 1)
         assert link.cancels == []

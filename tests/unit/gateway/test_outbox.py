@@ -23,6 +23,25 @@ class Wire:
         self.messages.append(parts)
 
 
+class Mailboxes:
+    """What gathers until the outbox asks for it."""
+
+    def __init__(self, outbox):
+        self.outbox = outbox
+        self.filled = []
+        self.num_gathered = 0
+
+    def fill(self, part):
+        self.filled.append(part)
+        self.outbox.wake()
+
+    def gather(self):
+        self.num_gathered += 1
+        for part in self.filled:
+            self.outbox.put(part)
+        self.filled.clear()
+
+
 async def turns_of_the_loop():
     for _ in range(5):
         await asyncio.sleep(0)
@@ -32,20 +51,15 @@ def run(scenario):
     return asyncio.run(asyncio.wait_for(scenario(), 10))
 
 
-def test_whoever_is_woken_by_one_event_leaves_in_one_message():
+def test_all_that_one_event_fills_leaves_in_one_message():
     async def scenario():
-        outbox, wire, event = Outbox(), Wire(), asyncio.Event()
-        writer = asyncio.create_task(outbox.write_all(wire.write))
-
-        async def wait_and_put(number):
-            await event.wait()
-            async with outbox.turn():
-                outbox.put(number)
-
-        tasks = [asyncio.create_task(wait_and_put(number)) for number in range(64)]
+        outbox, wire = Outbox(), Wire()
+        mailboxes = Mailboxes(outbox)
+        writer = asyncio.create_task(outbox.write_all(wire.write, mailboxes.gather))
         await turns_of_the_loop()
-        event.set()
-        await asyncio.gather(*tasks)
+        for number in range(64):
+            mailboxes.fill(number)
+        await wire.began.wait()
         outbox.close()
         await writer
         return wire.messages
@@ -53,32 +67,42 @@ def test_whoever_is_woken_by_one_event_leaves_in_one_message():
     assert run(scenario) == [list(range(64))]
 
 
-def test_nobody_has_a_turn_while_a_write_is_under_way():
+def test_nothing_is_gathered_while_a_write_is_under_way():
     async def scenario():
         outbox, wire = Outbox(), Wire()
+        mailboxes = Mailboxes(outbox)
         wire.is_open.clear()
-        writer = asyncio.create_task(outbox.write_all(wire.write))
+        writer = asyncio.create_task(outbox.write_all(wire.write, mailboxes.gather))
         outbox.put("a")
         await wire.began.wait()
-        has_turn = asyncio.Event()
-
-        async def take_turn():
-            async with outbox.turn():
-                has_turn.set()
-                outbox.put("c")
-
-        task = asyncio.create_task(take_turn())
-        # What needs no turn may be put: it goes into the next message.
+        num_gathered = mailboxes.num_gathered
+        mailboxes.fill("c")
         outbox.put("b")
         await turns_of_the_loop()
-        assert not has_turn.is_set()
+        assert mailboxes.num_gathered == num_gathered
+        assert mailboxes.filled == ["c"]
         wire.is_open.set()
-        await task
+        while len(wire.messages) < 2:  # noqa: ASYNC110 - turns of the loop, not time
+            await asyncio.sleep(0)
         outbox.close()
         await writer
         return wire.messages
 
-    assert run(scenario) in ([["a"], ["b"], ["c"]], [["a"], ["b", "c"]])
+    assert run(scenario) == [["a"], ["b", "c"]]
+
+
+def test_one_that_is_woken_for_nothing_writes_nothing():
+    async def scenario():
+        outbox, wire = Outbox(), Wire()
+        mailboxes = Mailboxes(outbox)
+        writer = asyncio.create_task(outbox.write_all(wire.write, mailboxes.gather))
+        outbox.wake()
+        await turns_of_the_loop()
+        outbox.close()
+        await writer
+        return mailboxes.num_gathered, wire.messages
+
+    assert run(scenario) == (2, [])
 
 
 @pytest.mark.parametrize(
@@ -90,31 +114,35 @@ def test_a_write_is_followed_by_as_long_a_rest_but_not_after_a_slow_reader(
     async def scenario():
         loop, now_s, timers = asyncio.get_running_loop(), 100.0, []
         monkeypatch.setattr(loop, "time", lambda: now_s)
-        monkeypatch.setattr(
-            loop, "call_later", lambda delay_s, call: timers.append((delay_s, call)) or call_soon()
-        )
 
-        def call_soon():
+        def call_later(delay_s, call, *arguments):
+            timers.append((delay_s, lambda: call(*arguments)))
             return loop.call_soon(lambda: None)
 
+        monkeypatch.setattr(loop, "call_later", call_later)
         outbox, wire = Outbox(), Wire()
+        mailboxes = Mailboxes(outbox)
+
+        def gather():
+            nonlocal now_s
+            mailboxes.gather()
+            now_s += 0.002
+
         wire.is_open.clear()
-        writer = asyncio.create_task(outbox.write_all(wire.write))
-        outbox.put("a")
-        now_s += 0.002
-        outbox.put("b")
+        writer = asyncio.create_task(outbox.write_all(wire.write, gather))
+        mailboxes.fill("a")
         await wire.began.wait()
         now_s += blocked_s
         wire.is_open.set()
         await turns_of_the_loop()
-        has_turn = asyncio.ensure_future(outbox.turn().__aenter__())
+        mailboxes.fill("b")
         await turns_of_the_loop()
-        assert not has_turn.done()
+        assert mailboxes.filled == ["b"]
         ((delay_s, end_rest),) = timers
         end_rest()
-        await has_turn
-        outbox.close()
-        await writer
+        await turns_of_the_loop()
+        assert wire.messages == [["a"], ["b"]]
+        writer.cancel()
         return delay_s
 
     assert run(scenario) == pytest.approx(rest_s), "from its first part to its end"
@@ -126,7 +154,7 @@ def test_what_was_put_before_the_close_is_written_and_nothing_else():
         outbox.put(1)
         outbox.close()
         outbox.put(2)
-        await outbox.write_all(wire.write)
+        await outbox.write_all(wire.write, Mailboxes(outbox).gather)
         return wire.messages
 
     assert run(scenario) == [[1]]
@@ -139,7 +167,7 @@ def test_a_write_that_fails_ends_the_writing():
 
         outbox = Outbox()
         outbox.put(1)
-        await outbox.write_all(write)
+        await outbox.write_all(write, Mailboxes(outbox).gather)
 
     with pytest.raises(UnavailableError):
         run(scenario)
