@@ -28,7 +28,7 @@ from pageframe.v1 import kv_block_pb2 as pageframe_dot_v1_dot_kv__block__pb2
 from pageframe.v1 import sequence_pb2 as pageframe_dot_v1_dot_sequence__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$pageframe/v1/scheduler_service.proto\x12\x0cpageframe.v1\x1a\x1egoogle/protobuf/duration.proto\x1a#pageframe/v1/executor_service.proto\x1a\x1bpageframe/v1/kv_block.proto\x1a\x1bpageframe/v1/sequence.proto\"\xa6\x01\n\x0e\x43onnectRequest\x12+\n\x05hello\x18\x01 \x01(\x0b\x32\x1a.pageframe.v1.GatewayHelloH\x00\x12*\n\x06submit\x18\x02 \x01(\x0b\x32\x18.pageframe.v1.SubmissionH\x00\x12\x30\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32\x1e.pageframe.v1.CancelSubmissionH\x00\x42\t\n\x07message\"v\n\x0f\x43onnectResponse\x12+\n\x05hello\x18\x01 \x01(\x0b\x32\x1a.pageframe.v1.ConnectHelloH\x00\x12+\n\x06\x65vents\x18\x02 \x01(\x0b\x32\x19.pageframe.v1.TokenEventsH\x00\x42\t\n\x07message\"\"\n\x0cGatewayHello\x12\x12\n\ngateway_id\x18\x01 \x01(\t\"6\n\x0c\x43onnectHello\x12&\n\x07replica\x18\x01 \x01(\x0b\x32\x15.pageframe.v1.Replica\"\x80\x04\n\nSubmission\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x18\n\x10prompt_token_ids\x18\x03 \x03(\r\x12+\n\x06resume\x18\x04 \x03(\x0b\x32\x1b.pageframe.v1.ResumedSample\x12\x13\n\x0bnum_samples\x18\x05 \x01(\r\x12\x32\n\x08sampling\x18\x06 \x01(\x0b\x32 .pageframe.v1.SamplingParameters\x12(\n\x08\x64\x65livery\x18\x07 \x01(\x0e\x32\x16.pageframe.v1.Delivery\x12 \n\x18num_tokens_per_event_max\x18\x08 \x01(\r\x12\x13\n\x0b\x64\x65\x61\x64line_ns\x18\t \x01(\x04\x12\x10\n\x08priority\x18\n \x01(\x05\x12\x0e\n\x06tenant\x18\x0b \x01(\t\x12\x12\n\ncache_salt\x18\x0c \x01(\x0c\x12\x10\n\x08trace_id\x18\r \x01(\x0c\x12\x0f\n\x07span_id\x18\x0e \x01(\x0c\x12\x12\n\narrival_ns\x18\x0f \x01(\x04\x12\x12\n\nsession_id\x18\x10 \x01(\t\x12\x15\n\rprefix_handle\x18\x11 \x01(\t\x12-\n\x0b\x62\x65\x61m_search\x18\x14 \x01(\x0b\x32\x18.pageframe.v1.BeamSearch\x12\x16\n\x0eis_resubmitted\x18( \x01(\x08\"\"\n\rResumedSample\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\"N\n\x10\x43\x61ncelSubmission\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12\x19\n\x0csample_index\x18\x02 \x01(\rH\x00\x88\x01\x01\x42\x0f\n\r_sample_index\"\xa2\x03\n\x10SampleCompletion\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12\x14\n\x0csample_index\x18\x02 \x01(\r\x12\x31\n\rfinish_reason\x18\x03 \x01(\x0e\x32\x1a.pageframe.v1.FinishReason\x12,\n\x07\x61\x63\x63ount\x18\x04 \x01(\x0b\x32\x1b.pageframe.v1.MemoryAccount\x12\x14\n\x0c\x65rror_status\x18\x05 \x01(\t\x12\x14\n\x0c\x65rror_reason\x18\x06 \x01(\t\x12\x15\n\rerror_message\x18\x07 \x01(\t\x12\x45\n\x0c\x65rror_limits\x18\x08 \x03(\x0b\x32/.pageframe.v1.SampleCompletion.ErrorLimitsEntry\x12\x16\n\x0esubmit_time_ns\x18\t \x01(\x04\x12\x13\n\x0b\x65nd_time_ns\x18\n \x01(\x04\x12\x12\n\x05score\x18\x10 \x01(\x01H\x00\x88\x01\x01\x1a\x32\n\x10\x45rrorLimitsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x08\n\x06_score\"M\n\rEventLogprobs\x12\r\n\x05index\x18\x01 \x01(\r\x12-\n\x08logprobs\x18\x02 \x01(\x0b\x32\x1b.pageframe.v1.TokenLogprobs\"\xb0\x02\n\x0bTokenEvents\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x0f\n\x07handles\x18\x02 \x03(\r\x12\x16\n\x0esample_indices\x18\x03 \x03(\r\x12\x12\n\nnum_tokens\x18\x04 \x03(\r\x12\x11\n\ttoken_ids\x18\x05 \x03(\r\x12-\n\x08logprobs\x18\x06 \x03(\x0b\x32\x1b.pageframe.v1.EventLogprobs\x12\x35\n\x0fprompt_logprobs\x18\x07 \x03(\x0b\x32\x1c.pageframe.v1.PromptLogprobs\x12\x33\n\x0b\x63ompletions\x18\x08 \x03(\x0b\x32\x1e.pageframe.v1.SampleCompletion\x12(\n\x05rates\x18\t \x03(\x0b\x32\x19.pageframe.v1.RateAccount\"q\n\x0bRateAccount\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12)\n\x08requests\x18\x02 \x01(\x0b\x32\x17.pageframe.v1.RateLevel\x12\'\n\x06tokens\x18\x03 \x01(\x0b\x32\x17.pageframe.v1.RateLevel\"d\n\tRateLevel\x12\x16\n\x0enum_per_minute\x18\x01 \x01(\x04\x12\x10\n\x08num_left\x18\x02 \x01(\x04\x12-\n\nfull_after\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x11\n\x0fSnapshotRequest\"\xaa\x02\n\x10SnapshotResponse\x12\x13\n\x0bnum_waiting\x18\x01 \x01(\r\x12\x13\n\x0bnum_running\x18\x02 \x01(\r\x12\x15\n\rnum_preempted\x18\x03 \x01(\r\x12\x1b\n\x13num_steps_in_flight\x18\x04 \x01(\r\x12\x11\n\tlast_step\x18\x05 \x01(\x04\x12\'\n\x04pool\x18\x06 \x01(\x0b\x32\x19.pageframe.v1.PoolAccount\x12\x31\n\tsequences\x18\x07 \x03(\x0b\x32\x1e.pageframe.v1.SequenceSnapshot\x12\x1a\n\x12\x65xecutor_connected\x18\x08 \x01(\x08\x12-\n\x08policies\x18\t \x03(\x0b\x32\x1b.pageframe.v1.PolicyAccount\"q\n\rPolicyAccount\x12\r\n\x05group\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x13\n\x0bshadow_name\x18\x03 \x01(\t\x12\x13\n\x0bnum_answers\x18\x04 \x01(\x04\x12\x19\n\x11num_disagreements\x18\x05 \x01(\x04\"\xb3\x01\n\x10SequenceSnapshot\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0e\n\x06tenant\x18\x03 \x01(\t\x12\r\n\x05state\x18\x04 \x01(\t\x12\x1b\n\x13num_computed_tokens\x18\x05 \x01(\r\x12\x12\n\nnum_tokens\x18\x06 \x01(\r\x12&\n\x03\x61ge\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x0e\n\x0c\x44rainRequest\"*\n\rDrainResponse\x12\x19\n\x11num_requests_left\x18\x01 \x01(\r2\xeb\x01\n\x10SchedulerService\x12J\n\x07\x43onnect\x12\x1c.pageframe.v1.ConnectRequest\x1a\x1d.pageframe.v1.ConnectResponse(\x01\x30\x01\x12I\n\x08Snapshot\x12\x1d.pageframe.v1.SnapshotRequest\x1a\x1e.pageframe.v1.SnapshotResponse\x12@\n\x05\x44rain\x12\x1a.pageframe.v1.DrainRequest\x1a\x1b.pageframe.v1.DrainResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$pageframe/v1/scheduler_service.proto\x12\x0cpageframe.v1\x1a\x1egoogle/protobuf/duration.proto\x1a#pageframe/v1/executor_service.proto\x1a\x1bpageframe/v1/kv_block.proto\x1a\x1bpageframe/v1/sequence.proto\"\xd5\x01\n\x0e\x43onnectRequest\x12+\n\x05hello\x18\x01 \x01(\x0b\x32\x1a.pageframe.v1.GatewayHelloH\x00\x12*\n\x06submit\x18\x02 \x01(\x0b\x32\x18.pageframe.v1.SubmissionH\x00\x12\x30\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32\x1e.pageframe.v1.CancelSubmissionH\x00\x12-\n\x06orders\x18\x04 \x01(\x0b\x32\x1b.pageframe.v1.ConnectOrdersH\x00\x42\t\n\x07message\"=\n\rConnectOrders\x12,\n\x06orders\x18\x01 \x03(\x0b\x32\x1c.pageframe.v1.ConnectRequest\"v\n\x0f\x43onnectResponse\x12+\n\x05hello\x18\x01 \x01(\x0b\x32\x1a.pageframe.v1.ConnectHelloH\x00\x12+\n\x06\x65vents\x18\x02 \x01(\x0b\x32\x19.pageframe.v1.TokenEventsH\x00\x42\t\n\x07message\"\"\n\x0cGatewayHello\x12\x12\n\ngateway_id\x18\x01 \x01(\t\"6\n\x0c\x43onnectHello\x12&\n\x07replica\x18\x01 \x01(\x0b\x32\x15.pageframe.v1.Replica\"\x80\x04\n\nSubmission\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x18\n\x10prompt_token_ids\x18\x03 \x03(\r\x12+\n\x06resume\x18\x04 \x03(\x0b\x32\x1b.pageframe.v1.ResumedSample\x12\x13\n\x0bnum_samples\x18\x05 \x01(\r\x12\x32\n\x08sampling\x18\x06 \x01(\x0b\x32 .pageframe.v1.SamplingParameters\x12(\n\x08\x64\x65livery\x18\x07 \x01(\x0e\x32\x16.pageframe.v1.Delivery\x12 \n\x18num_tokens_per_event_max\x18\x08 \x01(\r\x12\x13\n\x0b\x64\x65\x61\x64line_ns\x18\t \x01(\x04\x12\x10\n\x08priority\x18\n \x01(\x05\x12\x0e\n\x06tenant\x18\x0b \x01(\t\x12\x12\n\ncache_salt\x18\x0c \x01(\x0c\x12\x10\n\x08trace_id\x18\r \x01(\x0c\x12\x0f\n\x07span_id\x18\x0e \x01(\x0c\x12\x12\n\narrival_ns\x18\x0f \x01(\x04\x12\x12\n\nsession_id\x18\x10 \x01(\t\x12\x15\n\rprefix_handle\x18\x11 \x01(\t\x12-\n\x0b\x62\x65\x61m_search\x18\x14 \x01(\x0b\x32\x18.pageframe.v1.BeamSearch\x12\x16\n\x0eis_resubmitted\x18( \x01(\x08\"\"\n\rResumedSample\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\"N\n\x10\x43\x61ncelSubmission\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12\x19\n\x0csample_index\x18\x02 \x01(\rH\x00\x88\x01\x01\x42\x0f\n\r_sample_index\"\xa2\x03\n\x10SampleCompletion\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12\x14\n\x0csample_index\x18\x02 \x01(\r\x12\x31\n\rfinish_reason\x18\x03 \x01(\x0e\x32\x1a.pageframe.v1.FinishReason\x12,\n\x07\x61\x63\x63ount\x18\x04 \x01(\x0b\x32\x1b.pageframe.v1.MemoryAccount\x12\x14\n\x0c\x65rror_status\x18\x05 \x01(\t\x12\x14\n\x0c\x65rror_reason\x18\x06 \x01(\t\x12\x15\n\rerror_message\x18\x07 \x01(\t\x12\x45\n\x0c\x65rror_limits\x18\x08 \x03(\x0b\x32/.pageframe.v1.SampleCompletion.ErrorLimitsEntry\x12\x16\n\x0esubmit_time_ns\x18\t \x01(\x04\x12\x13\n\x0b\x65nd_time_ns\x18\n \x01(\x04\x12\x12\n\x05score\x18\x10 \x01(\x01H\x00\x88\x01\x01\x1a\x32\n\x10\x45rrorLimitsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x08\n\x06_score\"M\n\rEventLogprobs\x12\r\n\x05index\x18\x01 \x01(\r\x12-\n\x08logprobs\x18\x02 \x01(\x0b\x32\x1b.pageframe.v1.TokenLogprobs\"\xb0\x02\n\x0bTokenEvents\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x0f\n\x07handles\x18\x02 \x03(\r\x12\x16\n\x0esample_indices\x18\x03 \x03(\r\x12\x12\n\nnum_tokens\x18\x04 \x03(\r\x12\x11\n\ttoken_ids\x18\x05 \x03(\r\x12-\n\x08logprobs\x18\x06 \x03(\x0b\x32\x1b.pageframe.v1.EventLogprobs\x12\x35\n\x0fprompt_logprobs\x18\x07 \x03(\x0b\x32\x1c.pageframe.v1.PromptLogprobs\x12\x33\n\x0b\x63ompletions\x18\x08 \x03(\x0b\x32\x1e.pageframe.v1.SampleCompletion\x12(\n\x05rates\x18\t \x03(\x0b\x32\x19.pageframe.v1.RateAccount\"q\n\x0bRateAccount\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12)\n\x08requests\x18\x02 \x01(\x0b\x32\x17.pageframe.v1.RateLevel\x12\'\n\x06tokens\x18\x03 \x01(\x0b\x32\x17.pageframe.v1.RateLevel\"d\n\tRateLevel\x12\x16\n\x0enum_per_minute\x18\x01 \x01(\x04\x12\x10\n\x08num_left\x18\x02 \x01(\x04\x12-\n\nfull_after\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x11\n\x0fSnapshotRequest\"\xaa\x02\n\x10SnapshotResponse\x12\x13\n\x0bnum_waiting\x18\x01 \x01(\r\x12\x13\n\x0bnum_running\x18\x02 \x01(\r\x12\x15\n\rnum_preempted\x18\x03 \x01(\r\x12\x1b\n\x13num_steps_in_flight\x18\x04 \x01(\r\x12\x11\n\tlast_step\x18\x05 \x01(\x04\x12\'\n\x04pool\x18\x06 \x01(\x0b\x32\x19.pageframe.v1.PoolAccount\x12\x31\n\tsequences\x18\x07 \x03(\x0b\x32\x1e.pageframe.v1.SequenceSnapshot\x12\x1a\n\x12\x65xecutor_connected\x18\x08 \x01(\x08\x12-\n\x08policies\x18\t \x03(\x0b\x32\x1b.pageframe.v1.PolicyAccount\"q\n\rPolicyAccount\x12\r\n\x05group\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x13\n\x0bshadow_name\x18\x03 \x01(\t\x12\x13\n\x0bnum_answers\x18\x04 \x01(\x04\x12\x19\n\x11num_disagreements\x18\x05 \x01(\x04\"\xb3\x01\n\x10SequenceSnapshot\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0e\n\x06tenant\x18\x03 \x01(\t\x12\r\n\x05state\x18\x04 \x01(\t\x12\x1b\n\x13num_computed_tokens\x18\x05 \x01(\r\x12\x12\n\nnum_tokens\x18\x06 \x01(\r\x12&\n\x03\x61ge\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x0e\n\x0c\x44rainRequest\"*\n\rDrainResponse\x12\x19\n\x11num_requests_left\x18\x01 \x01(\r2\xeb\x01\n\x10SchedulerService\x12J\n\x07\x43onnect\x12\x1c.pageframe.v1.ConnectRequest\x1a\x1d.pageframe.v1.ConnectResponse(\x01\x30\x01\x12I\n\x08Snapshot\x12\x1d.pageframe.v1.SnapshotRequest\x1a\x1e.pageframe.v1.SnapshotResponse\x12@\n\x05\x44rain\x12\x1a.pageframe.v1.DrainRequest\x1a\x1b.pageframe.v1.DrainResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,43 +38,45 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SAMPLECOMPLETION_ERRORLIMITSENTRY']._loaded_options = None
   _globals['_SAMPLECOMPLETION_ERRORLIMITSENTRY']._serialized_options = b'8\001'
   _globals['_CONNECTREQUEST']._serialized_start=182
-  _globals['_CONNECTREQUEST']._serialized_end=348
-  _globals['_CONNECTRESPONSE']._serialized_start=350
-  _globals['_CONNECTRESPONSE']._serialized_end=468
-  _globals['_GATEWAYHELLO']._serialized_start=470
-  _globals['_GATEWAYHELLO']._serialized_end=504
-  _globals['_CONNECTHELLO']._serialized_start=506
-  _globals['_CONNECTHELLO']._serialized_end=560
-  _globals['_SUBMISSION']._serialized_start=563
-  _globals['_SUBMISSION']._serialized_end=1075
-  _globals['_RESUMEDSAMPLE']._serialized_start=1077
-  _globals['_RESUMEDSAMPLE']._serialized_end=1111
-  _globals['_CANCELSUBMISSION']._serialized_start=1113
-  _globals['_CANCELSUBMISSION']._serialized_end=1191
-  _globals['_SAMPLECOMPLETION']._serialized_start=1194
-  _globals['_SAMPLECOMPLETION']._serialized_end=1612
-  _globals['_SAMPLECOMPLETION_ERRORLIMITSENTRY']._serialized_start=1552
-  _globals['_SAMPLECOMPLETION_ERRORLIMITSENTRY']._serialized_end=1602
-  _globals['_EVENTLOGPROBS']._serialized_start=1614
-  _globals['_EVENTLOGPROBS']._serialized_end=1691
-  _globals['_TOKENEVENTS']._serialized_start=1694
-  _globals['_TOKENEVENTS']._serialized_end=1998
-  _globals['_RATEACCOUNT']._serialized_start=2000
-  _globals['_RATEACCOUNT']._serialized_end=2113
-  _globals['_RATELEVEL']._serialized_start=2115
-  _globals['_RATELEVEL']._serialized_end=2215
-  _globals['_SNAPSHOTREQUEST']._serialized_start=2217
-  _globals['_SNAPSHOTREQUEST']._serialized_end=2234
-  _globals['_SNAPSHOTRESPONSE']._serialized_start=2237
-  _globals['_SNAPSHOTRESPONSE']._serialized_end=2535
-  _globals['_POLICYACCOUNT']._serialized_start=2537
-  _globals['_POLICYACCOUNT']._serialized_end=2650
-  _globals['_SEQUENCESNAPSHOT']._serialized_start=2653
-  _globals['_SEQUENCESNAPSHOT']._serialized_end=2832
-  _globals['_DRAINREQUEST']._serialized_start=2834
-  _globals['_DRAINREQUEST']._serialized_end=2848
-  _globals['_DRAINRESPONSE']._serialized_start=2850
-  _globals['_DRAINRESPONSE']._serialized_end=2892
-  _globals['_SCHEDULERSERVICE']._serialized_start=2895
-  _globals['_SCHEDULERSERVICE']._serialized_end=3130
+  _globals['_CONNECTREQUEST']._serialized_end=395
+  _globals['_CONNECTORDERS']._serialized_start=397
+  _globals['_CONNECTORDERS']._serialized_end=458
+  _globals['_CONNECTRESPONSE']._serialized_start=460
+  _globals['_CONNECTRESPONSE']._serialized_end=578
+  _globals['_GATEWAYHELLO']._serialized_start=580
+  _globals['_GATEWAYHELLO']._serialized_end=614
+  _globals['_CONNECTHELLO']._serialized_start=616
+  _globals['_CONNECTHELLO']._serialized_end=670
+  _globals['_SUBMISSION']._serialized_start=673
+  _globals['_SUBMISSION']._serialized_end=1185
+  _globals['_RESUMEDSAMPLE']._serialized_start=1187
+  _globals['_RESUMEDSAMPLE']._serialized_end=1221
+  _globals['_CANCELSUBMISSION']._serialized_start=1223
+  _globals['_CANCELSUBMISSION']._serialized_end=1301
+  _globals['_SAMPLECOMPLETION']._serialized_start=1304
+  _globals['_SAMPLECOMPLETION']._serialized_end=1722
+  _globals['_SAMPLECOMPLETION_ERRORLIMITSENTRY']._serialized_start=1662
+  _globals['_SAMPLECOMPLETION_ERRORLIMITSENTRY']._serialized_end=1712
+  _globals['_EVENTLOGPROBS']._serialized_start=1724
+  _globals['_EVENTLOGPROBS']._serialized_end=1801
+  _globals['_TOKENEVENTS']._serialized_start=1804
+  _globals['_TOKENEVENTS']._serialized_end=2108
+  _globals['_RATEACCOUNT']._serialized_start=2110
+  _globals['_RATEACCOUNT']._serialized_end=2223
+  _globals['_RATELEVEL']._serialized_start=2225
+  _globals['_RATELEVEL']._serialized_end=2325
+  _globals['_SNAPSHOTREQUEST']._serialized_start=2327
+  _globals['_SNAPSHOTREQUEST']._serialized_end=2344
+  _globals['_SNAPSHOTRESPONSE']._serialized_start=2347
+  _globals['_SNAPSHOTRESPONSE']._serialized_end=2645
+  _globals['_POLICYACCOUNT']._serialized_start=2647
+  _globals['_POLICYACCOUNT']._serialized_end=2760
+  _globals['_SEQUENCESNAPSHOT']._serialized_start=2763
+  _globals['_SEQUENCESNAPSHOT']._serialized_end=2942
+  _globals['_DRAINREQUEST']._serialized_start=2944
+  _globals['_DRAINREQUEST']._serialized_end=2958
+  _globals['_DRAINRESPONSE']._serialized_start=2960
+  _globals['_DRAINRESPONSE']._serialized_end=3002
+  _globals['_SCHEDULERSERVICE']._serialized_start=3005
+  _globals['_SCHEDULERSERVICE']._serialized_end=3240
 # @@protoc_insertion_point(module_scope)

@@ -10,7 +10,6 @@ one and have another go on with them.
 """
 
 import asyncio
-from collections import deque
 from collections.abc import Callable
 
 import grpc
@@ -29,6 +28,7 @@ from pageframe.gateway.living import Living, LivingRequests, OnError, is_final
 from pageframe.gateway.mailbox import Mailbox
 from pageframe.rpc.channel import open_inner_channel
 from pageframe.rpc.health import SILENCE_S, SchedulerHealth
+from pageframe.rpc.orders import OrderQueue
 from pageframe.rpc.status import from_rpc_error, stream_error
 from pageframe.v1 import scheduler_service_pb2 as pb
 from pageframe.v1 import scheduler_service_pb2_grpc
@@ -87,8 +87,7 @@ class SchedulerLink:
         self._facts: ReplicaFacts | None = None
         self._ready = asyncio.Event()
         self._living = LivingRequests(on_error)
-        self._outbox: deque[pb.ConnectRequest] = deque()
-        self._outbox_filled = asyncio.Event()
+        self._outbox = OrderQueue(_join)
         self._is_connected = False
         self._is_lost = False
         self._silent_ns = 0
@@ -249,17 +248,13 @@ class SchedulerLink:
             await asyncio.gather(hearing, return_exceptions=True)
 
     async def _write_all(self, call: _ConnectCall) -> None:
-        while True:
-            await self._outbox_filled.wait()
-            self._outbox_filled.clear()
-            while self._outbox:
-                try:
-                    await call.write(self._outbox.popleft())
-                except grpc.RpcError as error:
-                    raise from_rpc_error(error) from error
-                except asyncio.InvalidStateError as error:
-                    # This is how grpc.aio reports a write on a call that has ended.
-                    raise await stream_error(call) from error
+        try:
+            await self._outbox.write_all(call.write)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+        except asyncio.InvalidStateError as error:
+            # This is how grpc.aio reports a write on a call that has ended.
+            raise await stream_error(call) from error
 
     async def _read_all(self, call: _ConnectCall) -> None:
         while True:
@@ -318,20 +313,20 @@ class SchedulerLink:
             lost_after_s=self._lost_after_s,
         )
 
-    def _send(self, request: pb.ConnectRequest) -> None:
-        self._outbox.append(request)
-        self._outbox_filled.set()
-
     def _send_living(self, living: Living) -> None:
-        self._send(pb.ConnectRequest(submit=submission_to_proto(living.resubmission())))
+        self._outbox.put(pb.ConnectRequest(submit=submission_to_proto(living.resubmission())))
         living.is_sent = True
         for sample_index in living.ended_samples | living.ending_samples:
             self._send_cancel(living.submission.handle, sample_index)
 
     def _send_cancel(self, handle: int, sample_index: int | None) -> None:
         cancel = pb.CancelSubmission(handle=handle, sample_index=sample_index)
-        self._send(pb.ConnectRequest(cancel=cancel))
+        self._outbox.put(pb.ConnectRequest(cancel=cancel))
 
     def _on_events(self, events: TokenEvents) -> None:
         for handle in self._living.take_events(events):
             self.cancel(handle)
+
+
+def _join(orders: list[pb.ConnectRequest]) -> pb.ConnectRequest:
+    return pb.ConnectRequest(orders=pb.ConnectOrders(orders=orders))

@@ -82,14 +82,14 @@ class ManyStream(Generic[Part]):
     async def run(
         self,
         messages: AsyncIterator[_Message],
-        read: Callable[[_Message], Start | TakeBack],
+        read: Callable[[_Message], Iterable[Start | TakeBack]],
         write: Callable[[list[Part]], Awaitable[None]],
     ) -> None:
         """Carry out orders until the caller has no more and the last generation has ended.
 
         Args:
             messages: What the caller sends.
-            read: Makes an order of a message; a PageframeError that it raises ends the stream.
+            read: Makes orders of a message; a PageframeError that it raises ends the stream.
             write: Sends parts, in their order.
 
         Raises:
@@ -122,16 +122,15 @@ class ManyStream(Generic[Part]):
         self._outbox.close()
 
     async def _read(
-        self, messages: AsyncIterator[_Message], read: Callable[[_Message], Start | TakeBack]
+        self,
+        messages: AsyncIterator[_Message],
+        read: Callable[[_Message], Iterable[Start | TakeBack]],
     ) -> None:
         try:
             async for message in messages:
                 await self._outbox.written()
-                match read(message):
-                    case Start() as start:
-                        self._start(start)
-                    case TakeBack(handle):
-                        self._take_back(handle, _cancelled())
+                for order in read(message):
+                    self._carry_out(order)
             while self._starting or self._living:
                 self._has_ended.clear()
                 await self._has_ended.wait()
@@ -140,6 +139,13 @@ class ManyStream(Generic[Part]):
             self.end(error)
         else:
             self.end(None)
+
+    def _carry_out(self, order: Start | TakeBack) -> None:
+        match order:
+            case Start():
+                self._start(order)
+            case TakeBack(handle):
+                self._take_back(handle, _cancelled())
 
     def _start(self, start: Start) -> None:
         handle = start.handle

@@ -1,7 +1,7 @@
 """The gateway's gRPC face."""
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from typing import Any, TypeVar, cast
 
@@ -99,7 +99,7 @@ class GatewayServicer(gateway_service_pb2_grpc.GatewayServiceServicer):
             self._streams.add(stream)
             try:
                 await context.write(pb.GenerateManyResponse())
-                await stream.run(request_iterator, partial(self._order, context), write)
+                await stream.run(request_iterator, partial(self._orders, context), write)
             finally:
                 self._streams.discard(stream)
 
@@ -160,23 +160,29 @@ class GatewayServicer(gateway_service_pb2_grpc.GatewayServiceServicer):
             return pb.DetokenizeResponse(text=text)
         raise AssertionError("aborting raises")
 
-    def _order(
+    def _orders(
         self, context: _Context, request: pb.GenerateManyRequest | Malformed
-    ) -> Start | TakeBack:
+    ) -> Iterator[Start | TakeBack]:
         """What one message of a stream of many generations asks for.
 
         Raises:
             InvalidRequestError: MALFORMED_MESSAGE, UNEXPECTED_MESSAGE or HANDLE_MISSING.
         """
         message = _well_formed(request)
-        kind = message.WhichOneof("message")
-        if kind == "cancel":
-            return TakeBack(message.cancel.handle)
-        if kind != "start":
-            raise InvalidRequestError(
-                "UNEXPECTED_MESSAGE", "the message is neither a start nor a cancel"
-            )
-        start = message.start
+        match message.WhichOneof("message"):
+            case "start":
+                yield self._start(context, message.start)
+            case "cancel":
+                yield TakeBack(message.cancel.handle)
+            case "orders":
+                for order in message.orders.orders:
+                    yield from self._orders(context, order)
+            case _:
+                raise InvalidRequestError(
+                    "UNEXPECTED_MESSAGE", "the message is neither a start nor a cancel"
+                )
+
+    def _start(self, context: _Context, start: pb.GenerateStart) -> Start:
         if not start.handle:
             raise InvalidRequestError("HANDLE_MISSING", "a start needs a handle that is not 0")
         remaining_s = seconds_of(start.timeout) if start.HasField("timeout") else None

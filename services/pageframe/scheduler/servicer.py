@@ -148,6 +148,9 @@ class SchedulerServicer(scheduler_service_pb2_grpc.SchedulerServiceServicer):
             cancel = request.cancel
             sample = cancel.sample_index if cancel.HasField("sample_index") else None
             self._loop.cancel(gateway.number, cancel.handle, sample)
+        elif kind == "orders":
+            for order in request.orders.orders:
+                self._dispatch(order, gateway)
         else:
             raise PreconditionError(
                 "UNEXPECTED_MESSAGE", f"a {kind or 'message of no kind'} is not expected here"

@@ -20,7 +20,6 @@ is woken once, not for each token.
 import asyncio
 import itertools
 import sys
-from collections import deque
 from collections.abc import AsyncGenerator, Callable
 
 import grpc
@@ -37,6 +36,7 @@ from pageframe.core.errors import (
     UnimplementedError,
 )
 from pageframe.core.limits import LIMITS
+from pageframe.rpc.orders import OrderQueue
 from pageframe.rpc.status import from_rpc_error, make_error
 from pageframe.v1 import gateway_service_pb2 as pb
 from pageframe.v1 import gateway_service_pb2_grpc
@@ -187,21 +187,20 @@ class _Stream:
         self._call = call
         self._handles = itertools.count(1)
         self._living: dict[int, _Inbox] = {}
-        self._outbox: deque[pb.GenerateManyRequest] = deque()
-        self._outbox_filled = asyncio.Event()
+        self._outbox = OrderQueue(_join)
         self._task = asyncio.create_task(self._run())
 
     def start(self, start: pb.GenerateStart, inbox: _Inbox) -> int:
         """Begin a generation; sets and returns its handle."""
         start.handle = next(self._handles)
         self._living[start.handle] = inbox
-        self._send(pb.GenerateManyRequest(start=start))
+        self._outbox.put(pb.GenerateManyRequest(start=start))
         return start.handle
 
     async def leave(self, handle: int) -> None:
         """Take back a generation unless it has ended; with the last one the stream ends."""
         if self._living.pop(handle, None) is not None:
-            self._send(pb.GenerateManyRequest(cancel=pb.GenerateCancel(handle=handle)))
+            self._outbox.put(pb.GenerateManyRequest(cancel=pb.GenerateCancel(handle=handle)))
         if not self._living:
             self._end()
             await asyncio.wait((self._task,))
@@ -215,10 +214,6 @@ class _Stream:
     def _end(self) -> None:
         self.is_open = False
         self._call.cancel()
-
-    def _send(self, request: pb.GenerateManyRequest) -> None:
-        self._outbox.append(request)
-        self._outbox_filled.set()
 
     async def _run(self) -> None:
         writer = asyncio.create_task(self._write_all())
@@ -235,16 +230,11 @@ class _Stream:
 
     async def _write_all(self) -> None:
         await self._may_write.wait()
-        while True:
-            await self._outbox_filled.wait()
-            self._outbox_filled.clear()
-            while self._outbox:
-                try:
-                    await self._call.write(self._outbox.popleft())
-                except (grpc.RpcError, asyncio.InvalidStateError):
-                    # The reader hears of the end, too.
-                    self._write_failed = True
-                    return
+        try:
+            await self._outbox.write_all(self._call.write)
+        except (grpc.RpcError, asyncio.InvalidStateError):
+            # The reader hears of the end, too.
+            self._write_failed = True
 
     async def _read_all(self) -> None:
         while self._living:
@@ -299,6 +289,10 @@ class _Stream:
         living, self._living = self._living, {}
         for inbox in living.values():
             inbox.fail(make())
+
+
+def _join(orders: list[pb.GenerateManyRequest]) -> pb.GenerateManyRequest:
+    return pb.GenerateManyRequest(orders=pb.GenerateOrders(orders=orders))
 
 
 def _closed() -> CancelledError:

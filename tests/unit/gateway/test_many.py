@@ -81,7 +81,7 @@ class Stream:
 def _as_it_is(order):
     if isinstance(order, Exception):
         raise order
-    return order
+    return [order]
 
 
 async def until(condition):

@@ -71,6 +71,8 @@ uint32_t Signal::wait_while(uint32_t value) {
             pause();
             if ((now = load()) != value) return now;
         }
+        // Another process may wait for this core; alone, this returns at once.
+        std::this_thread::yield();
     } while (std::chrono::steady_clock::now() < deadline);
     num_sleepers_.fetch_add(1, std::memory_order_seq_cst);
     while ((now = value_.load(std::memory_order_seq_cst)) == value) sleep_while(&value_, value);

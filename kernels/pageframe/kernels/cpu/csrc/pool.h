@@ -15,8 +15,9 @@
 // - All threads make the same calls of parallel_for, with the same num_tasks.
 // - What a phase wrote is seen by every later phase.
 //
-// Waiting spins for about 50 us, then sleeps on a futex. After a fork the child's pool has no
-// threads but the caller's, and works.
+// Waiting spins for about 50 us, then sleeps on a futex. Whoever spins offers its core again and
+// again: a process that waits for a core takes this one, and not that of a thread that holds a task.
+// After a fork the child's pool has no threads but the caller's, and works.
 #pragma once
 
 #include <atomic>
