@@ -13,6 +13,7 @@ from pageframe.core.errors import PageframeError
 from pageframe.rpc.status import to_rich_status
 from pageframe.v1 import gateway_service_pb2 as pb
 from pageframe.v1 import gateway_service_pb2_grpc, sequence_pb2
+from unit.orders import each
 
 
 class PlayedGateway(gateway_service_pb2_grpc.GatewayServiceServicer):
@@ -63,7 +64,7 @@ class PlayedManyGateway(PlayedGateway):
     def GenerateMany(self, request_iterator, context):  # noqa: N802
         metadata = dict(context.invocation_metadata())
         yield pb.GenerateManyResponse()
-        for order in request_iterator:
+        for order in each(request_iterator):
             self.orders.put(order)
             if not order.HasField("start"):
                 continue

@@ -468,4 +468,4 @@ def test_a_program_that_closes_nothing_hears_no_complaint(how):
             timeout=60,
         )
     assert ended.stdout == "all is well\n"
-    assert [line for line in ended.stderr.splitlines() if "goaway" not in line] == []
+    assert [line for line in ended.stderr.splitlines() if "goaway" not in line] == [], ended.stderr

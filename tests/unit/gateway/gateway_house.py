@@ -21,6 +21,7 @@ from pageframe.v1 import (
 )
 from pageframe.wire.replica import replica_to_proto
 from unit.gateway.replicas import make_facts
+from unit.orders import each
 
 TIMEOUT_S = 20
 
@@ -33,6 +34,7 @@ class PlayedScheduler(scheduler_service_pb2_grpc.SchedulerServiceServicer):
         self.submitted = asyncio.Queue()
         self.cancelled = asyncio.Queue()
         self.streams = []
+        self.messages = []
 
     async def Connect(self, request_iterator, context):  # noqa: N802
         outbox = asyncio.Queue()
@@ -48,11 +50,13 @@ class PlayedScheduler(scheduler_service_pb2_grpc.SchedulerServiceServicer):
 
     async def _read(self, request_iterator):
         async for request in request_iterator:
-            kind = request.WhichOneof("message")
-            if kind == "submit":
-                self.submitted.put_nowait(request.submit)
-            elif kind == "cancel":
-                self.cancelled.put_nowait(request.cancel)
+            self.messages.append(request)
+            for order in each([request]):
+                kind = order.WhichOneof("message")
+                if kind == "submit":
+                    self.submitted.put_nowait(order.submit)
+                elif kind == "cancel":
+                    self.cancelled.put_nowait(order.cancel)
 
     def tokens(self, submission, token_ids, sample_index=0):
         self._say(

@@ -41,6 +41,10 @@ def cancel(handle):
     return pb.GenerateManyRequest(cancel=pb.GenerateCancel(handle=handle))
 
 
+def together(*orders):
+    return pb.GenerateManyRequest(orders=pb.GenerateOrders(orders=orders))
+
+
 class OneCaller:
     """The caller's end of one stream."""
 
@@ -127,7 +131,8 @@ def test_two_generations_share_a_stream_from_end_to_end(folder):
 )
 def test_each_start_has_a_trace_context_of_its_own(folder, traceparent, span_id):
     async def scenario(house):
-        return house.servicer._order(None, start(3, traceparent=traceparent)).parent
+        (order,) = house.servicer._orders(None, start(3, traceparent=traceparent))
+        return order.parent
 
     parent = run(folder, scenario)
     assert (parent and parent.span_id) == span_id
@@ -186,14 +191,23 @@ def test_numbers_of_a_failure_come_along(folder):
 
 
 BAD_MESSAGES = {
-    "MALFORMED_MESSAGE": b"\xff\xff\xff",
-    "UNEXPECTED_MESSAGE": pb.GenerateManyRequest().SerializeToString(),
-    "HANDLE_MISSING": start(0).SerializeToString(),
+    "MALFORMED_MESSAGE": [b"\xff\xff\xff"],
+    "UNEXPECTED_MESSAGE": [
+        pb.GenerateManyRequest().SerializeToString(),
+        together(cancel(9), pb.GenerateManyRequest()).SerializeToString(),
+    ],
+    "HANDLE_MISSING": [
+        start(0).SerializeToString(),
+        together(start(2), start(0)).SerializeToString(),
+    ],
 }
 
 
-@pytest.mark.parametrize("reason", BAD_MESSAGES)
-def test_a_message_that_belongs_to_no_generation_ends_the_stream(folder, reason):
+@pytest.mark.parametrize(
+    ("reason", "message"),
+    [(reason, message) for reason, messages in BAD_MESSAGES.items() for message in messages],
+)
+def test_a_message_that_belongs_to_no_generation_ends_the_stream(folder, reason, message):
     async def scenario(house):
         caller = OneCaller(house)
         caller.call = house.channel.stream_stream(
@@ -201,7 +215,7 @@ def test_a_message_that_belongs_to_no_generation_ends_the_stream(folder, reason)
         )(timeout=TIMEOUT_S)
         await caller.say(start(1).SerializeToString())
         submission = await house.submitted()
-        await caller.say(BAD_MESSAGES[reason])
+        await caller.say(message)
         error = await caller.error()
         assert (await house.cancelled()).handle == submission.handle
         return error
@@ -209,6 +223,43 @@ def test_a_message_that_belongs_to_no_generation_ends_the_stream(folder, reason)
     error = run(folder, scenario)
     assert isinstance(error, InvalidRequestError)
     assert error.reason == reason
+
+
+def test_several_orders_of_one_message_are_carried_out_in_their_order(folder):
+    async def scenario(house):
+        caller = OneCaller(house)
+        # The cancel is of the first start, and the last one has its handle again.
+        await caller.say(together(start(1), start(2), together(cancel(1), cancel(77)), start(3)))
+        assert (await caller.last_part(1)).failure.reason == "CANCELLED"
+        await caller.say(together(start(1)))
+        submissions = [await house.submitted() for _ in range(3)]
+        for submission in submissions:
+            house.scheduler.end(submission)
+        ended = []
+        while len(ended) < 3:
+            part = await caller.next_part()
+            if part.HasField("completion"):
+                ended.append(part.handle)
+        caller.call.cancel()
+        return ended
+
+    assert sorted(run(folder, scenario)) == [1, 2, 3]
+
+
+def test_requests_that_come_at_once_go_on_together(folder):
+    async def scenario(house):
+        caller = OneCaller(house)
+        await caller.say(*[start(handle) for handle in range(1, 4)])
+        for _ in range(3):
+            await house.submitted()
+        house.scheduler.messages.clear()
+        await caller.say(together(*[start(handle) for handle in range(4, 12)]))
+        for _ in range(8):
+            await house.submitted()
+        caller.call.cancel()
+        return [message.WhichOneof("message") for message in house.scheduler.messages]
+
+    assert run(folder, scenario) == ["orders"]
 
 
 def test_a_handle_in_use_ends_both(folder):
