@@ -175,14 +175,9 @@ class ManyStream(Generic[Part]):
             del self._starting[handle]
         self._has_ended.set()
         error = self._taken_back.pop(handle, None)
-        if error is None:
-            return
-        if task.cancelled():
-            # Told here: a task that is cancelled before its first step never runs.
+        # Told here: a task that is cancelled before its first step never runs.
+        if error is not None and task.cancelled():
             self._tell(handle, error)
-        else:
-            # It was through when the order came.
-            self._take_back(handle, error)
 
     def _take_back(self, handle: int, error: PageframeError) -> None:
         """Have a generation end with ``error``; nothing happens if it has ended."""

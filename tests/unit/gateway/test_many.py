@@ -19,6 +19,7 @@ from pageframe.gateway.many import ManyStream, Start, TakeBack
 from pageframe.gateway.output import Header, OutputDelta, SampleEnd
 from pageframe.gateway.request import GenerateInput
 from pageframe.rpc.auth import Authenticator
+from pageframe.telemetry.metrics import REQUESTS
 
 NUM_BATCH = 64
 
@@ -392,6 +393,49 @@ def test_all_that_live_are_given_up_when_their_caller_reads_nothing_for_long(lin
 
     reasons = errors(run(scenario))
     assert reasons == dict.fromkeys((1, 2, 3), "OUTPUT_NOT_READ")
+
+
+def test_one_that_is_still_being_prepared_is_given_up_too(link):
+    async def scenario():
+        stream = Stream(link, unread_s=0.0)
+        stream.start(1)
+        await stream.all_submitted(1)
+        prepared = asyncio.Event()
+
+        async def prepare(_request, _parent):
+            await prepared.wait()
+
+        stream.service.start = prepare
+        stream.start(2)
+        await until(lambda: 2 in stream.many._starting)
+        stream.reads.clear()
+        stream.tokens(0)
+        await stream.blocked.wait()
+        await until(lambda: link.cancels)
+        stream.reads.set()
+        await until(lambda: len(errors(stream.messages)) == 2)
+        stream.end_own_side()
+        await stream.ended()
+        return stream.messages
+
+    assert errors(run(scenario)) == dict.fromkeys((1, 2), "OUTPUT_NOT_READ")
+
+
+def test_one_that_its_caller_takes_back_counts_as_cancelled(link):
+    async def scenario():
+        stream = Stream(link)
+        stream.start(1)
+        await stream.all_submitted(1)
+        stream.cancel(1)
+        await until(lambda: errors(stream.messages))
+        stream.start(2)
+        await until(lambda: len(link.submissions) == 2)
+        await stream.leave()
+        return list(stream.service.readings())
+
+    counted = [reading for reading in run(scenario) if reading.metric is REQUESTS]
+    outcomes = {reading.labels[1]: reading.value for reading in counted}
+    assert outcomes == {"cancelled": 1, "client_gone": 1}
 
 
 def test_a_caller_that_reads_is_not_given_up(link):

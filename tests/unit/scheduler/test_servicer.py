@@ -71,13 +71,40 @@ def test_the_first_message_has_to_be_a_hello_with_a_name(run, first):
     run(scenario)
 
 
-@pytest.mark.parametrize("again", [{}, {"hello": pb.GatewayHello(gateway_id="g")}])
+HELLO = {"hello": pb.GatewayHello(gateway_id="g")}
+
+
+def together(*orders):
+    return {"orders": pb.ConnectOrders(orders=[pb.ConnectRequest(**order) for order in orders])}
+
+
+@pytest.mark.parametrize("again", [{}, HELLO, together(HELLO), together({})])
 def test_after_the_hello_come_submissions_and_cancels_only(run, again):
     async def scenario(house, stream):
         peer = await house.connect()
         await peer.say(**again)
         error = await peer.end()
         assert (error.status, error.reason) == ("FAILED_PRECONDITION", "UNEXPECTED_MESSAGE")
+
+    run(scenario)
+
+
+def test_several_orders_of_one_message_are_carried_out_in_their_order(run):
+    async def scenario(house, stream):
+        peer = await house.connect()
+        requests = [
+            make_submission(handle, max_tokens=2, request_id=str(handle)) for handle in (1, 2, 3)
+        ]
+        one, two, three = ({"submit": submission_to_proto(request)} for request in requests)
+        await peer.say(**together(one, two, {"cancel": pb.CancelSubmission(handle=2)}, three))
+        async with serving(stream):
+            completions = await peer.hear_completions(3)
+        reasons = {completion.handle: completion.finish_reason for completion in completions}
+        assert reasons == {
+            1: FinishReason.LENGTH,
+            2: FinishReason.CANCELLED,
+            3: FinishReason.LENGTH,
+        }
 
     run(scenario)
 
