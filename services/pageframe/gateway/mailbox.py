@@ -51,9 +51,11 @@ class Mailbox:
     def when_filled(self, on_filled: Callable[[], None]) -> None:
         """Be told by a call, instead of by ``wait``, that there is something to take.
 
-        Once for all that gathers until it is taken. Nothing may have been put yet.
+        Once for all that gathers until it is taken; at once where something is there already.
         """
         self._on_filled = on_filled
+        if self._pending or self._error is not None:
+            on_filled()
 
     @property
     def error(self) -> PageframeError | None:

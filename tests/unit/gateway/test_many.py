@@ -421,6 +421,27 @@ def test_one_that_is_still_being_prepared_is_given_up_too(link):
     assert errors(run(scenario)) == dict.fromkeys((1, 2), "OUTPUT_NOT_READ")
 
 
+def test_one_that_is_cancelled_by_name_while_it_is_prepared_does_not_wait_for_tokens(link):
+    async def scenario():
+        stream = Stream(link)
+        start = stream.service.start
+
+        async def cancelled_meanwhile(request, parent):
+            running = await start(request, parent)
+            stream.service.cancel(request.tenant, "named")
+            return running
+
+        stream.service.start = cancelled_meanwhile
+        stream.start(1, request_id="named")
+        await until(lambda: errors(stream.messages))
+        await stream.leave()
+        return stream.messages
+
+    messages = run(scenario)
+    assert kinds(messages) == ["Header", "CancelledError"]
+    assert link.cancels == [(1, None)]
+
+
 def test_one_that_its_caller_takes_back_counts_as_cancelled(link):
     async def scenario():
         stream = Stream(link)
