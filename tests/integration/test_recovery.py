@@ -70,8 +70,8 @@ def is_connected(system: System) -> bool:
 
 
 def run_all(system: System, when_under_way: Callable[[], None]) -> list[Output]:
-    """Run all requests at once, and do something when the first of them is well under way."""
-    is_under_way = threading.Event()
+    """Run all requests, and do something when the first, which began first, is well under way."""
+    has_begun, is_under_way = threading.Event(), threading.Event()
 
     def run(request: GenerationRequest) -> Output:
         token_ids: list[list[int]] = [[] for _ in range(request.num_samples)]
@@ -80,6 +80,8 @@ def run_all(system: System, when_under_way: Callable[[], None]) -> list[Output]:
             for event in client.generate(request, timeout_s=PATIENCE_S):
                 if isinstance(event, Delta):
                     token_ids[event.sample_index] += event.token_ids
+                elif isinstance(event, Started) and request is REQUESTS[0]:
+                    has_begun.set()
                 elif isinstance(event, Finished) and event.sample_index == 0:
                     executor_lost_ns = event.account.stall_ns.get(StallCause.EXECUTOR_LOST, 0)
                 if len(token_ids[0]) >= NUM_TOKENS_BEFORE and request is REQUESTS[0]:
@@ -87,7 +89,9 @@ def run_all(system: System, when_under_way: Callable[[], None]) -> list[Output]:
         return Output(token_ids, executor_lost_ns)
 
     with ThreadPoolExecutor(len(REQUESTS)) as threads:
-        running = [threads.submit(run, request) for request in REQUESTS]
+        running = [threads.submit(run, REQUESTS[0])]
+        assert has_begun.wait(PATIENCE_S)
+        running += [threads.submit(run, request) for request in REQUESTS[1:]]
         assert is_under_way.wait(PATIENCE_S)
         when_under_way()
         return [future.result() for future in running]
