@@ -19,8 +19,11 @@ namespace {
 
 // Rows of a task: a multiple of every tile; 120 rows of 256 inputs are 120 KiB.
 constexpr int64_t kRowBlock = 120;
-// Most steps of a block: 18 KiB of weights where a vector has 8 lanes, 36 where it has 16.
+// Most steps of a block. Few rows wait for weights, so that a block and the next one have to fit into
+// the first-level cache, 18 KiB each; many rows compute, and take up their sums again for each block.
 constexpr int64_t kBlockSteps = 288;
+constexpr int64_t kBlockStepsOfFew = std::min(kBlockSteps, 18 * 1024 / kStepBytes);
+constexpr int64_t kFewTiles = 6;
 // How far ahead of what is used weights are fetched where they pass only once.
 constexpr int64_t kAheadBytes = 64 * kStepBytes;
 // At the end of a phase a thread waits for what another has under way, so tasks are small: many for
@@ -106,7 +109,9 @@ public:
           num_whole_steps_(call.shape.num_in / Format::kInputsPerStep),
           panel_size_(linear_panel_size(call.shape)),
           // With one tile of rows nothing is read twice: blocks would only interrupt the stream.
-          blocks_(num_whole_steps_, tiles_.num_groups == 1 ? num_steps_ : kBlockSteps) {}
+          blocks_(num_whole_steps_, tiles_.num_groups == 1            ? num_steps_
+                                    : tiles_.num_groups <= kFewTiles ? kBlockStepsOfFew
+                                                                     : kBlockSteps) {}
 
     void run() {
         const int64_t num_rows = task_.row_end - task_.row_begin;

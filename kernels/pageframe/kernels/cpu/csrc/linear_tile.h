@@ -153,7 +153,7 @@ void accumulate(const TileArgs<Format>& args) {
     for (int64_t step = 0; step < args.num_steps; step++) {
         // Where panels stand side by side there is little to compute, and the machine looks ahead.
         if constexpr (kPanels == 1) {
-            for (int64_t line = 0; line < kStepLines; line++) prefetch_near(ahead + line * kLineBytes);
+            for (int64_t line = 0; line < kStepLines; line++) prefetch_passing(ahead + line * kLineBytes);
             ahead += args.ahead_step;
         }
 #pragma GCC unroll 2

@@ -89,6 +89,9 @@ inline constexpr int64_t kLineBytes = 64;  // of a cache
 PF_INLINE void prefetch(const void* address) { __builtin_prefetch(address, 0, 3); }
 // Only as far as the second-level cache.
 PF_INLINE void prefetch_near(const void* address) { __builtin_prefetch(address, 0, 2); }
+// Into the first-level cache and, where the machine can do that, past all others: what passes only
+// once drives nothing out of them.
+PF_INLINE void prefetch_passing(const void* address) { __builtin_prefetch(address, 0, 0); }
 
 // ---- arithmetic ----------------------------------------------------------------------------------
 
