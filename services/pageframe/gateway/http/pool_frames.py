@@ -71,6 +71,8 @@ class PoolFrames:
         self.num_resets = 0
         self._caller = caller
         self._mirror: PoolMirror | None = None
+        # The last operation of the newest version, and its step; the mirror may know later ones.
+        self._operation = self._step = 0
         self._away = "the executor has not answered yet"
         self._changes: deque[_Change] = deque(maxlen=NUM_VERSIONS_KEPT)
         self._steps: deque[StepFacts] = deque(maxlen=NUM_STEPS_SHOWN)
@@ -80,8 +82,7 @@ class PoolFrames:
     def begin(self, mirror: PoolMirror) -> None:
         """A new mirror: everybody gets everything."""
         self._mirror, self._away = mirror, ""
-        mirror.changed.clear()
-        mirror.named.clear()
+        self._take_news(mirror)
         self._changes.clear()
         self._bump()
 
@@ -96,9 +97,7 @@ class PoolFrames:
         changed: frozenset[int] = frozenset()
         named: frozenset[int] = frozenset()
         if self._mirror is not None:
-            changed, named = frozenset(self._mirror.changed), frozenset(self._mirror.named)
-            self._mirror.changed.clear()
-            self._mirror.named.clear()
+            changed, named = self._take_news(self._mirror)
         self._steps.extend(steps)
         self._samples.extend(samples)
         self._changes.append(_Change(changed, named, steps, samples))
@@ -114,6 +113,14 @@ class PoolFrames:
         if key not in self._encoded:
             self._encoded[key] = encode_json(self._whole() if is_whole else self._delta(num_behind))
         return self._encoded[key]
+
+    def _take_news(self, mirror: PoolMirror) -> tuple[frozenset[int], frozenset[int]]:
+        """Blocks that changed and sequences that were named since the last version."""
+        news = frozenset(mirror.changed), frozenset(mirror.named)
+        mirror.changed.clear()
+        mirror.named.clear()
+        self._operation, self._step = mirror.operation, mirror.step
+        return news
 
     def _bump(self) -> None:
         self.version += 1
@@ -169,8 +176,8 @@ class PoolFrames:
         named = mirror.names if sequence_ids is None else sequence_ids & mirror.names.keys()
         columns = mirror.columns(block_ids)
         return frame | {
-            "operation": mirror.operation,
-            "step": mirror.step,
+            "operation": self._operation,
+            "step": self._step,
             "columns": {name: _base64(column) for name, column in columns.items()},
             "holders": [[block_id, *ids] for block_id, ids in shared.items()],
             "names": [[it, *_name(mirror.names[it])] for it in named],

@@ -66,6 +66,22 @@ def test_what_follows_is_what_has_changed():
     assert screen.steps == [[5, 5.0, 2.5, 3, 17, 4]]
 
 
+def test_a_frame_is_as_of_an_operation_whose_blocks_it_has():
+    screen = Screen()
+    mirror = PoolMirror(OPERATOR, snapshot_of(table(1, 0)))
+    frames = frames_of(mirror)
+    see(frames, screen)
+    mirror.take(batch((KvOperation.ALLOCATE, 1, [4]), first=11), 0)
+    frames.publish()
+    # Heard of after the version was made, and before it is taken: a part of the next one.
+    mirror.take(batch((KvOperation.ALLOCATE, 1, [5]), first=12), 0)
+    see(frames, screen)
+    assert (screen.last["operation"], screen.kinds()[4:]) == (11, ["held", "free"])
+    frames.publish()
+    see(frames, screen)
+    assert (screen.last["operation"], screen.kinds()[4:]) == (12, ["held", "held"])
+
+
 def test_the_same_frame_is_encoded_once(monkeypatch):
     encoded = []
     encode = pool_frames.encode_json
