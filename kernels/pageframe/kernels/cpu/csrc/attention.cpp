@@ -121,7 +121,7 @@ private:
         while (first < end) {
             const int64_t tile_end = std::min((first / kTileKeys + 1) * kTileKeys, end);
             kv_.find(call_.layer, table, first, tile_end);
-            look_ahead(table, tile_end);
+            look_ahead(tile_end);
             for (int64_t head = 0, count; head < num_heads_; head += count) {
                 count = num_heads_at_once(is_in_place_, num_heads_ - head);
                 kv_.load(call_.layer, first_head_ + head, count, head_rows_);
@@ -147,18 +147,26 @@ private:
         if (is_by_parts_) state_.order_by_parts(0, rows, dim, call_.layer.arena().dtype);
     }
 
-    // Behind the last keys of this item come the first ones of the item that follows in the plan.
-    void look_ahead(const BlockTable& table, int64_t first) {
+    // Ask for the lines of what comes behind this tile, and for the pages of what comes later.
+    void look_ahead(int64_t tile_end) {
+        kv_.look_ahead(call_.layer, range_behind(tile_end),
+                       num_heads_ * num_asks(head_rows_, call_.layer.head_bytes()));
+        find_pages(call_.layer, range_behind(tile_end + kPagesAhead * kTileKeys));
+    }
+
+    // The keys from `first` on, of one tile. Behind the last ones of this item come the first ones of the
+    // item that follows in the plan.
+    KvRange range_behind(int64_t first) const {
         const int64_t end = last_position() + 1;
-        const int64_t asks = num_heads_ * num_asks(head_rows_, call_.layer.head_bytes());
-        if (first < end || next_ == nullptr)
-            return kv_.look_ahead(call_.layer, table, first_head_, num_heads_, first,
-                                  std::min(first + kTileKeys, end), asks);
+        if (first < end || next_ == nullptr) return range(tile_, first, end);
         const int64_t next_end = next_->first_position + next_->num_tokens;
         const int64_t next_first = std::max(next_->first_split * kSplitKeys, next_->first_key);
-        kv_.look_ahead(call_.layer, call_.tables->table(next_->sequence, call_.group),
-                       next_->first_head, next_->num_heads(), next_first,
-                       std::min(next_first + kTileKeys, next_end), asks);
+        return range(*next_, next_first + (first - end) / kTileKeys * kTileKeys, next_end);
+    }
+
+    KvRange range(const QueryTile& tile, int64_t first, int64_t end) const {
+        return {call_.tables->table(tile.sequence, call_.group), tile.first_head, tile.num_heads(), first,
+                std::min((first / kTileKeys + 1) * kTileKeys, end)};
     }
 
     // Tokens [low, high) of the item see all of the tile; rows of the heads that are ready begin at

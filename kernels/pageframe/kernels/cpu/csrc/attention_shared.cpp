@@ -67,14 +67,24 @@ private:
         return call_.plan->sharing.members[static_cast<size_t>(at)];
     }
 
-    // Behind the last keys of this tile come the first ones of the next.
-    void look_ahead(int64_t first) {
-        const bool is_over = first == tile_.end_key && next_ != nullptr;
-        const SharedTile& tile = is_over ? *next_ : tile_;
-        if (is_over) first = tile.first_key;
-        kv_.look_ahead(call_.layer, table_of(tile), tile.first_head, tile.num_heads(), first,
-                       std::min(first + kTileKeys, tile.end_key),
+    // Ask for the lines of what comes behind these keys, and for the pages of what comes later.
+    void look_ahead(int64_t end) {
+        kv_.look_ahead(call_.layer, range_behind(end),
                        tile_.num_heads() * num_asks(head_rows_, call_.layer.head_bytes()));
+        find_pages(call_.layer, range_behind(end + kPagesAhead * kTileKeys));
+    }
+
+    // The keys from `first` on, of one tile of keys. Behind the last ones of this tile come the first ones
+    // of the next.
+    KvRange range_behind(int64_t first) const {
+        const int64_t end = tile_.end_key;
+        if (first < end || next_ == nullptr) return range(tile_, first);
+        return range(*next_, next_->first_key + (first - end) / kTileKeys * kTileKeys);
+    }
+
+    KvRange range(const SharedTile& tile, int64_t first) const {
+        return {table_of(tile), tile.first_head, tile.num_heads(), first,
+                std::min((first / kTileKeys + 1) * kTileKeys, tile.end_key)};
     }
 
     void leave() {

@@ -22,6 +22,13 @@ PF_INLINE void for_blocks(int64_t block_size, BlockTable table, int64_t first, i
     }
 }
 
+constexpr uintptr_t kPageBytes = 4096;
+
+const uint8_t* next_page(const uint8_t* address) {
+    const auto at = reinterpret_cast<uintptr_t>(address);
+    return address + (kPageBytes - at % kPageBytes);
+}
+
 // kLanes words of a row, or so many as it has; nothing behind the row is touched.
 template <bool is_whole>
 PF_INLINE f32v load_words(const uint8_t* row, int64_t from, int64_t num_words) {
@@ -147,19 +154,29 @@ void KvTile::find(const KvLayer& layer, BlockTable table, int64_t first, int64_t
     }
 }
 
-void KvTile::look_ahead(const KvLayer& layer, BlockTable table, int64_t first_head,
-                        int64_t num_heads, int64_t first, int64_t end, int64_t num_asks) {
+void find_pages(const KvLayer& layer, const KvRange& range) {
+    for_blocks(layer.arena().block_size, range.table, range.first, range.end,
+               [&](int64_t, int64_t block, int64_t offset, int64_t count) {
+                   for (const KvSide side : {KvSide::kKeys, KvSide::kValues}) {
+                       const uint8_t* const rows = layer.row(side, block, offset, 0);
+                       const uint8_t* const end = rows + count * layer.token_bytes();
+                       for (const uint8_t* at = rows; at < end; at = next_page(at)) prefetch_near(at);
+                   }
+               });
+}
+
+void KvTile::look_ahead(const KvLayer& layer, const KvRange& next, int64_t num_asks) {
     const uint8_t** to = ahead;
-    const int64_t bytes = num_heads * layer.head_bytes();
+    const int64_t bytes = next.num_heads * layer.head_bytes();
     // All heads of tokens lie end to end.
     const bool has_all = bytes == layer.token_bytes();
-    for_blocks(layer.arena().block_size, table, first, end,
+    for_blocks(layer.arena().block_size, next.table, next.first, next.end,
                [&](int64_t, int64_t block, int64_t offset, int64_t count) {
                    const int64_t num_runs = has_all ? 1 : count;
                    const int64_t run_bytes = has_all ? count * bytes : bytes;
                    const int64_t num_lines = (run_bytes + kLineBytes - 1) / kLineBytes;
                    for (const KvSide side : {KvSide::kKeys, KvSide::kValues}) {
-                       const uint8_t* row = layer.row(side, block, offset, first_head);
+                       const uint8_t* row = layer.row(side, block, offset, next.first_head);
                        for (int64_t i = 0; i < num_runs; i++, row += layer.token_bytes()) {
                            for (int64_t n = 0; n < num_lines; n++) to[n] = row + n * kLineBytes;
                            to += num_lines;

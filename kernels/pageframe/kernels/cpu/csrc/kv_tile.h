@@ -48,9 +48,24 @@ inline constexpr int64_t kPointerFloats = int64_t{sizeof(void*)} / int64_t{sizeo
 // loop around it the compiler keeps that loop's sums in memory.
 template <int num>
 PF_INLINE void ask(const uint8_t**& lines) {
-    times<num>([&](auto i) PF_EACH { prefetch(lines[i]); });
+    times<num>([&](auto i) PF_EACH { prefetch_passing(lines[i]); });
     lines += num;
 }
+
+// Positions [first, end) of one sequence, which lie within one tile, and the heads that somebody wants of
+// them; none if `first` is not below `end`.
+struct KvRange {
+    BlockTable table;
+    int64_t first_head, num_heads;
+    int64_t first, end;
+};
+
+// Ask for a line of each page that a range lies in, long before all of them are: where the machine has to
+// look up a page first, in tables that are in no cache either, every line of it would wait for that.
+void find_pages(const KvLayer& layer, const KvRange& range);
+
+// So many tiles before their lines are asked for.
+inline constexpr int64_t kPagesAhead = 2;
 
 struct KvTile {
     float* keys;                     // [padded_dim][kTileKeys]
@@ -99,11 +114,9 @@ struct KvTile {
     // Make it the tile of positions [first, end), which lie within one.
     void find(const KvLayer& layer, BlockTable table, int64_t first, int64_t end);
 
-    // Positions and heads that come next, of which memory is asked for piece by piece while this tile
-    // is used. The machine does not see them coming: blocks lie anywhere. A tile that is brought asks
-    // `num_asks` times.
-    void look_ahead(const KvLayer& layer, BlockTable table, int64_t first_head, int64_t num_heads,
-                    int64_t first, int64_t end, int64_t num_asks);
+    // What comes next, of which memory is asked for piece by piece while this tile is used. The machine
+    // does not see it coming: blocks lie anywhere. A tile that is brought asks `num_asks` times.
+    void look_ahead(const KvLayer& layer, const KvRange& next, int64_t num_asks);
 
     // Get the keys and values of num_heads_at_once heads ready, which so many query rows each will use.
     // The first is selected.

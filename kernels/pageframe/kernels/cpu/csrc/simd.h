@@ -86,7 +86,6 @@ PF_INLINE void store_first(float* to, f32v value, int64_t count) {
 }
 
 inline constexpr int64_t kLineBytes = 64;  // of a cache
-PF_INLINE void prefetch(const void* address) { __builtin_prefetch(address, 0, 3); }
 // Only as far as the second-level cache.
 PF_INLINE void prefetch_near(const void* address) { __builtin_prefetch(address, 0, 2); }
 // Into the first-level cache and, where the machine can do that, past all others: what passes only
