@@ -122,11 +122,9 @@ private:
             const int64_t tile_end = std::min((first / kTileKeys + 1) * kTileKeys, end);
             kv_.find(call_.layer, table, first, tile_end);
             look_ahead(tile_end);
-            for (int64_t head = 0, count; head < num_heads_; head += count) {
-                count = num_heads_at_once(is_in_place_, num_heads_ - head);
-                kv_.load(call_.layer, first_head_ + head, count, head_rows_);
+            kv_.use_heads(call_.layer, first_head_, num_heads_, head_rows_, [&](int64_t head, int64_t count) {
                 absorb_tile(head * head_rows_, count);
-            }
+            });
             first = tile_end;
         }
     }

@@ -42,12 +42,12 @@ public:
             const int64_t end = std::min((first / kTileKeys + 1) * kTileKeys, tile_.end_key);
             kv_.find(call_.layer, table_of(tile_), first, end);
             look_ahead(end);
-            for (int64_t head = 0, count; head < tile_.num_heads(); head += count) {
-                count = num_heads_at_once(is_in_place_, tile_.num_heads() - head);
-                kv_.load(call_.layer, tile_.first_head + head, count, head_rows_);
-                absorb(state_, queries_, {head * head_rows_, head_rows_, count, head_rows_}, kv_,
-                       {kv_.low, kv_.high}, shape_.head_dim);
-            }
+            kv_.use_heads(
+                call_.layer, tile_.first_head, tile_.num_heads(), head_rows_,
+                [&](int64_t head, int64_t count) {
+                    absorb(state_, queries_, {head * head_rows_, head_rows_, count, head_rows_}, kv_,
+                           {kv_.low, kv_.high}, shape_.head_dim);
+                });
             first = end;
         }
         leave();

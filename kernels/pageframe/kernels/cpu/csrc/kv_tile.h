@@ -37,10 +37,6 @@ inline bool is_used_in_place(const pf_kv_arena& arena, int64_t num_rows) {
 // Heads whose rows go through a tile together, where it is used in place.
 inline constexpr int kHeadsInPlace = 4;
 
-inline int64_t num_heads_at_once(bool is_in_place, int64_t num_heads) {
-    return is_in_place ? std::min<int64_t>(kHeadsInPlace, num_heads) : 1;
-}
-
 inline constexpr int64_t kPointerFloats = int64_t{sizeof(void*)} / int64_t{sizeof(float)};
 
 // Ask for some lines, as far as the first-level cache. Few at a time, and as evenly as can be: a core has
@@ -118,9 +114,17 @@ struct KvTile {
     // does not see it coming: blocks lie anywhere. A tile that is brought asks `num_asks` times.
     void look_ahead(const KvLayer& layer, const KvRange& next, int64_t num_asks);
 
-    // Get the keys and values of num_heads_at_once heads ready, which so many query rows each will use.
-    // The first is selected.
-    void load(const KvLayer& layer, int64_t first_head, int64_t num_heads, int64_t num_rows);
+    // Get the keys and values of heads ready, as many at a time as go through a tile together, which so
+    // many query rows each will use; each time use(head, count) of those, counted from `first_head`.
+    template <class Use>
+    void use_heads(const KvLayer& layer, int64_t first_head, int64_t num_heads, int64_t num_rows, Use&& use) {
+        const int64_t most = is_used_in_place(layer.arena(), num_rows) ? kHeadsInPlace : 1;
+        for (int64_t head = 0; head < num_heads; head += most) {
+            const int64_t count = std::min(most, num_heads - head);
+            load(layer, first_head + head, count, num_rows);
+            use(head, count);
+        }
+    }
 
     // Go to one of the heads that are ready, counted from the first.
     void select(int64_t head) {
@@ -142,6 +146,9 @@ struct KvTile {
     }
 
 private:
+    // The first of these heads is selected.
+    void load(const KvLayer& layer, int64_t first_head, int64_t num_heads, int64_t num_rows);
+
     float* scales_;  // [heads that are ready][2, kTileKeys]
     int64_t first_ready_, head_bytes_, side_bytes_;
 };

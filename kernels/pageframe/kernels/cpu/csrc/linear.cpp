@@ -51,6 +51,13 @@ struct EvenSplit {
     int64_t num_larger;
 };
 
+// Most steps of a block that so many tiles of rows pass, of num_steps in all.
+int64_t block_steps(int64_t num_tiles, int64_t num_steps) {
+    // With one tile nothing is read twice: blocks would only interrupt the stream.
+    if (num_tiles == 1) return num_steps;
+    return num_tiles <= kFewTiles ? kBlockStepsOfFew : kBlockSteps;
+}
+
 // Panels that tiles of a task with so many rows take at once.
 int side_by_side(int64_t num_rows) {
     return num_rows > 2 ? 1 : panels_of(static_cast<int>(num_rows));
@@ -108,10 +115,7 @@ public:
           num_steps_(cdiv(call.shape.num_in, Format::kInputsPerStep)),
           num_whole_steps_(call.shape.num_in / Format::kInputsPerStep),
           panel_size_(linear_panel_size(call.shape)),
-          // With one tile of rows nothing is read twice: blocks would only interrupt the stream.
-          blocks_(num_whole_steps_, tiles_.num_groups == 1            ? num_steps_
-                                    : tiles_.num_groups <= kFewTiles ? kBlockStepsOfFew
-                                                                     : kBlockSteps) {}
+          blocks_(num_whole_steps_, block_steps(tiles_.num_groups, num_steps_)) {}
 
     void run() {
         const int64_t num_rows = task_.row_end - task_.row_begin;
