@@ -18,12 +18,13 @@ import os
 import platform
 import sys
 import tempfile
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 from bench.engines.report import Row, as_table, summarise
 from bench.engines.worker_process import PEER_KINDS, Measurement, Peer, WorkerProcess, own_engines
-from bench.engines.workloads import NAMES, Workload, first_token_of, make_workload
+from bench.engines.workloads import NAMES, Workload, attempts, first_token_of, make_workload
 
 _OTHER_CORES_MAX = 0.15
 _TRIES_MAX = 3
@@ -73,26 +74,30 @@ def _measure(
     turns: dict[str, list[Measurement]] = {engine: [] for engine in workers}
     first_tokens: dict[str, list[Measurement]] = {engine: [] for engine in workers}
     for repetition in range(num_repetitions + 1):
-        workload = make_workload(name, repetition, vocab_size)
         for engine in _rotated(list(workers), repetition):
             worker = workers[engine]
             if name == "E":
-                first_tokens[engine].append(_turn(worker, first_token_of(workload)))
-            turns[engine].append(_turn(worker, workload))
+                lone = map(first_token_of, attempts(name, repetition, vocab_size))
+                first_tokens[engine].append(_turn(worker, lone))
+            turns[engine].append(_turn(worker, attempts(name, repetition, vocab_size)))
             _say(
                 f"{name} {repetition}/{num_repetitions} {engine}: {turns[engine][-1].wall_s:.2f} s"
             )
+    workload = make_workload(name, 0, vocab_size)
     return [
         summarise(worker.peer, workload, turns[engine][1:], first_tokens[engine][1:])
         for engine, worker in workers.items()
     ]
 
 
-def _turn(worker: WorkerProcess, workload: Workload) -> Measurement:
-    """One quiet measurement; the quietest of some where none was."""
+def _turn(worker: WorkerProcess, workloads: Iterator[Workload]) -> Measurement:
+    """One quiet measurement; the quietest of some where none was.
+
+    Each takes the next workload: an engine that keeps prompts would find them when asked again.
+    """
     tries: list[Measurement] = []
     while len(tries) < _TRIES_MAX:
-        tries.append(worker.measure(workload))
+        tries.append(worker.measure(next(workloads)))
         worker.rest()
         if tries[-1].other_cores <= _OTHER_CORES_MAX:
             break

@@ -6,12 +6,15 @@
     D   8 prompts of 256 tokens, 8 samples each
     E   one request: how long a first token takes, and each one behind it
 
-Repetitions have other token ids of the same lengths, so that nothing kept from one helps another.
+Repetitions have other token ids of the same lengths, and so has each attempt at one: nothing kept
+from one helps another.
 """
 
 import math
 import random
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import count
 from statistics import NormalDist
 
 _SEED = 20_241_121
@@ -51,9 +54,14 @@ class Workload:
         return asdict(self)
 
 
-def make_workload(name: str, repetition: int, vocab_size: int) -> Workload:
-    """The workload ``name``, one of ``NAMES``, with the token ids of ``repetition``."""
-    ids = random.Random(f"{_SEED} {name} {repetition}")
+def attempts(name: str, repetition: int, vocab_size: int) -> Iterator[Workload]:
+    """The workload of a repetition for each time that it is tried, without end."""
+    return (make_workload(name, repetition, vocab_size, attempt) for attempt in count())
+
+
+def make_workload(name: str, repetition: int, vocab_size: int, attempt: int = 0) -> Workload:
+    """The workload ``name``, one of ``NAMES``, with the ids of an attempt at ``repetition``."""
+    ids = random.Random(f"{_SEED} {name} {repetition} {attempt}")
 
     def tokens(count: int) -> list[int]:
         return [ids.randrange(_FIRST_PLAIN_TOKEN_ID, vocab_size) for _ in range(count)]

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from bench.engines import worker_process
-from bench.engines.__main__ import _peers
+from bench.engines.__main__ import _peers, _turn
 from bench.engines.report import as_table, summarise
 from bench.engines.worker_process import Measurement, Peer, WorkerProcess
-from bench.engines.workloads import NAMES, first_token_of, make_workload
+from bench.engines.workloads import NAMES, Workload, attempts, first_token_of, make_workload
 
 VOCAB_SIZE = 49_152
 
@@ -88,6 +88,34 @@ def test_repetitions_differ_in_ids_and_not_in_lengths(name: str) -> None:
         assert one.num_output_tokens == other.num_output_tokens
         # Not even a first block of 16 tokens is the same, so no prefix cache helps.
         assert one.prompt_token_ids[:16] != other.prompt_token_ids[:16]
+
+
+class NoisyWorker:
+    """Something else always runs beside it, least during its second workload."""
+
+    def __init__(self) -> None:
+        self.workloads: list[Workload] = []
+
+    def measure(self, workload: Workload) -> Measurement:
+        self.workloads.append(workload)
+        other_cores = (0.9, 0.5, 0.8)[len(self.workloads) - 1]
+        return Measurement(wall_s=1.0, num_wrong=0, own_cores=1.0, other_cores=other_cores)
+
+    def rest(self) -> None:
+        pass
+
+
+def test_a_turn_that_is_done_again_has_other_prompts() -> None:
+    worker = NoisyWorker()
+    assert _turn(worker, attempts("E", 1, VOCAB_SIZE)).other_cores == 0.5
+    prompts = [workload.requests[0].prompt_token_ids for workload in worker.workloads]
+    assert len({tuple(prompt[:16]) for prompt in prompts}) == 3
+    assert [len(prompt) for prompt in prompts] == [128] * 3
+
+
+def test_every_engine_has_the_same_attempts() -> None:
+    one, other = (attempts("D", 2, VOCAB_SIZE) for _ in range(2))
+    assert [next(one) for _ in range(3)] == [next(other) for _ in range(3)]
 
 
 def test_requests_of_b_share_512_tokens_and_no_more() -> None:
