@@ -119,7 +119,7 @@ private:
         begin(split, first < end);
         const BlockTable table = call_.tables->table(tile_.sequence, call_.group);
         while (first < end) {
-            const int64_t tile_end = std::min((first / kTileKeys + 1) * kTileKeys, end);
+            const int64_t tile_end = end_of_tile(first, end);
             kv_.find(call_.layer, table, first, tile_end);
             look_ahead(tile_end);
             kv_.use_heads(call_.layer, first_head_, num_heads_, head_rows_, [&](int64_t head, int64_t count) {
@@ -164,7 +164,7 @@ private:
 
     KvRange range(const QueryTile& tile, int64_t first, int64_t end) const {
         return {call_.tables->table(tile.sequence, call_.group), tile.first_head, tile.num_heads(), first,
-                std::min((first / kTileKeys + 1) * kTileKeys, end)};
+                end_of_tile(first, end)};
     }
 
     // Tokens [low, high) of the item see all of the tile; rows of the heads that are ready begin at

@@ -39,7 +39,7 @@ public:
     void run() {
         state_.clear(num_rows(), shape_.head_dim);
         for (int64_t first = tile_.first_key; first < tile_.end_key;) {
-            const int64_t end = std::min((first / kTileKeys + 1) * kTileKeys, tile_.end_key);
+            const int64_t end = end_of_tile(first, tile_.end_key);
             kv_.find(call_.layer, table_of(tile_), first, end);
             look_ahead(end);
             kv_.use_heads(
@@ -84,7 +84,7 @@ private:
 
     KvRange range(const SharedTile& tile, int64_t first) const {
         return {table_of(tile), tile.first_head, tile.num_heads(), first,
-                std::min((first / kTileKeys + 1) * kTileKeys, tile.end_key)};
+                end_of_tile(first, tile.end_key)};
     }
 
     void leave() {

@@ -21,6 +21,11 @@ namespace pf {
 inline constexpr int64_t kTileKeys = kLanes == 16 ? 16 : 32;
 static_assert(kTileKeys % kLanes == 0);
 
+// Where the keys from `first` on leave their tile, or end.
+inline int64_t end_of_tile(int64_t first, int64_t end) {
+    return std::min((first / kTileKeys + 1) * kTileKeys, end);
+}
+
 // head_dim rounded up to whole vectors: how far apart rows of scratch are.
 inline int64_t padded_dim(int64_t head_dim) { return (head_dim + kLanes - 1) / kLanes * kLanes; }
 
