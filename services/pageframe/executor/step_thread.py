@@ -22,6 +22,7 @@ from typing import Any, Protocol, TypeVar
 
 import structlog
 
+from pageframe.config.cores import go_first
 from pageframe.core.clock import Clock, SystemClock
 from pageframe.core.errors import PageframeError
 from pageframe.core.plan import StepPlan
@@ -234,6 +235,8 @@ class StepThread:
             await asyncio.to_thread(self._thread.join)
 
     def _run(self) -> None:
+        # The engine is built here, so the threads of its kernels go first with this one.
+        go_first()
         try:
             while (command := self._next_command()) is not None:
                 command()

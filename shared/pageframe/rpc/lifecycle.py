@@ -19,6 +19,7 @@ import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from pageframe.config.cores import give_way
 from pageframe.core.errors import PageframeError, UnavailableError
 from pageframe.rpc.channel import MESSAGE_OPTIONS
 from pageframe.rpc.keepalive import Keepalive
@@ -172,6 +173,7 @@ def run_service(name: str, main: Callable[[], Awaitable[None]]) -> None:
     The exit code is as ``ready.announce_failure`` says.
     """
     use_short_switch_interval()
+    give_way()
     try:
         asyncio.run(_as_coroutine(main))
     except PageframeError as error:

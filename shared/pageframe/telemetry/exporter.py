@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
+from pageframe.config.cores import give_way
 from pageframe.core.errors import PageframeError
 from pageframe.core.trace import TraceMode
 from pageframe.core.units import NANOSECONDS_PER_SECOND
@@ -248,4 +249,5 @@ class Exporter:
 
 def lower_priority() -> None:
     """Let every service go first: spans can wait, steps cannot."""
+    give_way()
     os.nice(10)

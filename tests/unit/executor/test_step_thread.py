@@ -2,11 +2,14 @@
 
 import asyncio
 import contextlib
+import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import structlog
 
+from pageframe.config.cores import give_way
 from pageframe.core.errors import ResourceExhaustedError
 from pageframe.core.plan import StepPlan
 from pageframe.core.replica import PoolAccount, TenantQuota
@@ -388,3 +391,16 @@ def test_a_pause_while_a_sequence_lives_is_no_rest():
         assert desk.num_rests == 3
 
     run(scenario)
+
+
+def test_the_step_thread_goes_first_where_the_one_that_starts_it_gives_way():
+    async def scenario(house):
+        assert os.sched_getscheduler(0) == os.SCHED_BATCH
+        assert await house.steps.call(lambda: os.sched_getscheduler(0)) == os.SCHED_OTHER
+
+    def serve():
+        give_way()
+        run(scenario)
+
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(serve).result(PATIENCE_S)
