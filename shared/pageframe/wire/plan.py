@@ -5,12 +5,12 @@ values of enums, ids that must not be zero. A fault is a ``PreconditionError`` w
 MALFORMED_STEP, for it is a peer's bug and not a caller's.
 """
 
-from collections.abc import Sequence, Sized
+from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import replace
+from typing import Any, Final
 
 from pageframe.core.errors import PreconditionError
 from pageframe.core.plan import (
-    NO_DRAFTS,
     Announcement,
     Branches,
     DraftBounds,
@@ -63,15 +63,25 @@ def plan_from_proto(message: pb.StepPlan) -> StepPlan:
     return StepPlan(
         step=message.step,
         builds_on=message.builds_on,
-        announce=[announcement_from_proto(entry) for entry in message.announce],
-        finish=list(message.finish),
-        must=_entries_from_proto("must", message.must),
-        victims=_victims_from_proto(message.victims),
-        may=_entries_from_proto("may", message.may),
-        forks=[_fork_from_proto(entry) for entry in message.forks],
-        branches=_branches_from_proto(message.branches),
-        drafts=_drafts_from_proto(message.drafts) if message.HasField("drafts") else NO_DRAFTS,
+        **{
+            descriptor.name: _PARTS[descriptor.name](part)
+            for descriptor, part in message.ListFields()
+            if descriptor.name in _PARTS
+        },
     )
+
+
+# The parts of a plan. Most plans have few, and to look into one that is not there has its price.
+_PARTS: Final[Mapping[str, Callable[[Any], Any]]] = {
+    "announce": lambda messages: list(map(announcement_from_proto, messages)),
+    "finish": list,
+    "forks": lambda messages: list(map(_fork_from_proto, messages)),
+    "must": lambda message: _entries_from_proto("must", message),
+    "victims": lambda message: _victims_from_proto(message),
+    "may": lambda message: _entries_from_proto("may", message),
+    "branches": lambda message: _branches_from_proto(message),
+    "drafts": lambda message: _drafts_from_proto(message),
+}
 
 
 def _branches_to_proto(branches: Branches) -> pb.PlanBranches:

@@ -3,8 +3,8 @@
 Decoding checks what the other side may have got wrong, as there.
 """
 
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, cast
 
 import numpy as np
 
@@ -20,9 +20,6 @@ from pageframe.wire.sampling import (
     logprobs_to_proto,
 )
 
-# The executor keeps both in arrays of signed words.
-_SEQUENCE_ID_MAX = 2**63 - 1
-_GENERATION_MAX = 2**31 - 1
 # Shorter columns are not worth an array.
 _NUM_COPIED_MIN = 64
 
@@ -81,61 +78,15 @@ def result_from_proto(message: pb.StepResult) -> StepResult:
     Raises:
         PreconditionError: MALFORMED_STEP.
     """
-    check_parallel("sampled", message.sampled_ids, message.token_ids, message.finish_reasons)
-    check_parallel("computed", message.computed_ids, message.num_computed, message.first_positions)
-    check_parallel("refused", message.refused_ids, message.refused_because)
-    check_parallel("drafted", message.drafted_ids, message.num_drafted, message.num_accepted)
-    check_parallel(
-        "preempted",
-        message.preempted_ids,
-        message.preempted_generations,
-        message.preempted_num_blocks,
-        message.preempted_recoveries,
-        message.preempted_num_computed,
-    )
-    check_parallel(
-        "announced",
-        message.announced_ids,
-        message.num_cached_tokens,
-        message.leader_ids,
-        message.num_leader_tokens,
-    )
-    return StepResult(
-        step=message.step,
-        sampled_ids=_numbers(message.sampled_ids),
-        token_ids=_numbers(message.token_ids),
-        finish_reasons=_numbers(message.finish_reasons),
-        logprobs={entry.index: logprobs_from_proto(entry.logprobs) for entry in message.logprobs},
-        prompt_logprobs={
-            entry.id: logprobs_list_from_proto(entry.logprobs) for entry in message.prompt_logprobs
-        },
-        candidates=dict(map(_candidates_from_proto, message.candidates)),
-        computed_ids=list(message.computed_ids),
-        num_computed=list(message.num_computed),
-        first_positions=list(message.first_positions),
-        refused_ids=list(message.refused_ids),
-        refused_because=list(message.refused_because),
-        preempted_ids=list(message.preempted_ids),
-        preempted_generations=list(message.preempted_generations),
-        preempted_num_blocks=list(message.preempted_num_blocks),
-        preempted_recoveries=recoveries_from_proto(message.preempted_recoveries),
-        preempted_num_computed=list(message.preempted_num_computed),
-        forked_ids=list(message.forked_ids),
-        unforked_ids=list(message.unforked_ids),
-        stale_ids=list(message.stale_ids),
-        released=list(message.released_ids),
-        announced_ids=list(message.announced_ids),
-        num_cached_tokens=list(message.num_cached_tokens),
-        leader_ids=list(message.leader_ids),
-        num_leader_tokens=list(message.num_leader_tokens),
-        drafted_ids=list(message.drafted_ids),
-        num_drafted=list(message.num_drafted),
-        num_accepted=list(message.num_accepted),
-        errors={entry.sequence_id: entry.reason for entry in message.errors},
-        accounts={entry.sequence_id: _account_from_proto(entry) for entry in message.accounts},
-        account=pool_from_proto(message.pool),
-        timing=_timing_from_proto(message.timing),
-    )
+    # A step fills few of them; to look at each of the others would cost more than to read these.
+    fields = {descriptor.name: value for descriptor, value in message.ListFields()}
+    for name, columns in _PARALLEL_COLUMNS.items():
+        if not fields.keys().isdisjoint(columns):
+            check_parallel(name, *(fields.get(column, ()) for column in columns))
+    attributes: dict[str, Any] = {"step": 0}
+    for name, value in fields.items():
+        attributes[_ATTRIBUTES.get(name, name)] = _READERS.get(name, _numbers)(value)
+    return StepResult(**attributes)
 
 
 def _numbers(column: Sequence[int]) -> list[int]:
@@ -216,3 +167,41 @@ def _account_from_proto(message: pb.SequenceAccount) -> SequenceAccount:
         num_draft_tokens=message.num_draft_tokens,
         num_accepted_tokens=message.num_accepted_tokens,
     )
+
+
+_PARALLEL_COLUMNS: Final = {
+    "sampled": ("sampled_ids", "token_ids", "finish_reasons"),
+    "computed": ("computed_ids", "num_computed", "first_positions"),
+    "refused": ("refused_ids", "refused_because"),
+    "drafted": ("drafted_ids", "num_drafted", "num_accepted"),
+    "preempted": (
+        "preempted_ids",
+        "preempted_generations",
+        "preempted_num_blocks",
+        "preempted_recoveries",
+        "preempted_num_computed",
+    ),
+    "announced": ("announced_ids", "num_cached_tokens", "leader_ids", "num_leader_tokens"),
+}
+
+# Fields of pb.StepResult that StepResult calls something else.
+_ATTRIBUTES: Final = {"released_ids": "released", "pool": "account"}
+
+# How to read the fields that are no columns of numbers.
+_READERS: Final[Mapping[str, Callable[[Any], object]]] = {
+    "step": int,
+    "logprobs": lambda entries: {
+        entry.index: logprobs_from_proto(entry.logprobs) for entry in entries
+    },
+    "prompt_logprobs": lambda entries: {
+        entry.id: logprobs_list_from_proto(entry.logprobs) for entry in entries
+    },
+    "candidates": lambda entries: dict(map(_candidates_from_proto, entries)),
+    "preempted_recoveries": recoveries_from_proto,
+    "errors": lambda entries: {entry.sequence_id: entry.reason for entry in entries},
+    "accounts": lambda entries: {
+        entry.sequence_id: _account_from_proto(entry) for entry in entries
+    },
+    "pool": pool_from_proto,
+    "timing": _timing_from_proto,
+}
