@@ -3,15 +3,15 @@
 Decoding checks what the other side may have got wrong, as there.
 """
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import numpy as np
 
 from pageframe.core.step import Candidates, SequenceAccount, StepResult, StepTiming
 from pageframe.v1 import executor_service_pb2 as pb
-from pageframe.v1 import sequence_pb2
-from pageframe.wire.plan import check_parallel, recoveries_from_proto, recoveries_to_proto
+from pageframe.wire.plan import check_parallel, recoveries_from_proto
 from pageframe.wire.replica import pool_from_proto, pool_to_proto
 from pageframe.wire.sampling import (
     logprobs_from_proto,
@@ -26,34 +26,15 @@ _NUM_COPIED_MIN = 64
 
 def result_to_proto(result: StepResult) -> pb.StepResult:
     """Encode a result."""
+    columns: dict[str, Any] = {
+        name: column for name in _COLUMNS if (column := getattr(result, name))
+    }
     message = pb.StepResult(
         step=result.step,
-        sampled_ids=result.sampled_ids,
-        token_ids=result.token_ids,
-        finish_reasons=cast("list[sequence_pb2.FinishReason.ValueType]", result.finish_reasons),
-        computed_ids=result.computed_ids,
-        num_computed=result.num_computed,
-        first_positions=result.first_positions,
-        refused_ids=result.refused_ids,
-        refused_because=cast("list[pb.RefusedBecause.ValueType]", result.refused_because),
-        preempted_ids=result.preempted_ids,
-        preempted_generations=result.preempted_generations,
-        preempted_num_blocks=result.preempted_num_blocks,
-        preempted_recoveries=recoveries_to_proto(result.preempted_recoveries),
-        preempted_num_computed=result.preempted_num_computed,
-        forked_ids=result.forked_ids,
-        unforked_ids=result.unforked_ids,
-        stale_ids=result.stale_ids,
         released_ids=result.released,
-        announced_ids=result.announced_ids,
-        num_cached_tokens=result.num_cached_tokens,
-        leader_ids=result.leader_ids,
-        num_leader_tokens=result.num_leader_tokens,
-        drafted_ids=result.drafted_ids,
-        num_drafted=result.num_drafted,
-        num_accepted=result.num_accepted,
         pool=pool_to_proto(result.account),
         timing=_timing_to_proto(result.timing),
+        **columns,
     )
     for index, logprobs in result.logprobs.items():
         message.logprobs.add(index=index, logprobs=logprobs_to_proto(logprobs))
@@ -183,6 +164,12 @@ _PARALLEL_COLUMNS: Final = {
     ),
     "announced": ("announced_ids", "num_cached_tokens", "leader_ids", "num_leader_tokens"),
 }
+
+# Columns that both sides call the same.
+_COLUMNS: Final = (
+    *itertools.chain(*_PARALLEL_COLUMNS.values()),
+    *("forked_ids", "unforked_ids", "stale_ids"),
+)
 
 # Fields of pb.StepResult that StepResult calls something else.
 _ATTRIBUTES: Final = {"released_ids": "released", "pool": "account"}
