@@ -56,7 +56,7 @@ public:
     Item(const AttentionCall& call, const QueryTile& tile, const QueryTile* next, float* memory)
         : call_(call),
           tile_(tile),
-          next_(next),
+          way_{keys_of(call, &tile), keys_of(call, next)},
           shape_(call.shape),
           first_head_(tile.first_head),
           num_heads_(tile.num_heads()),
@@ -101,7 +101,13 @@ public:
 
 private:
     int64_t row_floats() const { return padded_dim(shape_.head_dim); }
-    int64_t last_position() const { return tile_.first_position + tile_.num_tokens - 1; }
+
+    static KvRange keys_of(const AttentionCall& call, const QueryTile* tile) {
+        if (tile == nullptr) return {};
+        return {call.tables->table(tile->sequence, call.group), tile->first_head, tile->num_heads(),
+                std::max(tile->first_split * kSplitKeys, tile->first_key),
+                tile->first_position + tile->num_tokens};
+    }
 
     // Calls use(row, token, query_head) for each row. For few keys it counts that nothing is divided.
     template <class Use>
@@ -115,13 +121,12 @@ private:
 
     void run_split(int64_t split) {
         int64_t first = std::max(split * kSplitKeys, tile_.first_key);
-        const int64_t end = std::min((split + 1) * kSplitKeys, last_position() + 1);
+        const int64_t end = std::min((split + 1) * kSplitKeys, way_.here.end);
         begin(split, first < end);
-        const BlockTable table = call_.tables->table(tile_.sequence, call_.group);
         while (first < end) {
             const int64_t tile_end = end_of_tile(first, end);
-            kv_.find(call_.layer, table, first, tile_end);
-            look_ahead(tile_end);
+            kv_.find(call_.layer, way_.here.table, first, tile_end);
+            kv_.look_ahead(call_.layer, way_, tile_end, num_asks(head_rows_, call_.layer.head_bytes()));
             kv_.use_heads(call_.layer, first_head_, num_heads_, head_rows_, [&](int64_t head, int64_t count) {
                 absorb_tile(head * head_rows_, count);
             });
@@ -143,28 +148,6 @@ private:
             state_.copy(row, shared_state(call_, index), 0, group, dim);
         }
         if (is_by_parts_) state_.order_by_parts(0, rows, dim, call_.layer.arena().dtype);
-    }
-
-    // Ask for the lines of what comes behind this tile, and for the pages of what comes later.
-    void look_ahead(int64_t tile_end) {
-        kv_.look_ahead(call_.layer, range_behind(tile_end),
-                       num_heads_ * num_asks(head_rows_, call_.layer.head_bytes()));
-        find_pages(call_.layer, range_behind(tile_end + kPagesAhead * kTileKeys));
-    }
-
-    // The keys from `first` on, of one tile. Behind the last ones of this item come the first ones of the
-    // item that follows in the plan.
-    KvRange range_behind(int64_t first) const {
-        const int64_t end = last_position() + 1;
-        if (first < end || next_ == nullptr) return range(tile_, first, end);
-        const int64_t next_end = next_->first_position + next_->num_tokens;
-        const int64_t next_first = std::max(next_->first_split * kSplitKeys, next_->first_key);
-        return range(*next_, next_first + (first - end) / kTileKeys * kTileKeys, next_end);
-    }
-
-    KvRange range(const QueryTile& tile, int64_t first, int64_t end) const {
-        return {call_.tables->table(tile.sequence, call_.group), tile.first_head, tile.num_heads(), first,
-                end_of_tile(first, end)};
     }
 
     // Tokens [low, high) of the item see all of the tile; rows of the heads that are ready begin at
@@ -263,7 +246,7 @@ private:
 
     const AttentionCall& call_;
     const QueryTile& tile_;
-    const QueryTile* const next_;  // who comes next, most likely on this thread; may be null
+    const KvWay way_;
     const HeadShape shape_;
     const int64_t first_head_;
     const int64_t num_heads_;

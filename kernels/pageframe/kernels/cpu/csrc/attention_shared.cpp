@@ -17,7 +17,7 @@ public:
                float* memory)
         : call_(call),
           tile_(tile),
-          next_(next),
+          way_{range_of(call, &tile), range_of(call, next)},
           shape_(call.shape),
           head_rows_(tile.num_members * shape_.group()),
           is_in_place_(is_used_in_place(call.layer.arena(), head_rows_)) {
@@ -40,8 +40,8 @@ public:
         state_.clear(num_rows(), shape_.head_dim);
         for (int64_t first = tile_.first_key; first < tile_.end_key;) {
             const int64_t end = end_of_tile(first, tile_.end_key);
-            kv_.find(call_.layer, table_of(tile_), first, end);
-            look_ahead(end);
+            kv_.find(call_.layer, way_.here.table, first, end);
+            kv_.look_ahead(call_.layer, way_, end, num_asks(head_rows_, call_.layer.head_bytes()));
             kv_.use_heads(
                 call_.layer, tile_.first_head, tile_.num_heads(), head_rows_,
                 [&](int64_t head, int64_t count) {
@@ -55,36 +55,18 @@ public:
 
 private:
     int64_t num_rows() const { return tile_.num_heads() * head_rows_; }
-    const SharedKeys& keys_of(const SharedTile& tile) const {
-        return call_.plan->sharing.keys[static_cast<size_t>(tile.keys)];
+    static const SharedKeys& keys_of(const AttentionCall& call, const SharedTile& tile) {
+        return call.plan->sharing.keys[static_cast<size_t>(tile.keys)];
     }
-    BlockTable table_of(const SharedTile& tile) const {
-        return call_.tables->table(keys_of(tile).sequence, call_.group);
+    static KvRange range_of(const AttentionCall& call, const SharedTile* tile) {
+        if (tile == nullptr) return {};
+        return {call.tables->table(keys_of(call, *tile).sequence, call.group), tile->first_head,
+                tile->num_heads(), tile->first_key, tile->end_key};
     }
     int64_t token_of(int64_t row) const {
         const int64_t member = tile_.first_member + row % head_rows_ / shape_.group();
-        const int64_t at = keys_of(tile_).first_member + member;
+        const int64_t at = keys_of(call_, tile_).first_member + member;
         return call_.plan->sharing.members[static_cast<size_t>(at)];
-    }
-
-    // Ask for the lines of what comes behind these keys, and for the pages of what comes later.
-    void look_ahead(int64_t end) {
-        kv_.look_ahead(call_.layer, range_behind(end),
-                       tile_.num_heads() * num_asks(head_rows_, call_.layer.head_bytes()));
-        find_pages(call_.layer, range_behind(end + kPagesAhead * kTileKeys));
-    }
-
-    // The keys from `first` on, of one tile of keys. Behind the last ones of this tile come the first ones
-    // of the next.
-    KvRange range_behind(int64_t first) const {
-        const int64_t end = tile_.end_key;
-        if (first < end || next_ == nullptr) return range(tile_, first);
-        return range(*next_, next_->first_key + (first - end) / kTileKeys * kTileKeys);
-    }
-
-    KvRange range(const SharedTile& tile, int64_t first) const {
-        return {table_of(tile), tile.first_head, tile.num_heads(), first,
-                end_of_tile(first, tile.end_key)};
     }
 
     void leave() {
@@ -103,7 +85,7 @@ private:
 
     const AttentionCall& call_;
     const SharedTile& tile_;
-    const SharedTile* const next_;  // who comes next, most likely on this thread; may be null
+    const KvWay way_;
     const HeadShape shape_;
     const int64_t head_rows_;
     const bool is_in_place_;

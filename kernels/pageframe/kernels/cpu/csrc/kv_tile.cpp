@@ -29,6 +29,38 @@ const uint8_t* next_page(const uint8_t* address) {
     return address + (kPageBytes - at % kPageBytes);
 }
 
+// So many tiles before its lines are asked for are the pages of a tile looked up.
+constexpr int64_t kPagesAhead = 2;
+
+// Ask for a line of each page that a range lies in, long before all of them are: where the machine has to
+// look up a page first, in tables that are in no cache either, every line of it would wait for that. Of
+// blocks that follow each other in memory as in the sequence it does not.
+void find_pages(const KvLayer& layer, const KvRange& range) {
+    if (range.first >= range.end) return;
+    const pf_kv_arena& arena = layer.arena();
+    int64_t before = range.first < arena.block_size ? -1 : range.table[range.first / arena.block_size - 1];
+    for_blocks(arena.block_size, range.table, range.first, range.end,
+               [&](int64_t, int64_t block, int64_t offset, int64_t count) {
+                   const bool follows = block == before + 1;
+                   before = block;
+                   if (follows) return;
+                   for (const KvSide side : {KvSide::kKeys, KvSide::kValues}) {
+                       const uint8_t* const rows = layer.row(side, block, offset, 0);
+                       const uint8_t* const end = rows + count * layer.token_bytes();
+                       for (const uint8_t* at = rows; at < end; at = next_page(at)) prefetch_near(at);
+                   }
+                   if (arena.dtype == PF_INT8) prefetch_near(layer.scale(KvSide::kKeys, block, offset, 0));
+               });
+}
+
+// Appends the lines that hold so many bytes.
+PF_INLINE const uint8_t** list_run(const uint8_t** to, const void* first, int64_t num_bytes) {
+    const int64_t num_lines = (num_bytes + kLineBytes - 1) / kLineBytes;
+    for (int64_t n = 0; n < num_lines; n++)
+        to[n] = static_cast<const uint8_t*>(first) + n * kLineBytes;
+    return to + num_lines;
+}
+
 // kLanes words of a row, or so many as it has; nothing behind the row is touched.
 template <bool is_whole>
 PF_INLINE f32v load_words(const uint8_t* row, int64_t from, int64_t num_words) {
@@ -154,41 +186,37 @@ void KvTile::find(const KvLayer& layer, BlockTable table, int64_t first, int64_t
     }
 }
 
-void find_pages(const KvLayer& layer, const KvRange& range) {
-    for_blocks(layer.arena().block_size, range.table, range.first, range.end,
-               [&](int64_t, int64_t block, int64_t offset, int64_t count) {
-                   for (const KvSide side : {KvSide::kKeys, KvSide::kValues}) {
-                       const uint8_t* const rows = layer.row(side, block, offset, 0);
-                       const uint8_t* const end = rows + count * layer.token_bytes();
-                       for (const uint8_t* at = rows; at < end; at = next_page(at)) prefetch_near(at);
-                   }
-               });
-}
-
-void KvTile::look_ahead(const KvLayer& layer, const KvRange& next, int64_t num_asks) {
+void KvTile::list_lines(const KvLayer& layer, const KvRange& next) {
+    const pf_kv_arena& arena = layer.arena();
     const uint8_t** to = ahead;
     const int64_t bytes = next.num_heads * layer.head_bytes();
-    // All heads of tokens lie end to end.
+    // All heads of tokens lie end to end, and so do all scales.
     const bool has_all = bytes == layer.token_bytes();
-    for_blocks(layer.arena().block_size, next.table, next.first, next.end,
+    const int64_t scale_bytes = arena.num_kv_heads * int64_t{sizeof(float)};
+    for_blocks(arena.block_size, next.table, next.first, next.end,
                [&](int64_t, int64_t block, int64_t offset, int64_t count) {
                    const int64_t num_runs = has_all ? 1 : count;
                    const int64_t run_bytes = has_all ? count * bytes : bytes;
-                   const int64_t num_lines = (run_bytes + kLineBytes - 1) / kLineBytes;
                    for (const KvSide side : {KvSide::kKeys, KvSide::kValues}) {
                        const uint8_t* row = layer.row(side, block, offset, next.first_head);
-                       for (int64_t i = 0; i < num_runs; i++, row += layer.token_bytes()) {
-                           for (int64_t n = 0; n < num_lines; n++) to[n] = row + n * kLineBytes;
-                           to += num_lines;
-                       }
+                       for (int64_t i = 0; i < num_runs; i++, row += layer.token_bytes())
+                           to = list_run(to, row, run_bytes);
+                       if (arena.dtype == PF_INT8)
+                           to = list_run(to, layer.scale(side, block, offset, 0), count * scale_bytes);
                    }
                });
     asking = ahead;
     // Mostly they are there from the tile before.
     if (ahead_end != to)
-        std::fill_n(to, lines_behind(layer.arena().head_dim), reinterpret_cast<uint8_t*>(keys));
+        std::fill_n(to, lines_behind(arena.head_dim), reinterpret_cast<uint8_t*>(keys));
     ahead_end = to;
-    num_at_once = (to - ahead + num_asks - 1) / num_asks;
+}
+
+void KvTile::look_ahead(const KvLayer& layer, const KvWay& way, int64_t first, int64_t asks_per_head) {
+    list_lines(layer, way.tile_at(first));
+    const int64_t num_asks = way.here.num_heads * asks_per_head;
+    num_at_once = (ahead_end - ahead + num_asks - 1) / num_asks;
+    find_pages(layer, way.tile_at(first + kPagesAhead * kTileKeys));
 }
 
 void KvTile::load(const KvLayer& layer, int64_t first_head, int64_t num_heads, int64_t num_rows) {

@@ -53,20 +53,29 @@ PF_INLINE void ask(const uint8_t**& lines) {
     lines += num;
 }
 
-// Positions [first, end) of one sequence, which lie within one tile, and the heads that somebody wants of
-// them; none if `first` is not below `end`.
+// Positions [first, end) of one sequence, and the heads that somebody wants of them; none if `first` is
+// not below `end`.
 struct KvRange {
     BlockTable table;
     int64_t first_head, num_heads;
     int64_t first, end;
+
+    // Those from `from` on that lie within one tile.
+    KvRange tile_from(int64_t from) const {
+        return {table, first_head, num_heads, from, end_of_tile(from, end)};
+    }
 };
 
-// Ask for a line of each page that a range lies in, long before all of them are: where the machine has to
-// look up a page first, in tables that are in no cache either, every line of it would wait for that.
-void find_pages(const KvLayer& layer, const KvRange& range);
+// What an item reads, and what the one reads that most likely follows on its thread; that may be nothing.
+struct KvWay {
+    KvRange here, next;
 
-// So many tiles before their lines are asked for.
-inline constexpr int64_t kPagesAhead = 2;
+    // The tile that begins at `first`: behind the last one of this item comes the first of the next.
+    KvRange tile_at(int64_t first) const {
+        if (first < here.end) return here.tile_from(first);
+        return next.tile_from(next.first + (first - here.end) / kTileKeys * kTileKeys);
+    }
+};
 
 struct KvTile {
     float* keys;                     // [padded_dim][kTileKeys]
@@ -99,7 +108,8 @@ struct KvTile {
         return ahead_floats(num_heads, head_dim) + 2 * kTileKeys * (padded_dim(head_dim) + num_heads);
     }
     static int64_t ahead_floats(int64_t num_heads, int64_t head_dim) {
-        // Bytes of a row, which may begin and end within a line.
+        // Bytes of a row, which may begin and end within a line. Narrow rows have scales, too, and fewer lines
+        // with them than rows of floats.
         const int64_t most = num_heads * head_dim * int64_t{sizeof(float)};
         return (2 * kTileKeys * (most / kLineBytes + 2) + lines_behind(head_dim)) * kPointerFloats;
     }
@@ -115,9 +125,10 @@ struct KvTile {
     // Make it the tile of positions [first, end), which lie within one.
     void find(const KvLayer& layer, BlockTable table, int64_t first, int64_t end);
 
-    // What comes next, of which memory is asked for piece by piece while this tile is used. The machine
-    // does not see it coming: blocks lie anywhere. A tile that is brought asks `num_asks` times.
-    void look_ahead(const KvLayer& layer, const KvRange& next, int64_t num_asks);
+    // Have the machine see what comes from `first` on, behind this tile: blocks lie anywhere. Memory of the
+    // next tile is asked for piece by piece while this one is used, of a head `asks_per_head` times if the
+    // tile is brought; pages of a later one are looked up.
+    void look_ahead(const KvLayer& layer, const KvWay& way, int64_t first, int64_t asks_per_head);
 
     // Get the keys and values of heads ready, as many at a time as go through a tile together, which so
     // many query rows each will use; each time use(head, count) of those, counted from `first_head`.
@@ -151,6 +162,8 @@ struct KvTile {
     }
 
 private:
+    void list_lines(const KvLayer& layer, const KvRange& next);
+
     // The first of these heads is selected.
     void load(const KvLayer& layer, int64_t first_head, int64_t num_heads, int64_t num_rows);
 
