@@ -3,27 +3,20 @@
 import os
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import pytest
 
 from pageframe.config import cores
 
+T = TypeVar("T")
 
-def in_a_thread(function: Callable[[], object]) -> None:
-    """Run it where nothing that it does to its thread outlives it; raises what it raises."""
-    failed = []
 
-    def run() -> None:
-        try:
-            function()
-        except BaseException as error:
-            failed.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-    if failed:
-        raise failed[0]
+def in_a_thread(function: Callable[[], T]) -> T:
+    """What it returns where nothing that it does to its thread outlives it."""
+    with ThreadPoolExecutor(1) as threads:
+        return threads.submit(function).result()
 
 
 def policy() -> int:
@@ -31,33 +24,24 @@ def policy() -> int:
 
 
 def test_a_thread_that_gives_way_passes_that_on_to_those_it_starts() -> None:
-    seen = []
-
-    def serve() -> None:
+    def serve() -> list[int]:
         cores.give_way()
-        in_a_thread(lambda: seen.append(policy()))
-        seen.append(policy())
+        return [in_a_thread(policy), policy()]
 
-    in_a_thread(serve)
-    assert seen == [os.SCHED_BATCH, os.SCHED_BATCH]
+    assert in_a_thread(serve) == [os.SCHED_BATCH, os.SCHED_BATCH]
     assert policy() == os.SCHED_OTHER, "the threads beside it are as they were"
 
 
 def test_one_that_goes_first_again_is_alone_in_that() -> None:
-    seen = []
-
-    def compute() -> None:
+    def compute() -> list[int]:
         cores.go_first()
-        in_a_thread(lambda: seen.append(policy()))
-        seen.append(policy())
+        return [in_a_thread(policy), policy()]
 
-    def serve() -> None:
+    def serve() -> list[int]:
         cores.give_way()
-        in_a_thread(compute)
-        seen.append(policy())
+        return [*in_a_thread(compute), policy()]
 
-    in_a_thread(serve)
-    assert seen == [os.SCHED_OTHER, os.SCHED_OTHER, os.SCHED_BATCH]
+    assert in_a_thread(serve) == [os.SCHED_OTHER, os.SCHED_OTHER, os.SCHED_BATCH]
 
 
 @pytest.mark.parametrize("change", [cores.give_way, cores.go_first])
