@@ -15,6 +15,7 @@ class OutputAssembler:
 
     Attributes:
         ends: The samples that have ended, by index.
+        is_done: Whether every sample has ended.
     """
 
     def __init__(self, streams: Sequence[SampleStream], delivery: Delivery) -> None:
@@ -22,11 +23,7 @@ class OutputAssembler:
         self.ends: dict[int, SampleEnd] = {}
         self._samples = [_Sample(index, stream) for index, stream in enumerate(streams)]
         self._is_final = delivery is Delivery.FINAL
-
-    @property
-    def is_done(self) -> bool:
-        """Whether every sample has ended."""
-        return len(self.ends) == len(self._samples)
+        self.is_done = not self._samples
 
     @property
     def num_tokens(self) -> int:
@@ -50,20 +47,22 @@ class OutputAssembler:
         outputs: list[Output] = []
         stopped: list[int] = []
         for index, part in pending.items():
-            sample = self._samples[index]
-            was_stopped = sample.stream.is_stopped
-            sample.feed(part)
-            if part.completion is None and sample.stream.is_stopped and not was_stopped:
+            sample, completion = self._samples[index], part.completion
+            if sample.feed(part) and completion is None:
                 stopped.append(index)
-            if part.completion is not None or not self._is_final:
-                outputs += sample.take_delta(prompt_logprobs if index == 0 else [])
-            if part.completion is not None:
+            if completion is None and self._is_final:
+                continue
+            if sample.has_output:
+                outputs.append(sample.take_delta(prompt_logprobs if index == 0 else []))
+            if completion is not None:
                 # By itself, and without tokens: so a caller whose stream breaks right before the
                 # end knows whether it has it.
                 sample.finish()
-                outputs += sample.take_delta([])
-                self.ends[index] = sample.end(part.completion)
+                if sample.has_output:
+                    outputs.append(sample.take_delta([]))
+                self.ends[index] = sample.end(completion)
                 outputs.append(self.ends[index])
+        self.is_done = len(self.ends) == len(self._samples)
         return outputs, stopped
 
 
@@ -77,32 +76,35 @@ class _Sample:
         self._token_ids: list[int] = []
         self._logprobs: list[TokenLogprobs] = []
 
-    def feed(self, part: Pending) -> None:
+    @property
+    def has_output(self) -> bool:
+        """Whether a delta is due."""
+        return bool(self._token_ids or self._text)
+
+    def feed(self, part: Pending) -> bool:
+        """Take tokens; whether a stop string has ended the output just now."""
+        stream, token_ids = self.stream, part.token_ids
         # Tokens that were on their way when a stop string ended the output are nobody's.
-        if self.stream.is_stopped or not part.token_ids:
-            return
-        delta = self.stream.feed(part.token_ids)
-        self._text += delta.text
-        self._token_ids += part.token_ids[: delta.num_tokens]
-        self._logprobs += part.logprobs[: delta.num_tokens]
+        if not token_ids or stream.is_stopped:
+            return False
+        text, num_tokens = stream.feed(token_ids)
+        self._text += text
+        self._token_ids += token_ids[:num_tokens]
+        if part.logprobs:
+            self._logprobs += part.logprobs[:num_tokens]
+        return stream.is_stopped
 
     def finish(self) -> None:
-        self._text += self.stream.finish().text
+        self._text += self.stream.finish()
 
-    def take_delta(self, prompt_logprobs: list[TokenLogprobs]) -> list[Output]:
-        """The delta that is due, if there is anything in it."""
-        if not (self._text or self._token_ids):
-            return []
+    def take_delta(self, prompt_logprobs: list[TokenLogprobs]) -> OutputDelta:
+        """All output that has not gone out yet."""
         delta = OutputDelta(
-            sample_index=self.index,
-            text=self._text,
-            token_ids=self._token_ids,
-            logprobs=self._logprobs,
-            prompt_logprobs=list(prompt_logprobs),
+            self.index, self._text, self._token_ids, self._logprobs, prompt_logprobs.copy()
         )
         prompt_logprobs.clear()
         self._text, self._token_ids, self._logprobs = "", [], []
-        return [delta]
+        return delta
 
     def end(self, completion: Completion) -> SampleEnd:
         stop = self.stream.stop

@@ -111,28 +111,37 @@ class ByteLevelDetokenizer:
     def __init__(self, bytes_of_token: Sequence[bytes]) -> None:
         """``bytes_of_token[token_id]``; ids past its end are silent."""
         self._bytes_of_token = bytes_of_token
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._held = b""  # the beginning of a character
 
     def feed(self, token_ids: Sequence[int]) -> str:
         """Take tokens; return the text that has become certain."""
         table = self._bytes_of_token
         try:
-            data = b"".join([table[token_id] for token_id in token_ids])
+            # Mostly one: all else would cost more than what it does.
+            if len(token_ids) == 1:
+                data = table[token_ids[0]]
+            else:
+                data = b"".join([table[token_id] for token_id in token_ids])
         except IndexError:
             # A model may have more rows of logits than its tokeniser has tokens.
             known = [token_id for token_id in token_ids if token_id < len(table)]
             data = b"".join([table[token_id] for token_id in known])
-        return self._decoder.decode(data)
+        return self._decode(self._held + data, is_end=False)
 
     def flush(self) -> str:
         """Return the rest; an incomplete character becomes U+FFFD."""
-        return self._decoder.decode(b"", final=True)
+        return self._decode(self._held, is_end=True)
 
     def fork(self) -> "ByteLevelDetokenizer":
         """An independent copy in the same state."""
         other = ByteLevelDetokenizer(self._bytes_of_token)
-        other._decoder.setstate(self._decoder.getstate())
+        other._held = self._held
         return other
+
+    def _decode(self, data: bytes, *, is_end: bool) -> str:
+        text, num_decoded = codecs.utf_8_decode(data, "replace", is_end)
+        self._held = data[num_decoded:]
+        return text
 
 
 class WindowDetokenizer:

@@ -54,11 +54,11 @@ class GatewayMeter:
             num_tokens = len(part.token_ids)
             if not num_tokens:
                 continue
-            if not times.last_ns:
-                self._ttft.observe(_seconds(now_ns - times.arrival_ns))
             last_ns = times.last_ns.get(sample_index)
             if last_ns is not None:
                 self._inter_token.observe(_seconds(now_ns - last_ns) / num_tokens, num_tokens)
+            elif not times.last_ns:
+                self._ttft.observe(_seconds(now_ns - times.arrival_ns))
             times.last_ns[sample_index] = now_ns
 
     def end(

@@ -11,7 +11,8 @@ or a turn of the event loop for each. Nothing waits for a timer, and 64 tokens a
 While it is under way nothing is taken, and then for as long again as the message took from its
 first part on, 10 ms at most; what comes in the meantime gathers in the mailboxes and is merged
 there. So at most half of the time goes into writing, as with ``WriteTurns``, and the load itself
-sets the size of a message. With steps that take longer than that nothing ever waits.
+sets the size of a message. With steps that take longer than that nothing ever waits, and no timer
+runs either: only what comes within the rest has one set.
 """
 
 import asyncio
@@ -63,14 +64,19 @@ class Outbox(Generic[Part]):
             gather: Puts what there is to gather.
         """
         loop = asyncio.get_running_loop()
+        rested_s = loop.time()
         while self._parts or not self._is_closed:
             await self._woken.wait()
-            self._woken.clear()
             since_s = loop.time()
+            if since_s < rested_s:
+                await asyncio.sleep(rested_s - since_s)
+                since_s = loop.time()
+            self._woken.clear()
             gather()
             if self._parts:
                 parts, self._parts = self._parts, []
                 self._is_written.clear()
                 await write(parts)
                 self._is_written.set()
-                await asyncio.sleep(min(loop.time() - since_s, _REST_S_MAX))
+                written_s = loop.time()
+                rested_s = written_s + min(written_s - since_s, _REST_S_MAX)

@@ -1,6 +1,8 @@
 """What the gateway tells a caller, free of any wire: a header, deltas, one end for each sample."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from pageframe.core.request import Completion, RateLevels
 from pageframe.core.step import FinishReason, TokenLogprobs
@@ -36,8 +38,7 @@ class RatesLeft:
     levels: RateLevels
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OutputDelta:
+class OutputDelta(NamedTuple):
     """New output of one sample.
 
     Attributes:
@@ -50,9 +51,9 @@ class OutputDelta:
 
     sample_index: int
     text: str = ""
-    token_ids: list[int] = field(default_factory=list)
-    logprobs: list[TokenLogprobs] = field(default_factory=list)
-    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
+    token_ids: Sequence[int] = ()
+    logprobs: Sequence[TokenLogprobs] = ()
+    prompt_logprobs: Sequence[TokenLogprobs] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -110,7 +110,7 @@ class RankingAssembler(OutputAssembler):
         # The rest of the text comes behind all tokens, in a delta without any.
         before = self._deltas.get(delta.sample_index)
         if before is not None:
-            delta = dataclasses.replace(before, text=before.text + delta.text)
+            delta = before._replace(text=before.text + delta.text)
         self._deltas[delta.sample_index] = delta
 
     def _ranked(self, prompt_logprobs: list[TokenLogprobs]) -> list[Output]:
@@ -122,8 +122,7 @@ class RankingAssembler(OutputAssembler):
         for place, index in enumerate(returned):
             delta = self._deltas.get(index, OutputDelta(sample_index=index))
             outputs.append(
-                dataclasses.replace(
-                    delta,
+                delta._replace(
                     sample_index=place,
                     logprobs=delta.logprobs if self._tells_logprobs else [],
                     prompt_logprobs=[] if place else list(prompt_logprobs),

@@ -68,7 +68,9 @@ def test_tokens_that_gather_are_one_delta(link, model_folder):
         return delta, await next_output(outputs)
 
     delta, end = asyncio.run(scenario())
-    assert delta == OutputDelta(sample_index=0, text="the fox € runs", token_ids=ids)
+    assert delta == OutputDelta(
+        sample_index=0, text="the fox € runs", token_ids=ids, logprobs=[], prompt_logprobs=[]
+    )
     assert isinstance(end, SampleEnd)
     assert end.finish_reason is FinishReason.LENGTH
     assert end.completion.num_output_tokens == len(ids)

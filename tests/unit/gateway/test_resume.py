@@ -45,7 +45,7 @@ class GenerationPrefix:
     def __init__(self, model_folder, ids):
 
         codec = TextCodec.load(model_folder)
-        self.text = SampleStream(codec.detokenizer(), StopAutomaton(["fo!"])).feed(ids).text
+        self.text = SampleStream(codec.detokenizer(), StopAutomaton(["fo!"])).feed(ids)[0]
 
 
 @pytest.mark.parametrize(
