@@ -142,6 +142,7 @@ class Device:
 
     def execute(self, batch: StepBatch) -> StepOutput:
         """See ``ModelRunner``."""
+        batch.on_launch()
         self.on_execute(batch)
         for index, row in enumerate(batch.rows.tolist()):
             for group in range(self._num_groups):

@@ -22,6 +22,8 @@ class Scratch:
         self.dtype = dtype
         self.device = device
         self._buffers: dict[str, torch.Tensor] = {}
+        # What was taken last: mostly it is asked for again, and to cut it anew costs far more.
+        self._taken: dict[str, torch.Tensor] = {}
 
     @contextmanager
     def apart(self, buffers: dict[str, torch.Tensor]) -> Iterator[None]:
@@ -30,16 +32,21 @@ class Scratch:
         What a CUDA graph has recorded stays where it was, however large other steps become.
         """
         own, self._buffers = self._buffers, buffers
+        self._taken.clear()
         try:
             yield
         finally:
             self._buffers = own
+            self._taken.clear()
 
     def take(self, name: str, *shape: int) -> torch.Tensor:
         """A contiguous tensor of ``shape`` with undefined content.
 
         Valid until the same name is taken again.
         """
+        taken = self._taken.get(name)
+        if taken is not None and taken.shape == shape:
+            return taken
         num_elements = math.prod(shape)
         buffer = self._buffers.get(name)
         if buffer is None or buffer.numel() < num_elements:
@@ -47,4 +54,5 @@ class Scratch:
             capacity = 1 << max(num_elements - 1, 0).bit_length()
             buffer = torch.empty(capacity, dtype=self.dtype, device=self.device)
             self._buffers[name] = buffer
-        return buffer[:num_elements].view(shape)
+        taken = self._taken[name] = buffer[:num_elements].view(shape)
+        return taken

@@ -91,6 +91,8 @@ class StepBatch:
         sample_rows: int32 [K], row whose sampling state picks each of the K tokens. Several
             tokens may come from one index of ``samples``: a fork, or drafts.
         drafts: Which samples check drafts; None when none does.
+        on_launch: For the runner to call once, when all is prepared and only the computing is left:
+            others may have Python's lock from then on.
         meanwhile: Work that belongs to no step. A runner whose device computes beside Python calls
             it between launching the step and waiting for it; others need not.
         has_moves: Whether ``ModelRunner.move_blocks`` was called for this very step. What that
@@ -109,6 +111,7 @@ class StepBatch:
     samples: Int32Array
     sample_rows: Int32Array
     drafts: DraftSamples | None = None
+    on_launch: Callable[[], None] = do_nothing
     meanwhile: Callable[[], None] = do_nothing
     has_moves: bool = False
 
@@ -321,7 +324,10 @@ class ModelRunner(Protocol):
         ...
 
     def execute(self, batch: StepBatch) -> StepOutput:
-        """Write keys and values, attend, and sample. Returns when tokens are known."""
+        """Write keys and values, attend, and sample. Returns when tokens are known.
+
+        Calls ``batch.on_launch``.
+        """
         ...
 
     def close(self) -> None:

@@ -305,9 +305,11 @@ class StepEngine:
         batch.meanwhile = self.publisher.catch_up
         batch.has_moves = moves is not None
         memory.pool.launch(batch.step)
-        self.on_launch()
         try:
-            if moves is not None:
+            if moves is None:
+                batch.on_launch = self.on_launch
+            else:
+                self.on_launch()
                 self._move(moves, timing)
             output = self._runner.execute(batch) if len(batch.rows) else StepOutput()
             num_tokens, num_samples = len(output.token_ids), len(batch.samples)

@@ -92,6 +92,7 @@ class ReplayRunner(TensorlessRunner):
         Raises:
             RecordedFailureError: the recorded runner failed here.
         """
+        batch.on_launch()
         recorded = self.recorded
         sequence_ids: Int64Array = self.engine.memory.sequences.sequence_ids
         tokens: dict[int, deque[int]] = {}

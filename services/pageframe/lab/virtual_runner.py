@@ -62,6 +62,7 @@ class VirtualRunner(TensorlessRunner):
 
     def execute(self, batch: StepBatch) -> StepOutput:
         """Let the time of the step pass."""
+        batch.on_launch()
         self._on_execute(batch)
         cost_ns = self._cost.of(batch)
         self._clock.advance_ns(cost_ns)

@@ -147,6 +147,7 @@ class FakeRunner:
         del self.rows[row]
 
     def execute(self, batch: StepBatch) -> StepOutput:
+        batch.on_launch()
         self._check(batch)
         self.batches.append(np.diff(batch.query_start).tolist())
         self.arena[batch.slots] = batch.token_ids

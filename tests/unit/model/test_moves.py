@@ -33,6 +33,7 @@ _NUM_SLOTS = 3
 class _Shape:
     """The part of a decoder that a pool needs; nothing is computed here."""
 
+    reads_batch = False
     kv_shape = KvShape(num_layers=3, num_kv_heads=2, head_dim=8)
 
 

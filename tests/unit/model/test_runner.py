@@ -19,6 +19,7 @@ _VOCAB_SIZE = 50
 class _EchoDecoder:
     """Attends over token ids as values: the logits' peak is the sum of all tokens seen so far."""
 
+    reads_batch = False
     kv_shape = KvShape(num_layers=2, num_kv_heads=1, head_dim=1)
 
     def __init__(self):
@@ -250,3 +251,27 @@ def test_steps_before_the_pool_or_after_closing_are_our_bug(parts):
     runner.close()
     with pytest.raises(AssertionError, match="closed"):
         runner.execute(_batch([(0, [1], 1, [0], True)]))
+
+
+@pytest.mark.parametrize("reads_batch", [False, True])
+def test_the_launch_is_told_once_when_only_the_model_is_left(parts, reads_batch):
+    runner, decoder, sampler = parts
+    decoder.reads_batch = reads_batch
+    told = []
+
+    def forward(kv, token_ids, positions, rows):
+        told.append(("forward", kv.batch.step, token_ids.tolist(), rows.tolist()))
+        return torch.zeros(len(rows))
+
+    sample = sampler.sample
+
+    def note_and_sample(*args):
+        told.append("sample")
+        return sample(*args)
+
+    decoder.forward, sampler.sample = forward, note_and_sample
+    batch = _batch([(0, [1, 2, 3], 3, [5], True)])
+    batch.on_launch = lambda: told.append("launch")
+    runner.execute(batch)
+    token_ids = [] if reads_batch else [1, 2, 3]
+    assert told == ["launch", ("forward", 1, token_ids, [2]), "sample"]

@@ -14,6 +14,7 @@ from pageframe.executor.model.runner import PagedRunner
 class _Decoder:
     """A model of one token."""
 
+    reads_batch = False
     kv_shape = KvShape(num_layers=1, num_kv_heads=1, head_dim=8)
 
     def __init__(self, log):

@@ -314,3 +314,14 @@ def test_a_pool_too_large_is_refused_with_its_numbers():
 def test_the_module_loads_no_torch():
     code = "import sys, pageframe.executor.model.sim; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_launch_is_told_before_anything_is_written():
+    runner = make_runner()
+    admit(runner, 0, [7, 8])
+    before = step(runner, (0, [7, 8], 0, 2, [3], True))
+    told = []
+    batch = make_batch([(0, [9, 9], 0, 2, [3], True)])
+    batch.on_launch = lambda: told.append(step(runner, (0, [7, 8], 1, 2, [3], True)))
+    runner.execute(batch)
+    assert told == [before]

@@ -189,6 +189,7 @@ class _FloatMemory:
     def __init__(self, library: CpuLibrary) -> None:
         self._library = library
         self._floats = torch.empty(0)
+        self._matrix = self._floats.view(0, 0)
 
     def take(self, num_rows: int, num_columns: int) -> torch.Tensor:
         """A contiguous matrix with undefined content, valid until the next call.
@@ -196,13 +197,16 @@ class _FloatMemory:
         Raises:
             ResourceExhaustedError: OUT_OF_MEMORY.
         """
+        if self._matrix.shape == (num_rows, num_columns):
+            return self._matrix
         count = num_rows * num_columns
         if self._floats.numel() < count:
             # Powers of two: a batch that is a little larger than all before must not allocate anew.
             capacity = 1 << (count - 1).bit_length()
             memory = self._library.allocate(capacity * np.dtype(np.float32).itemsize)
             self._floats = torch.from_numpy(np.asarray(_Floats(memory, capacity)))
-        return self._floats[:count].view(num_rows, num_columns)
+        self._matrix = self._floats[:count].view(num_rows, num_columns)
+        return self._matrix
 
 
 class CpuModel:

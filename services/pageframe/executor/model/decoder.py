@@ -18,9 +18,16 @@ class KvShape:
 
 
 class Decoder(Protocol):
-    """A causal model whose attention reads and writes only through a ``PagedKv``."""
+    """A causal model whose attention reads and writes only through a ``PagedKv``.
+
+    Attributes:
+        kv_shape: Keys and values per token.
+        reads_batch: Whether it takes tokens and positions from the batch of its ``PagedKv``, where
+            they stand as compiled kernels want them; then ``forward`` is given none.
+    """
 
     kv_shape: KvShape
+    reads_batch: bool
 
     def forward(
         self,

@@ -47,10 +47,13 @@ class FusedDecoder:
 
     Attributes:
         kv_shape: Keys and values per token.
+        reads_batch: True.
         windows: Of each layer, positions that a token sees, itself included; 0 for all.
         model: The kernels' side; measures its phases when asked to.
         draw: Draws tokens from its logits, by the same threads.
     """
+
+    reads_batch = True
 
     def __init__(
         self,
@@ -102,8 +105,7 @@ class FusedDecoder:
     ) -> torch.Tensor:
         """Run all layers; normalised hidden states of ``rows``. See ``Decoder.forward``.
 
-        Tokens and positions are taken from the batch of ``kv``, where they stand as the kernels
-        want them.
+        Tokens and positions are taken from the batch of ``kv``.
         """
         batch = kv.batch
         if self._arena is None or self._arena_of is not kv:

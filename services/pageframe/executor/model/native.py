@@ -34,8 +34,11 @@ class NativeDecoder:
 
     Attributes:
         kv_shape: Keys and values per token.
+        reads_batch: False.
         windows: Of each layer, positions that a token sees, itself included; 0 for all.
     """
+
+    reads_batch = False
 
     def __init__(
         self,

@@ -27,6 +27,8 @@ from pageframe.executor.model.token_sampler import TokenSampler
 from pageframe.executor.model.warm_up import prompt_in_block_0
 from pageframe.kernels.layouts import QUANTISED_DTYPES, KvLayout
 
+_NOTHING = torch.empty(0, dtype=torch.int64)
+
 
 @dataclass(frozen=True, slots=True)
 class _Pool:
@@ -243,11 +245,12 @@ class PagedRunner:
 
     def execute(self, batch: StepBatch) -> StepOutput:
         """Write keys and values, attend, and sample. Returns when tokens are known."""
-        flight = self.launch(batch)
-        if flight.logits is not None:
-            # A GPU is still computing; collecting is the first to wait for it.
-            batch.meanwhile()
-        return self.collect(flight)
+        with torch.inference_mode(), self._told_of_memory("a step"):
+            flight = self._launch(batch)
+            if flight.logits is not None:
+                # A GPU is still computing; collecting is the first to wait for it.
+                batch.meanwhile()
+            return self._collect(flight)
 
     def launch(self, batch: StepBatch) -> Flight:
         """Begin a step. On a GPU this returns long before it is done.
@@ -315,17 +318,23 @@ class PagedRunner:
         spans = self._prompts.spans(batch)
         device = self._on_device
         if device is not None and not spans and device.takes(batch):
+            batch.on_launch()
             logits, coming = device.launch(batch)
             return Flight(batch, [], None, logits, coming, started_ns, time.perf_counter_ns())
-        sample_tokens = batch.sample_tokens
-        rows = np.concatenate([sample_tokens, *(np.arange(span.first, span.end) for span in spans)])
+        rows, outputs_of_spans = batch.sample_tokens, None
+        num_samples = rows.size
+        if spans:
+            asked = (np.arange(span.first, span.end) for span in spans)
+            rows = np.concatenate([rows, *asked])
         outputs = self._forward(decoder, kv, batch, rows)
+        if spans:
+            outputs, outputs_of_spans = outputs[:num_samples], outputs[num_samples:]
         logits, coming = None, None
-        if sample_tokens.size:
-            logits = decoder.logits(outputs[: sample_tokens.size])
+        if num_samples:
+            logits = decoder.logits(outputs)
             coming = None if device is None else device.choose(logits, batch)
-        outputs = outputs[sample_tokens.size :]
-        return Flight(batch, spans, outputs, logits, coming, started_ns, time.perf_counter_ns())
+        ended_ns = time.perf_counter_ns()
+        return Flight(batch, spans, outputs_of_spans, logits, coming, started_ns, ended_ns)
 
     def _collect(self, flight: Flight) -> StepOutput:
         (decoder, _), batch, logits = self._parts(), flight.batch, flight.logits
@@ -377,12 +386,13 @@ class PagedRunner:
         self, decoder: Decoder, kv: PagedKv, batch: StepBatch, rows: NDArray[np.int64]
     ) -> torch.Tensor:
         kv.begin_step(batch)
+        wanted = torch.from_numpy(rows).to(self._device)
+        if decoder.reads_batch:
+            batch.on_launch()
+            return decoder.forward(kv, _NOTHING, _NOTHING, wanted)
         token_ids = torch.from_numpy(batch.token_ids.astype(np.int64)).to(self._device)
         if self._on_device is not None:
             token_ids = self._on_device.resolve(token_ids, batch)
-        return decoder.forward(
-            kv,
-            token_ids,
-            torch.from_numpy(batch.positions.astype(np.int64)).to(self._device),
-            torch.from_numpy(rows).to(self._device),
-        )
+        positions = torch.from_numpy(batch.positions.astype(np.int64)).to(self._device)
+        batch.on_launch()
+        return decoder.forward(kv, token_ids, positions, wanted)

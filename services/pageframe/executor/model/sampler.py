@@ -198,12 +198,14 @@ class Sampler:
         assert flags.all(), f"rows {rows[flags == 0].tolist()} are not in use"
         is_drawn = flags & _DRAWS != 0
         is_holding_back = positions < self._earliest_stop[rows]
+        all_flags = int(np.bitwise_or.reduce(flags))
+        if not all_flags & (_EDITS | _LOGPROBS) and not is_holding_back.any():
+            _, tokens = self._choose(logits, rows, positions, is_drawn)
+            return tokens.astype(np.int32), {}
+
         is_edited = (flags & _EDITS != 0) | is_holding_back
         maxima, tokens = self._choose(logits, rows, positions, is_drawn & ~is_edited)
         edited = np.flatnonzero(is_edited)
-        if not edited.size and not (flags & _LOGPROBS).any():
-            return tokens.astype(np.int32), {}
-
         counts = np.ones(len(rows), dtype=np.bool_)
         edits = Turn(
             logits=logits, maxima=maxima, best_ids=tokens, index=edited, rows=rows,
@@ -312,12 +314,16 @@ class Sampler:
         Raises:
             InternalError: LOGITS_NOT_FINITE.
         """
-        if self._kernels is not None and is_drawn.any():
-            found, tokens = self._kernels.choose(logits, rows, positions, is_drawn, self._columns)
-            maxima = torch.from_numpy(found)
-            check_finite(maxima, rows)
-            return maxima, tokens
-        maxima, best_ids = self._best(logits)
+        if self._kernels is not None:
+            if is_drawn.any():
+                found, tokens = self._kernels.choose(
+                    logits, rows, positions, is_drawn, self._columns
+                )
+            else:
+                found, tokens = self._kernels.best(logits)
+            check_finite(found, rows)
+            return torch.from_numpy(found), tokens
+        maxima, best_ids = best_token(logits)
         check_finite(maxima, rows)
         tokens = best_ids.cpu().numpy()
         drawn = np.flatnonzero(is_drawn)

@@ -117,7 +117,7 @@ def reduce_blocks(
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
-def check_finite(maxima: torch.Tensor, rows: NDArray[np.int32]) -> None:
+def check_finite(maxima: torch.Tensor | NDArray[np.float32], rows: NDArray[np.int32]) -> None:
     """Refuse logits from which no token can be chosen.
 
     Args:
@@ -127,7 +127,8 @@ def check_finite(maxima: torch.Tensor, rows: NDArray[np.int32]) -> None:
     Raises:
         InternalError: LOGITS_NOT_FINITE; limit ``rows`` names those, separated by commas.
     """
-    is_finite = np.isfinite(maxima.cpu().numpy())
+    found = maxima.cpu().numpy() if isinstance(maxima, torch.Tensor) else maxima
+    is_finite = np.isfinite(found)
     if is_finite.all():
         return
     bad = sorted(set(rows[~is_finite].tolist()))

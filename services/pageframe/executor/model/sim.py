@@ -278,6 +278,7 @@ class SimRunner(ModelRunner):
     def execute(self, batch: StepBatch) -> StepOutput:
         """Write tokens to their slots, read histories back, and pick tokens."""
         start_ns = time.monotonic_ns()
+        batch.on_launch()
         self._arena.write(batch.slots, batch.token_ids)
         drawn = self._draw(batch)
         output = StepOutput(token_ids=self._sample(batch, drawn))

@@ -111,6 +111,8 @@ def paged_attention_forward(
 class TransformersDecoder:
     """A ``Decoder`` around a transformers model."""
 
+    reads_batch = False
+
     def __init__(
         self,
         folder: Path,

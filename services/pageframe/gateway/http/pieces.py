@@ -111,7 +111,11 @@ class Choices:
         index = prompt_index * self._num_samples + output.sample_index
         if isinstance(output, SampleEnd):
             return self._end(index, output)
-        piece = Piece(index=index, logprobs=output.logprobs, prompt_logprobs=output.prompt_logprobs)
+        piece = Piece(
+            index=index,
+            logprobs=list(output.logprobs),
+            prompt_logprobs=list(output.prompt_logprobs),
+        )
         if self._parsers:
             self._split(piece, self._parsers[index].feed(output.text))
         else:
