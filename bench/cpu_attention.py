@@ -5,7 +5,8 @@
 The heads and layers are those of SmolLM2-135M. A call walks through all layers of the pool, as a
 step does, so that what is larger than the last cache comes from memory; its time is told for one
 layer, with what a step does once, waking threads and planning, in it. Plain
-reading of memory is measured in the same turns, with as many threads; so is ``reading``, which goes
+reading of memory is measured in the same turns, with as many threads, and told of each shape's
+turns and of all: on a shared machine it changes within seconds. So is ``reading``, which goes
 through the same blocks in the same order and computes nothing: no kernel can be faster that reads
 every sequence's blocks. With one thread its own time counts, which does not run while another
 process has the core; a figure is the best of many turns, because others only ever make one slower.
@@ -139,21 +140,25 @@ def measure(
     limits: KvLimits,
     pools: dict[str, Decodes],
     options: argparse.Namespace,
-) -> dict[str, float]:
-    """Least seconds for a layer of each library and kind of pages, all taking turns."""
+) -> tuple[dict[str, float], float]:
+    """Least seconds for a layer of each library and kind of pages, all taking turns.
+
+    Returns:
+        Those, and the plain read of these turns, GB/s.
+    """
     turns: dict[str, Turn] = {}
     for pages, decodes in pools.items():
         suffix = "" if pages == next(iter(pools)) else f", {pages} pages"
         for name, library in libraries.items():
             turns[name + suffix] = decodes.turn(library, limits.num_threads)
         turns[_READING + suffix] = decodes.reading(limits)
-    best = dict.fromkeys(turns, float("inf"))
+    best, plain = dict.fromkeys(turns, float("inf")), 0.0
     end = time.perf_counter() + options.seconds
     while time.perf_counter() < end:
-        limits.measure()
+        plain = max(plain, limits.measure())
         for name, turn in turns.items():
             best[name] = min(best[name], turn())
-    return best
+    return best, plain
 
 
 def records(
@@ -172,20 +177,26 @@ def records(
                 )
                 for pages in options.pages.split(",")
             }
-            best = measure(libraries, limits, pools, options)
+            best, plain = measure(libraries, limits, pools, options)
             decodes = next(iter(pools.values()))
             record = {
                 "dtype": dtype,
                 "num_sequences": num_sequences,
                 "context_len": context_len,
                 "kv_bytes": decodes.kv_bytes,
+                "plain_read_gb_per_s": round(plain, 1),
                 "us": {name: round(s * 1e6, 1) for name, s in best.items()},
                 "gb_per_s": {
                     name: round(decodes.num_bytes(name) / s / 1e9, 2) for name, s in best.items()
                 },
             }
             found.append(record)
-            print(f"{dtype} {num_sequences} x {context_len}", record["gb_per_s"], file=sys.stderr)
+            print(
+                f"{dtype} {num_sequences} x {context_len}",
+                record["gb_per_s"],
+                f"plain read meanwhile {plain:.1f}",
+                file=sys.stderr,
+            )
     return found
 
 

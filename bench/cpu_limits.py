@@ -63,12 +63,14 @@ class Limits:
         self.gflops = 0.0
         self.gbytes = 0.0
 
-    def measure(self) -> None:
-        """Look once more; the best counts."""
+    def measure(self) -> float:
+        """Look once more; the best counts. Returns this look's GB/s."""
         self._part = (self._part + 1) % _NUM_PARTS
         read = self.read(self._memory.address + self._part * _NUM_READ_BYTES, _NUM_READ_BYTES)
-        self.gbytes = max(self.gbytes, _NUM_READ_BYTES / read.seconds / 1e9)
+        gbytes = _NUM_READ_BYTES / read.seconds / 1e9
+        self.gbytes = max(self.gbytes, gbytes)
         self.gflops = max(self.gflops, self._functions.limits_gflops(_FLOPS_ROUNDS))
+        return gbytes
 
     def read(self, address: int, num_bytes: int) -> Read:
         """Reads memory from end to end, a part for each thread.
