@@ -25,11 +25,11 @@ constexpr int64_t kBlockSteps = 288;
 constexpr int64_t kBlockStepsOfFew = std::min(kBlockSteps, 18 * 1024 / kStepBytes);
 constexpr int64_t kFewTiles = 6;
 // How far ahead of what is used weights are fetched where they pass only once.
-constexpr int64_t kAheadBytes = 64 * kStepBytes;
+constexpr int64_t kAheadSteps = 64;
 // At the end of a phase a thread waits for what another has under way, so tasks are small: many for
-// each thread, as long as one is so many products (some 15 us) that its claim costs nothing.
+// each thread, as long as one is so many products (some microseconds) that its claim costs nothing.
 constexpr int64_t kTasksPerThread = 32;
-constexpr int64_t kTaskProducts = 1 << 20;
+constexpr int64_t kTaskProducts = 1 << 19;
 // Few rows are little work: then so many tasks must do.
 constexpr int64_t kTasksPerThreadMin = 8;
 constexpr int64_t kTaskPanelsMax = 16;
@@ -86,6 +86,8 @@ struct Grid {
 // Rows [row_begin, row_end) against panels [panel_begin, panel_end).
 struct Task {
     int64_t row_begin, row_end, panel_begin, panel_end;
+    // Where this thread most likely goes on: others have the panels between.
+    int64_t next_panel;
 };
 
 template <class Format>
@@ -133,16 +135,24 @@ private:
     using Row = typename Format::Row;
     using Weight = typename Format::Weight;
 
+    static constexpr int64_t kStepValues = kPanel * Format::kInputsPerStep;
+
+    const Weight* weights_of(int64_t panel) const {
+        return static_cast<const Weight*>(call_.packed) + panel * panel_size_;
+    }
+
     // All rows against num_panels_ panels.
     void run_panels(int64_t panel) {
-        const Weight* weights = static_cast<const Weight*>(call_.packed) + panel * panel_size_;
+        const Weight* weights = weights_of(panel);
+        const bool is_last = panel + num_panels_ == task_.panel_end;
         for (int64_t block = 0; block < blocks_.num_groups; block++) {
             const int64_t step = blocks_.begin(block), end = blocks_.begin(block + 1);
-            for (int64_t tile = 0; tile < tiles_.num_groups; tile++) {
-                TileArgs<Format> args = tile_args(tile, weights, step, end);
-                if (block == 0) args.before = kNoSums;
-                add(args);
-            }
+            const bool is_end = is_last && block + 1 == blocks_.num_groups;
+            const Weight* behind = is_end ? weights_of(task_.next_panel) : weights + end * kStepValues;
+            if (tiles_.num_groups == 1)
+                pass(weights, step, end, behind);
+            else
+                stay(weights, step, end, behind);
         }
         if (num_whole_steps_ < num_steps_)
             for (int64_t tile = 0; tile < tiles_.num_groups; tile++) add_half_step(tile, weights);
@@ -151,27 +161,43 @@ private:
                           num_panels_ * kPanel);
     }
 
-    // Steps [step, end) of a tile.
+    // Steps [step, end) against one tile: they pass once, and come shortly before they are used.
+    void pass(const Weight* weights, int64_t step, int64_t end, const Weight* behind) {
+        const bool goes_on = behind == weights + end * kStepValues || num_panels_ > 1;
+        const int64_t turn = goes_on ? end : std::max(step, end - kAheadSteps);
+        add(0, weights, step, turn, weights + (step + kAheadSteps) * kStepValues);
+        if (turn < end) add(0, weights, turn, end, behind);
+    }
+
+    // Steps [step, end) against all tiles. While they are used, as many that come behind them are fetched:
+    // each tile asks for its part.
+    void stay(const Weight* weights, int64_t step, int64_t end, const Weight* behind) {
+        const int64_t num_values = (end - step) * kStepValues;
+        for (int64_t tile = 0; tile < tiles_.num_groups; tile++)
+            add(tile, weights, step, end, behind + num_values * tile / tiles_.num_groups);
+    }
+
+    void add(int64_t tile, const Weight* weights, int64_t step, int64_t end, const Weight* ahead) {
+        TileArgs<Format> args = tile_args(tile, weights, step, end);
+        if (step == 0) args.before = kNoSums;
+        args.ahead = reinterpret_cast<const char*>(ahead);
+        args.ahead_step = kStepBytes / tiles_.num_groups;
+        add(args);
+    }
+
+    // Steps [step, end) of a tile, on top of its sums so far.
     TileArgs<Format> tile_args(int64_t tile, const Weight* weights, int64_t step, int64_t end) {
         TileArgs<Format> args{};
         args.num_rows = tiles_.begin(tile + 1) - tiles_.begin(tile);
         args.x = row(tiles_.begin(tile)) + step * Format::kInputsPerStep;
         args.x_stride = call_.x_stride;
-        args.weights = weights + step * kPanel * Format::kInputsPerStep;
+        args.weights = weights + step * kStepValues;
         args.panel_stride = panel_size_;
         args.num_steps = end - step;
         args.tile = sums_ + tiles_.begin(tile) * num_panels_ * kPanel;
         args.before = args.tile;
-        args.ahead = reinterpret_cast<const char*>(args.weights) + ahead_bytes(tile, end - step);
-        args.ahead_step = kStepBytes / tiles_.num_groups;
+        args.ahead = reinterpret_cast<const char*>(args.weights);
         return args;
-    }
-
-    // While one block is used, the one behind it comes: it lies just behind it, and each tile asks for
-    // its part. What passes once comes shortly before it is used.
-    int64_t ahead_bytes(int64_t tile, int64_t num_steps) const {
-        if (tiles_.num_groups == 1) return kAheadBytes;
-        return num_steps * kStepBytes * (tiles_.num_groups + tile) / tiles_.num_groups;
     }
 
     void add(const TileArgs<Format>& args) {
@@ -216,8 +242,10 @@ void linear_task(const pf_linear_call& call, int num_threads, int64_t index) {
     const Grid grid(call, num_threads);
     const int64_t block = index / grid.num_columns;
     const int64_t column = index % grid.num_columns;
+    const int64_t next_column = (column + num_threads) % grid.num_columns;
     const Task task = {grid.rows.begin(block), grid.rows.begin(block + 1), column * grid.task_panels,
-                       std::min((column + 1) * grid.task_panels, grid.num_panels)};
+                       std::min((column + 1) * grid.task_panels, grid.num_panels),
+                       next_column * grid.task_panels};
     if (call.shape.dtype == PF_F32)
         TaskRun<FloatFormat>(call, task).run();
     else if constexpr (kPairRows)
