@@ -15,7 +15,6 @@ class OutputAssembler:
 
     Attributes:
         ends: The samples that have ended, by index.
-        is_done: Whether every sample has ended.
     """
 
     def __init__(self, streams: Sequence[SampleStream], delivery: Delivery) -> None:
@@ -23,7 +22,11 @@ class OutputAssembler:
         self.ends: dict[int, SampleEnd] = {}
         self._samples = [_Sample(index, stream) for index, stream in enumerate(streams)]
         self._is_final = delivery is Delivery.FINAL
-        self.is_done = not self._samples
+
+    @property
+    def is_done(self) -> bool:
+        """Whether every sample has ended."""
+        return len(self.ends) == len(self._samples)
 
     @property
     def num_tokens(self) -> int:
@@ -62,7 +65,6 @@ class OutputAssembler:
                     outputs.append(sample.take_delta([]))
                 self.ends[index] = sample.end(completion)
                 outputs.append(self.ends[index])
-        self.is_done = len(self.ends) == len(self._samples)
         return outputs, stopped
 
 

@@ -66,10 +66,9 @@ class Mailbox:
         self, sample_index: int, token_ids: Sequence[int], logprobs: Sequence[TokenLogprobs] = ()
     ) -> None:
         """Add tokens of one sample."""
-        pending = self._pending.get(sample_index) or self._begin(sample_index)
+        pending = self._of(sample_index)
         pending.token_ids += token_ids
-        if logprobs:
-            pending.logprobs += logprobs
+        pending.logprobs += logprobs
 
     def put_prompt_logprobs(self, logprobs: list[TokenLogprobs]) -> None:
         """Add figures of the prompt; they go out with the next tokens of sample 0."""
@@ -81,16 +80,12 @@ class Mailbox:
 
     def take_rates(self) -> RateLevels:
         """What was told of rates since it was last taken; mostly nothing."""
-        levels = self._rates
-        if levels:
-            self._rates = {}
+        levels, self._rates = self._rates, {}
         return levels
 
     def put_completion(self, completion: Completion) -> None:
         """End one sample, behind its tokens."""
-        index = completion.sample_index
-        pending = self._pending.get(index) or self._begin(index)
-        pending.completion = completion
+        self._of(completion.sample_index).completion = completion
 
     def fail(self, error: PageframeError) -> None:
         """End the whole request; the first error stays. Tokens that wait are dropped."""
@@ -115,8 +110,10 @@ class Mailbox:
         pending, self._pending = self._pending, {}
         return pending
 
-    def _begin(self, sample_index: int) -> Pending:
-        if not self._pending:
-            self._on_filled()
-        pending = self._pending[sample_index] = Pending()
+    def _of(self, sample_index: int) -> Pending:
+        pending = self._pending.get(sample_index)
+        if pending is None:
+            if not self._pending:
+                self._on_filled()
+            pending = self._pending[sample_index] = Pending()
         return pending

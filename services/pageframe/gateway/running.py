@@ -165,8 +165,8 @@ class RunningRequest:
         pending = mailbox.take()
         self._times.lost_ns = mailbox.lost_ns
         for part in pending.values():
-            if (completion := part.completion) is not None:
-                part.completion = attribute(completion, self._times, now_ns)
+            if part.completion is not None:
+                part.completion = attribute(part.completion, self._times, now_ns)
         if self._output_times is not None:
             self._meter.take(self._output_times, pending, now_ns)
         outputs, stopped = self._assembler.accept(pending, mailbox.prompt_logprobs)

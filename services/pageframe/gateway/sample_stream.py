@@ -15,7 +15,6 @@ class SampleStream:
     """Detokeniser and stop strings of one sample.
 
     Attributes:
-        is_stopped: Whether a stop string has ended the output.
         num_tokens: Tokens of the output so far.
     """
 
@@ -35,12 +34,16 @@ class SampleStream:
             include_stop: Leave the stop string in the text.
             min_tokens: Stop strings are looked for only behind this many tokens.
         """
-        self.is_stopped = False
         self.num_tokens = 0
         self._detokenizer = detokenizer
         self._matcher = StopMatcher(automaton, include_stop=include_stop)
         self._watches = not automaton.is_empty
         self._num_unwatched = min_tokens
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether a stop string has ended the output."""
+        return self._matcher.match is not None
 
     @property
     def stop(self) -> str:
@@ -73,7 +76,6 @@ class SampleStream:
             return ""
         rest = self._detokenizer.flush()
         text = self._matcher.feed(rest) if self.num_tokens > self._num_unwatched else rest
-        self.is_stopped = self._matcher.match is not None
         return text + self._matcher.flush()
 
     def _feed_watched(self, token_ids: Sequence[int]) -> tuple[str, int]:
@@ -83,7 +85,6 @@ class SampleStream:
         num_tokens = len(token_ids)
         match = self._matcher.match
         if match is not None:
-            self.is_stopped = True
             # Rare: feed again one by one to learn which token brought the end of the string.
             num_tokens = 0
             while num_characters < match.end:

@@ -387,12 +387,11 @@ class PagedRunner:
     ) -> torch.Tensor:
         kv.begin_step(batch)
         wanted = torch.from_numpy(rows).to(self._device)
-        if decoder.reads_batch:
-            batch.on_launch()
-            return decoder.forward(kv, _NOTHING, _NOTHING, wanted)
-        token_ids = torch.from_numpy(batch.token_ids.astype(np.int64)).to(self._device)
+        token_ids = positions = _NOTHING
+        if not decoder.reads_batch:
+            token_ids = torch.from_numpy(batch.token_ids.astype(np.int64)).to(self._device)
+            positions = torch.from_numpy(batch.positions.astype(np.int64)).to(self._device)
         if self._on_device is not None:
             token_ids = self._on_device.resolve(token_ids, batch)
-        positions = torch.from_numpy(batch.positions.astype(np.int64)).to(self._device)
         batch.on_launch()
         return decoder.forward(kv, token_ids, positions, wanted)
