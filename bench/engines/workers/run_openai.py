@@ -1,7 +1,8 @@
 """Any server that speaks OpenAI's HTTP, driven through ``/v1/completions`` with token ids.
 
 ENGINE_COMMAND starts it; ``{port}``, ``{model}`` and ``{dtype}`` in it are filled in. A server that
-does not take ``n`` samples of token ids, or that ends early, is told by its wrong lengths.
+does not take ``n`` samples of token ids, or that ends early, is told by its wrong lengths. With
+ENGINE_USAGE=sample its usage counts the tokens of one sample, as llama.cpp's does, not of all.
 """
 
 import http.client
@@ -54,8 +55,11 @@ class Engine:
                 "n": n,
             },
         )
-        num_samples = len(answer["choices"])
-        return [answer["usage"]["completion_tokens"] // num_samples] * num_samples
+        num_samples, num_tokens = len(answer["choices"]), answer["usage"]["completion_tokens"]
+        each = (
+            num_tokens if os.environ.get("ENGINE_USAGE") == "sample" else num_tokens // num_samples
+        )
+        return [each] * num_samples
 
     def _call(self, method: str, path: str, body: dict[str, Any] | None) -> Any:
         connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=600)

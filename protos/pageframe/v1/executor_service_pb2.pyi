@@ -1067,8 +1067,13 @@ class StepResult(_message.Message):
     NUM_DRAFTED_FIELD_NUMBER: _builtins.int
     NUM_ACCEPTED_FIELD_NUMBER: _builtins.int
     CANDIDATES_FIELD_NUMBER: _builtins.int
+    IS_FOLLOWED_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """The plan's number; 0 for a report after a cancel at rest or a change of the pool."""
+    is_followed: _builtins.bool
+    """Whether the next step had been launched when this one's tokens were taken in: `pool` has the
+    blocks of that one, too.
+    """
     @_builtins.property
     def sampled_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Sequences that got a token."""
@@ -1228,10 +1233,11 @@ class StepResult(_message.Message):
         num_drafted: _abc.Iterable[_builtins.int] | None = ...,
         num_accepted: _abc.Iterable[_builtins.int] | None = ...,
         candidates: _abc.Iterable[Global___SequenceCandidates] | None = ...,
+        is_followed: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["pool", b"pool", "timing", b"timing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accounts", b"accounts", "announced_ids", b"announced_ids", "candidates", b"candidates", "computed_ids", b"computed_ids", "drafted_ids", b"drafted_ids", "errors", b"errors", "finish_reasons", b"finish_reasons", "first_positions", b"first_positions", "forked_ids", b"forked_ids", "leader_ids", b"leader_ids", "logprobs", b"logprobs", "num_accepted", b"num_accepted", "num_cached_tokens", b"num_cached_tokens", "num_computed", b"num_computed", "num_drafted", b"num_drafted", "num_leader_tokens", b"num_leader_tokens", "pool", b"pool", "preempted_generations", b"preempted_generations", "preempted_ids", b"preempted_ids", "preempted_num_blocks", b"preempted_num_blocks", "preempted_num_computed", b"preempted_num_computed", "preempted_recoveries", b"preempted_recoveries", "prompt_logprobs", b"prompt_logprobs", "refused_because", b"refused_because", "refused_ids", b"refused_ids", "released_ids", b"released_ids", "sampled_ids", b"sampled_ids", "stale_ids", b"stale_ids", "step", b"step", "timing", b"timing", "token_ids", b"token_ids", "unforked_ids", b"unforked_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accounts", b"accounts", "announced_ids", b"announced_ids", "candidates", b"candidates", "computed_ids", b"computed_ids", "drafted_ids", b"drafted_ids", "errors", b"errors", "finish_reasons", b"finish_reasons", "first_positions", b"first_positions", "forked_ids", b"forked_ids", "is_followed", b"is_followed", "leader_ids", b"leader_ids", "logprobs", b"logprobs", "num_accepted", b"num_accepted", "num_cached_tokens", b"num_cached_tokens", "num_computed", b"num_computed", "num_drafted", b"num_drafted", "num_leader_tokens", b"num_leader_tokens", "pool", b"pool", "preempted_generations", b"preempted_generations", "preempted_ids", b"preempted_ids", "preempted_num_blocks", b"preempted_num_blocks", "preempted_num_computed", b"preempted_num_computed", "preempted_recoveries", b"preempted_recoveries", "prompt_logprobs", b"prompt_logprobs", "refused_because", b"refused_because", "refused_ids", b"refused_ids", "released_ids", b"released_ids", "sampled_ids", b"sampled_ids", "stale_ids", b"stale_ids", "step", b"step", "timing", b"timing", "token_ids", b"token_ids", "unforked_ids", b"unforked_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

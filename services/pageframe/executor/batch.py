@@ -25,6 +25,9 @@ from pageframe.executor.block_moves import BlockMoves, Int64Array
 
 Int32Array = NDArray[np.int32]
 
+NEWEST = -1
+"""In place of a token id: the token that the step before chooses for the same row."""
+
 
 def do_nothing() -> None:
     """There is nothing else to do."""
@@ -193,6 +196,42 @@ class ModelFacts:
         return max(1, len(self.group_windows))
 
 
+class Flight(Protocol):
+    """A step that a runner has launched."""
+
+    @property
+    def is_ahead(self) -> bool:
+        """Whether the next step may be launched before this one is collected.
+
+        Its tokens are then where that one finds them (``NEWEST``), in the order of launching.
+        """
+        ...
+
+    def wait(self) -> None:
+        """Return when the step is over, well or not. Any thread may wait for it."""
+        ...
+
+    def collect(self) -> StepOutput:
+        """Wait for the step, and tell what it yields; once, in the order of launching."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Landed:
+    """A ``Flight`` that was over when its launch returned."""
+
+    output: StepOutput
+
+    is_ahead = False
+
+    def wait(self) -> None:
+        """It is over."""
+
+    def collect(self) -> StepOutput:
+        """See ``Flight.collect``."""
+        return self.output
+
+
 class ModelRunner(Protocol):
     """Computes steps over paged KV memory. One thread calls all of it.
 
@@ -329,6 +368,13 @@ class ModelRunner(Protocol):
         Calls ``batch.on_launch``.
         """
         ...
+
+    def launch(self, batch: StepBatch) -> Flight:
+        """Begin what ``execute`` does. Where no device works beside Python it is over then.
+
+        No more than two steps may be under way.
+        """
+        return Landed(self.execute(batch))
 
     def close(self) -> None:
         """Give back weights and arena."""

@@ -1,7 +1,10 @@
 """One step after another: apply a plan, run the model over it, take in what it sampled.
 
-    plan ─▶ apply ─▶ admit / release rows ─▶ build batch ─▶ move blocks, execute
-                                                            ─▶ append, finish ─▶ result
+    launch    plan ─▶ apply ─▶ admit / release rows ─▶ build batch ─▶ move blocks, launch
+    collect   tokens ─▶ append, finish ─▶ result
+
+Where a device computes beside Python, and a plan lets everybody merely go on, its step is launched
+before the one before it is collected (``in_flight``).
 
 One thread calls everything here. What a step costs grows with what changed in it: the sequences
 that merely go on are handled by array instructions, however many they are. A failure of the model
@@ -21,21 +24,23 @@ from pageframe.core.sampling import SamplingParams
 from pageframe.core.step import FinishReason, SequenceAccount, StepResult, StepTiming
 from pageframe.core.trace import KvCause, TraceSink
 from pageframe.executor.batch import ModelRunner, StepBatch, StepOutput, do_nothing
-from pageframe.executor.batch_builder import BatchBuilder
-from pageframe.executor.block_moves import BlockMoves
 from pageframe.executor.describing import describe
 from pageframe.executor.desk import MemoryDesk
 from pageframe.executor.drafting import Drafter, Drafting, without_rejected
 from pageframe.executor.finish import FinishRules
+from pageframe.executor.in_flight import (
+    StepInFlight,
+    promise,
+)
+from pageframe.executor.launching import Launching
 from pageframe.executor.memory.apply import AppliedStep, apply
 from pageframe.executor.memory.eviction import EvictionPolicy
-from pageframe.executor.memory.giving_up import fail_transfers, leave_window
+from pageframe.executor.memory.giving_up import leave_window
 from pageframe.executor.memory.integrity import NO_BLOCK, Violation, check_integrity
 from pageframe.executor.memory.options import MemoryOptions, StepBounds
 from pageframe.executor.memory.publishing import Publisher
 from pageframe.executor.memory.retaining import (
     SessionTimes,
-    finish_transfers,
     forget_block,
     keep_session,
 )
@@ -85,6 +90,7 @@ class StepEngine:
         desk: Everything that may be asked of KV memory between steps.
         memory: KV memory; read only for others.
         publisher: Enters full blocks into the prefix index; memory is behind until it catches up.
+        launching: Steps in flight, and which plan may follow them.
         last_failure: What the runner last failed with, or None.
 
     Raises:
@@ -146,8 +152,8 @@ class StepEngine:
             vocab_size=facts.vocab_size,
             takes_grammars=facts.takes_grammars,
         )
-        self._builder = BatchBuilder(
-            self.memory.tables, self.memory.sequences, max_step_tokens=max_step_tokens
+        self.launching = Launching(
+            runner, self.memory, self.publisher, clock, max_step_tokens=max_step_tokens
         )
         self._finish_rules = FinishRules(
             max_num_sequences, max_model_len=max_model_len, eos_token_ids=facts.eos_token_ids
@@ -184,39 +190,64 @@ class StepEngine:
         A refused plan changes nothing but the expected number of the next plan. A failure of the
         runner does not raise: the sequences of the batch end with ``FinishReason.ERROR``.
         """
+        self.launch(plan)
+        return self.collect()
+
+    def launch(self, plan: StepPlan) -> None:
+        """Apply a plan and begin its step; ``collect`` has to follow.
+
+        Nothing else may be done between the two, but ``launch`` of a plan that ``may_follow``.
+        """
         start_ns = self._clock.now_ns()
-        self.publisher.before(plan)
+        before = self.launching.newest
+        if before is None:
+            self.publisher.before(plan)
+        else:
+            # Blocks that the step in flight fills are full from here on, by what the books say.
+            self.publisher.catch_up()
+            promise(before, self.memory.sequences, self._finish_rules)
         if self._bounds.takes_grammars:
             self.memory.unready_ids = self.find_unready(plan, self.memory)
         applied = apply(self.memory, plan, self._bounds)
+        step = StepInFlight(applied=applied, start_ns=start_ns, follows=before is not None)
         result = applied.result
         if result.refusal:
             result.account = self.account()
             result.timing = StepTiming(start_ns=start_ns)
             result.timing.apply_ns = self._clock.now_ns() - start_ns
-            return result
-        self._change_rows(applied)
-        if plan.drafts.num_tokens:
-            self._drafting.add(applied, plan.drafts, plan.forks, self._bounds.max_step_tokens)
-        batch = self._builder.build(applied)
-        execute_start_ns = self._clock.now_ns()
-        output = self._execute(batch, result.timing)
-        execute_end_ns = self._clock.now_ns()
-        if output is None:
-            children = [child.row for _, child in applied.forks if child.row != NO_ROW]
-            reason = told_of(self.last_failure)
-            self._fail([*map(int, batch.rows), *children], result, reason)
         else:
-            self._take_in(batch, output, applied)
-            result.timing.sample_ns = output.sample_ns
+            self._change_rows(applied)
+            if plan.drafts.num_tokens:
+                self._drafting.add(applied, plan.drafts, plan.forks, self._bounds.max_step_tokens)
+        self.launching.begin(step, self.on_launch)
+        if before is None:
+            self.publisher.catch_up()
+
+    def collect(self) -> StepResult:
+        """Wait for the step launched first of those in flight, and take in its tokens."""
+        step, output = self.launching.wait()
+        result, batch = step.applied.result, step.batch
+        if batch is None:
+            return result
+        result.is_followed = self.launching.num_in_flight > 0
+        self.memory.pool.current_step = batch.step
+        if output is None:
+            self.last_failure = step.failure
+            children = [child.row for _, child in step.applied.forks if child.row != NO_ROW]
+            rows = batch.rows[step.is_known(self.memory.sequences)].tolist()
+            self._fail([*rows, *children], result, told_of(step.failure))
+        else:
+            batch, output = step.without_ended(output, self.memory.sequences)
+            self._take_in(batch, output, step.applied)
+        if result.is_followed:
+            # What this step has filled is full, and what the next one fills is not promised yet.
+            self.publisher.catch_up()
         self._conclude(result)
-        result.timing.start_ns = start_ns
-        result.timing.apply_ns = execute_start_ns - start_ns
-        result.timing.execute_ns = execute_end_ns - execute_start_ns - result.timing.sample_ns
         return result
 
     def cancel(self, sequence_ids: Iterable[int]) -> StepResult:
         """End sequences between steps, in whatever state; ids that are not known are ignored."""
+        assert not self.launching.num_in_flight, "a step is in flight"
         self.publisher.catch_up()
         self.memory.pool.current_step = 0
         result = StepResult(step=0)
@@ -230,6 +261,7 @@ class StepEngine:
 
     def reset(self) -> None:
         """Forget all sequences and release their blocks, for a new scheduler epoch."""
+        assert not self.launching.num_in_flight, "a step is in flight"
         self.publisher.catch_up()
         rows = self.memory.sequences.running_rows().tolist()
         self.memory.reset()
@@ -295,42 +327,6 @@ class StepEngine:
                 account = self.memory.forget(child, KvCause.CANCELLED)
                 applied.result.accounts[child.sequence_id] = account
                 report_error(applied.result, child.sequence_id)
-
-    def _execute(self, batch: StepBatch, timing: StepTiming) -> StepOutput | None:
-        """Move blocks and run the batch; None when the runner failed."""
-        memory, moves = self.memory, self.memory.transfers.take()
-        if moves is None and not len(batch.rows):
-            self.publisher.catch_up()
-            return StepOutput()
-        batch.meanwhile = self.publisher.catch_up
-        batch.has_moves = moves is not None
-        memory.pool.launch(batch.step)
-        try:
-            if moves is None:
-                batch.on_launch = self.on_launch
-            else:
-                self.on_launch()
-                self._move(moves, timing)
-            output = self._runner.execute(batch) if len(batch.rows) else StepOutput()
-            num_tokens, num_samples = len(output.token_ids), len(batch.samples)
-            assert num_tokens == num_samples, f"{num_tokens} tokens for {num_samples} samples"
-        except Exception as error:
-            self.last_failure = note_failure(batch.step, error)
-            self.publisher.catch_up()
-            memory.pool.complete(batch.step)
-            fail_transfers(memory)
-            return None
-        self.publisher.catch_up()
-        memory.pool.complete(batch.step)
-        finish_transfers(memory)
-        return output
-
-    def _move(self, moves: BlockMoves, timing: StepTiming) -> None:
-        start_ns = self._clock.now_ns()
-        self._runner.move_blocks(moves)
-        timing.num_blocks_moved = len(moves.out_slots) + len(moves.in_targets)
-        if timing.num_blocks_moved:
-            timing.copy_ns = self._clock.now_ns() - start_ns
 
     def _take_in(self, batch: StepBatch, output: StepOutput, applied: AppliedStep) -> None:
         """Append sampled tokens, and end the sequences that are done."""

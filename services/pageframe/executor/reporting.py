@@ -71,6 +71,23 @@ def without_candidates(batch: StepBatch, output: StepOutput) -> tuple[StepBatch,
     return only_samples(batch, replace(output, candidates={}), got_token)
 
 
+def only_rows(
+    batch: StepBatch, output: StepOutput, is_kept: NDArray[np.bool_]
+) -> tuple[StepBatch, StepOutput]:
+    """The step as if only some sequences had been in it: bool [S]. None has candidates."""
+    batch, output = only_samples(batch, output, is_kept[batch.samples])
+    place = np.cumsum(is_kept, dtype=np.int32) - 1
+    rows = batch.rows[is_kept]
+    failures = {row: reason for row, reason in output.failures.items() if row in rows}
+    batch = replace(
+        batch,
+        rows=rows,
+        context_lens=batch.context_lens[is_kept],
+        samples=place[batch.samples],
+    )
+    return batch, replace(output, failures=failures)
+
+
 def only_samples(
     batch: StepBatch, output: StepOutput, is_kept: NDArray[np.bool_]
 ) -> tuple[StepBatch, StepOutput]:

@@ -10,6 +10,10 @@ when an operator, another backend or the passing of time has changed something b
 When the next plan is here already, a result is handed over once that plan's step is launched: the
 loop's thread then encodes and sends it while the model runs without the interpreter lock, and does
 not compete for the lock with the work between two steps.
+
+A step that a device computes by itself is waited for by another thread, ``lookout``, so that the
+next plan may be launched behind it as soon as it is here. What cannot follow it, whatever is not a
+plan among them, waits until it is collected.
 """
 
 import asyncio
@@ -18,7 +22,7 @@ import queue
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import structlog
 
@@ -29,74 +33,10 @@ from pageframe.core.plan import StepPlan
 from pageframe.core.replica import PoolAccount, TenantQuota
 from pageframe.core.step import StepResult
 from pageframe.core.units import NANOSECONDS_PER_SECOND
+from pageframe.executor.driven import Engine
+from pageframe.executor.lookout import Lookout
 
 _log = structlog.get_logger(__name__)
-
-
-class Desk(Protocol):
-    """The part of ``desk.MemoryDesk`` that this thread drives."""
-
-    num_quota_changes: int
-    """How often somebody has set a quota."""
-
-    @property
-    def next_due_ns(self) -> int:
-        """When ``pass_time`` is next due; 0 for never."""
-        ...
-
-    def pass_time(self) -> bool:
-        """Let go of what has expired; whether anything changed."""
-        ...
-
-    def use_rest(self) -> bool:
-        """Do a little that can wait; whether there is more."""
-        ...
-
-    def replace_quotas(self, quotas: Sequence[TenantQuota]) -> None:
-        """Bound all tenants anew."""
-        ...
-
-
-class Engine(Protocol):
-    """The part of ``engine.StepEngine`` that this thread drives."""
-
-    @property
-    def desk(self) -> Desk:
-        """What may be done to KV memory between steps."""
-        ...
-
-    on_launch: Callable[[], None]
-    """Called in each step that runs, just before the model does."""
-
-    @property
-    def is_idle(self) -> bool:
-        """Whether no sequence is known."""
-        ...
-
-    @property
-    def last_applied_step(self) -> int:
-        """Number of the last step that was applied in this epoch; 0 before the first."""
-        ...
-
-    def step(self, plan: StepPlan) -> StepResult:
-        """Apply a plan and compute its step."""
-        ...
-
-    def cancel(self, sequence_ids: list[int]) -> StepResult:
-        """End sequences between steps."""
-        ...
-
-    def reset(self) -> None:
-        """Forget all sequences; their blocks pass the fence."""
-        ...
-
-    def account(self) -> PoolAccount:
-        """Count blocks by state."""
-        ...
-
-    def check_integrity(self) -> Sequence[object]:
-        """Recompute the pool from nothing and return what is wrong."""
-        ...
 
 
 @dataclass(eq=False, slots=True)
@@ -142,6 +82,10 @@ class StepThread:
         self._is_built = False
         self._is_unchecked = False
         self._held: tuple[Session, StepResult, int] | None = None
+        # Whose the steps in flight are, and how many of all that were launched are collected.
+        self._flying: collections.deque[Session] = collections.deque()
+        self._num_landed = 0
+        self._lookout = Lookout(self._post_landing)
 
     async def start(self, build: Callable[[], Engine]) -> None:
         """Start the thread and build the engine on it.
@@ -174,6 +118,7 @@ class StepThread:
         """Bound tenants otherwise before the next plan, or at once when at rest."""
 
         def replace_quotas() -> None:
+            self._land_all()
             self._hand_over()
             if session is not self._session or not session.is_open:
                 return
@@ -212,6 +157,7 @@ class StepThread:
         future: asyncio.Future[_Result] = self._loop.create_future()
 
         def command() -> None:
+            self._land_all()
             self._hand_over()
             try:
                 result = function()
@@ -242,17 +188,22 @@ class StepThread:
                 command()
                 if self._on_change is not None:
                     self._on_change()
+            self._land_all()
         except BaseException as error:
             _log.exception("step_thread_failed")
             self._post(_fail, self._ended, error)
         else:
             self._post(_succeed, self._ended, None)
+        finally:
+            self._lookout.close()
 
     def _next_command(self) -> _Command | None:
         try:
             return self._inbox.get_nowait()
         except queue.Empty:
             self._hand_over()
+            if self._flying:
+                return self._inbox.get()
             self._check_at_rest()
             self._use_rest()
         try:
@@ -269,8 +220,10 @@ class StepThread:
 
     def _pass_time(self) -> None:
         due_ns = self._engine.desk.next_due_ns
-        if due_ns and due_ns <= self._clock.now_ns() and self._engine.desk.pass_time():
-            self._report_change()
+        if due_ns and due_ns <= self._clock.now_ns():
+            self._land_all()
+            if self._engine.desk.pass_time():
+                self._report_change()
 
     def _report_change(self) -> None:
         """Tell the scheduler of a pool that no result has told it about."""
@@ -300,20 +253,47 @@ class StepThread:
             return
         self._cancel(session)
         self._pass_time()
-        self._end_step(session, self._engine.step(plan))
+        if self._flying and not self._engine.launching.may_follow(plan):
+            self._land_all()
+        self._flying.append(session)
+        self._engine.launch(plan)
+        self._land_all(but=1)
+        wait = self._engine.launching.flight_to_wait_for()
+        if wait is None:
+            self._land_all()
+        else:
+            self._lookout.watch(self._num_landed + len(self._flying), wait)
+
+    def _land_all(self, but: int = 0) -> None:
+        """Collect the steps in flight, ``but`` so many."""
+        while len(self._flying) > but:
+            self._num_landed += 1
+            self._end_step(self._flying.popleft(), self._engine.collect())
+
+    def _post_landing(self, number: int) -> None:
+        """The step that was launched as the ``number``-th is over. Called by the lookout."""
+        if self._num_landed >= number:
+            return  # It is waited for already, by who launched the next one.
+
+        def land() -> None:
+            if self._num_landed < number:
+                self._land_all(but=self._num_landed + len(self._flying) - number)
+
+        self._inbox.put(land)
 
     def _end_step(self, session: Session, result: StepResult) -> None:
         self._is_unchecked = True
         if (on_result := self.on_result) is not None:
             on_result(result)
         self._hold(session, result)
-        if self._inbox.empty():
+        if self._flying or self._inbox.empty():
             self._hand_over()
 
     def _cancel(self, session: Session) -> None:
         sequence_ids = list(session.cancels)
         session.cancels.clear()
         if sequence_ids and session.is_open:
+            self._land_all()
             self._hold(session, self._engine.cancel(sequence_ids))
             self._hand_over()
 

@@ -63,8 +63,10 @@ class MemoryReplay:
             self.stopped = "the quotas of tenants were changed while it ran"
 
     def on_lost(self) -> None:
-        """What was on the wire is gone."""
+        """What was on the wire is gone, and so is a step in flight: nobody heard of its end."""
         self._plans.clear()
+        while self._engine.launching.num_in_flight:
+            self._engine.collect()
 
     def on_ready(self, facts: ReplicaFacts, account: PoolAccount, now_ns: int) -> None:
         """An executor is there: the same one that forgot its sequences, or another."""
@@ -87,15 +89,25 @@ class MemoryReplay:
         if desk.next_due_ns and desk.next_due_ns <= self._clock.held_ns:
             desk.pass_time()
         if recorded.step:
-            if not self._plans:
+            if not (self._plans or self._engine.launching.num_in_flight):
                 self.stopped = f"there is no plan for step {recorded.step}"
                 return
             self._runner.recorded = recorded
-            self._compare(recorded, self._engine.step(self._plans.popleft()))
+            self._compare(recorded, self._replay(recorded))
         elif recorded.released:
             self._compare(recorded, self._engine.cancel(recorded.released))
         else:
             self._compare_pool(recorded.account, "when nothing ran")
+
+    def _replay(self, recorded: StepResult) -> StepResult:
+        """The same step, and the beginning of the next one where that followed before its end."""
+        if not self._engine.launching.num_in_flight:
+            self._runner.is_ahead = recorded.is_followed
+            self._engine.launch(self._plans.popleft())
+        if recorded.is_followed and self._plans:
+            self._runner.is_ahead = True
+            self._engine.launch(self._plans.popleft())
+        return self._engine.collect()
 
     def close(self) -> None:
         """Give memory back."""

@@ -1,6 +1,7 @@
 """A model runner that has seen it all: it gives the tokens that a recorded run sampled."""
 
 from collections import deque
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -9,17 +10,34 @@ from pageframe.core.plan import StepPlan
 from pageframe.core.replica import ReplicaFacts
 from pageframe.core.sampling import SamplingParams
 from pageframe.core.step import RefusedBecause, StepResult
-from pageframe.executor.batch import Int32Array, ModelFacts, StepBatch, StepOutput
+from pageframe.executor.batch import Flight, Int32Array, ModelFacts, StepBatch, StepOutput
 from pageframe.executor.block_moves import Int64Array
 from pageframe.executor.engine import StepEngine
 from pageframe.executor.memory.kv_memory import KvMemory
 from pageframe.lab.tensorless import TensorlessRunner
 
 _NO_TOKEN = -1
+_NOBODY = 0
 
 
 class RecordedFailureError(RuntimeError):
     """The recorded runner failed in this step, and so does this one."""
+
+
+@dataclass(frozen=True, slots=True)
+class _RecordedFlight:
+    """See ``Flight``."""
+
+    runner: "ReplayRunner"
+    batch: StepBatch
+    is_ahead: bool
+
+    def wait(self) -> None:
+        """Nothing computes."""
+
+    def collect(self) -> StepOutput:
+        """See ``Flight.collect``."""
+        return self.runner.execute(self.batch)
 
 
 class ReplayRunner(TensorlessRunner):
@@ -31,6 +49,7 @@ class ReplayRunner(TensorlessRunner):
     Attributes:
         engine: Who drives it; says whose row is whose.
         recorded: The result of the step that comes.
+        is_ahead: Whether a device computed it beside Python.
     """
 
     def __init__(self, facts: ReplicaFacts) -> None:
@@ -52,6 +71,7 @@ class ReplayRunner(TensorlessRunner):
         )
         self.engine: StepEngine
         self.recorded: StepResult
+        self.is_ahead = False
 
     def admit(
         self,
@@ -83,6 +103,11 @@ class ReplayRunner(TensorlessRunner):
             if because == RefusedBecause.NOT_READY
         )
 
+    def launch(self, batch: StepBatch) -> Flight:
+        """Begin a step; what it yields is only known when it is collected."""
+        batch.on_launch()
+        return _RecordedFlight(self, batch, self.is_ahead)
+
     def execute(self, batch: StepBatch) -> StepOutput:
         """Give each sequence what it got in the recorded step.
 
@@ -92,7 +117,6 @@ class ReplayRunner(TensorlessRunner):
         Raises:
             RecordedFailureError: the recorded runner failed here.
         """
-        batch.on_launch()
         recorded = self.recorded
         sequence_ids: Int64Array = self.engine.memory.sequences.sequence_ids
         tokens: dict[int, deque[int]] = {}
@@ -109,7 +133,8 @@ class ReplayRunner(TensorlessRunner):
             for sequence_id, token_id in zip(recorded.sampled_ids, recorded.token_ids, strict=True)
             if token_id == _NO_TOKEN
         }
-        if failed_ids.issuperset(sequence_ids[batch.rows].tolist()):
+        known_ids = set(sequence_ids[batch.rows].tolist()) - {_NOBODY}
+        if known_ids and known_ids <= failed_ids:
             # It fails as a whole: everybody in it ends, whether or not it would have sampled.
             raise RecordedFailureError(f"step {recorded.step} failed when it was recorded")
         output = StepOutput(token_ids=np.zeros(len(sampled_ids), dtype=np.int32))

@@ -233,3 +233,10 @@ class StepPlan:
     forks: list[Fork] = field(default_factory=list)
     branches: Branches = field(default_factory=Branches)
     drafts: DraftBounds = NO_DRAFTS
+
+    @property
+    def only_goes_on(self) -> bool:
+        """Whether all that it does is to let the caught-up sequences go on."""
+        has_entries = len(self.must) or len(self.victims) or len(self.may) or self.branches
+        has_names = self.announce or self.finish or self.forks
+        return not (has_entries or has_names or self.drafts.num_tokens)

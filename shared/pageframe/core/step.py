@@ -88,7 +88,8 @@ class StepTiming:
     """Where the executor's time went in one step; nanoseconds, start since the Unix epoch.
 
     ``copy_ns`` is the part of ``execute_ns`` in which the step waited for ``num_blocks_moved``
-    blocks to the host tier or from there, both ways together.
+    blocks to the host tier or from there, both ways together. A step that was launched behind
+    another begins when that one is over; nobody waited for its plan to be applied.
     """
 
     start_ns: int = 0
@@ -151,6 +152,8 @@ class StepResult:
         accounts: By sequence id, for each sequence that ended or was released.
         account: The pool after the step.
         timing: Where the time went.
+        is_followed: Whether the next step had been launched when the tokens of this one were taken
+            in: ``account`` has the blocks of that one, too.
     """
 
     step: int
@@ -186,3 +189,4 @@ class StepResult:
     accounts: dict[int, SequenceAccount] = field(default_factory=dict)
     account: PoolAccount = field(default_factory=PoolAccount)
     timing: StepTiming = field(default_factory=StepTiming)
+    is_followed: bool = False

@@ -27,7 +27,7 @@ _NUM_COPIED_MIN = 64
 def result_to_proto(result: StepResult) -> pb.StepResult:
     """Encode a result."""
     columns: dict[str, Any] = {
-        name: column for name in _COLUMNS if (column := getattr(result, name))
+        name: value for name in (*_COLUMNS, *_FLAGS) if (value := getattr(result, name))
     }
     message = pb.StepResult(
         step=result.step,
@@ -170,6 +170,8 @@ _COLUMNS: Final = (
     *itertools.chain(*_PARALLEL_COLUMNS.values()),
     *("forked_ids", "unforked_ids", "stale_ids"),
 )
+# What is no column and still called the same.
+_FLAGS: Final = ("is_followed",)
 
 # Fields of pb.StepResult that StepResult calls something else.
 _ATTRIBUTES: Final = {"released_ids": "released", "pool": "account"}
@@ -177,6 +179,7 @@ _ATTRIBUTES: Final = {"released_ids": "released", "pool": "account"}
 # How to read the fields that are no columns of numbers.
 _READERS: Final[Mapping[str, Callable[[Any], object]]] = {
     "step": int,
+    "is_followed": bool,
     "logprobs": lambda entries: {
         entry.index: logprobs_from_proto(entry.logprobs) for entry in entries
     },

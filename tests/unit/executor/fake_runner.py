@@ -12,7 +12,7 @@ import numpy as np
 
 from pageframe.core.sampling import SamplingParams
 from pageframe.core.step import Candidates, FinishReason
-from pageframe.executor.batch import ModelFacts, StepBatch, StepOutput
+from pageframe.executor.batch import ModelFacts, ModelRunner, StepBatch, StepOutput
 from pageframe.executor.block_moves import BlockMoves
 
 VOCAB_SIZE = 97
@@ -56,7 +56,7 @@ def reference_output(
 
 
 @dataclass
-class FakeRunner:
+class FakeRunner(ModelRunner):
     """See the module text. ``fail_next`` makes the next execution raise, after its writes."""
 
     fail_next: bool = False

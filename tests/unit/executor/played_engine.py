@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 
 from pageframe.core.plan import StepPlan
@@ -63,6 +64,8 @@ class PlayedEngine:
         num_checks: How many there were.
         last_applied_step: As in the engine.
         num_free: Free blocks of its pool of 4.
+        is_ahead: Whether a device computes its steps, so that one may follow another.
+        flying: Steps that were launched and not collected.
     """
 
     def __init__(self) -> None:
@@ -75,6 +78,9 @@ class PlayedEngine:
         self.is_idle = True
         self.desk = PlayedDesk()
         self.num_free = 4
+        self.is_ahead = False
+        self.flying: deque[int] = deque()
+        self.launching = self
         self.on_launch: Callable[[], None] = lambda: None
         self._entered = threading.Event()
         self._checked = threading.Event()
@@ -99,15 +105,36 @@ class PlayedEngine:
         assert await asyncio.to_thread(self._checked.wait, PATIENCE_S)
         self._checked.clear()
 
-    def step(self, plan: StepPlan) -> StepResult:
+    @property
+    def num_in_flight(self) -> int:
+        return len(self.flying)
+
+    def may_follow(self, plan: StepPlan) -> bool:
+        return self.is_ahead and len(self.flying) == 1 and plan.only_goes_on
+
+    def launch(self, plan: StepPlan) -> None:
         self._note(("step", plan.step))
         self.on_launch()
         self._entered.set()
-        assert self._gate.wait(PATIENCE_S)
+        self.flying.append(plan.step)
+        self.last_applied_step = plan.step
+        if not self.is_ahead:
+            self._wait()
+
+    def flight_to_wait_for(self) -> Callable[[], None] | None:
+        return self._wait if self.is_ahead else None
+
+    def collect(self) -> StepResult:
+        self._wait()
+        step = self.flying.popleft()
+        if self.is_ahead:
+            self._note(("collected", step))
         if self.failure is not None:
             raise self.failure
-        self.last_applied_step = plan.step
-        return StepResult(step=plan.step, account=self.account())
+        return StepResult(step=step, account=self.account())
+
+    def _wait(self) -> None:
+        assert self._gate.wait(PATIENCE_S)
 
     def cancel(self, sequence_ids: list[int]) -> StepResult:
         self._note(("cancel", sequence_ids))

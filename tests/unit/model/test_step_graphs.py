@@ -135,11 +135,11 @@ def test_a_step_starts_from_tokens_that_only_the_device_knows(house):
     runner, expected = house.runner, house.foresee(rows, 3)
     first = runner.launch(house.decodes(rows))
     second = runner.launch(house.decodes(rows, unknown=rows, ahead=1))
-    found = [runner.collect(first).token_ids.tolist()]
+    found = [first.collect().token_ids.tolist()]
     # Not in the order of the step before, and beside one whose token is known.
     third = runner.launch(house.decodes([2, 1, 4], unknown=[2, 4], ahead=2))
-    found.append(runner.collect(second).token_ids.tolist())
-    last = dict(zip([2, 1, 4], runner.collect(third).token_ids.tolist(), strict=True))
+    found.append(second.collect().token_ids.tolist())
+    last = dict(zip([2, 1, 4], third.collect().token_ids.tolist(), strict=True))
     assert found == expected[:2]
     assert [last[4], last[2]] == [expected[2][0], expected[2][2]]
 
@@ -150,7 +150,7 @@ def test_a_step_that_is_no_graph_starts_from_them_too(house):
     batch = house.decodes([0, 1], unknown=[0, 1], ahead=1)
     batch.num_decodes = 0
     second = house.runner.launch(batch)
-    found = [house.runner.collect(flight).token_ids.tolist() for flight in (first, second)]
+    found = [flight.collect().token_ids.tolist() for flight in (first, second)]
     assert found == expected
 
 
@@ -173,10 +173,10 @@ def test_logits_that_are_not_finite_are_told_with_their_row(house):
     # The step behind it was launched already, and reads within the embedding.
     behind = house.runner.launch(house.decodes([2, 1], unknown=[2, 1], ahead=1))
     with pytest.raises(InternalError, match=r"row 1$") as caught:
-        house.runner.collect(flight)
+        flight.collect()
     assert caught.value.reason == "LOGITS_NOT_FINITE"
     with pytest.raises(InternalError):
-        house.runner.collect(behind)
+        behind.collect()
     house.release(1)
     house.admit(1, [7, 8, 9])
 

@@ -20,16 +20,13 @@ import torch
 from numpy.typing import NDArray
 
 from pageframe.core.step import TokenLogprobs
-from pageframe.executor.batch import DraftSamples, Int32Array
+from pageframe.executor.batch import NEWEST, DraftSamples, Int32Array
 from pageframe.executor.model import sampler as host
 from pageframe.executor.model.device_inputs import ComingTokens, DeviceInputs, TokenReturn
 from pageframe.executor.model.device_steps import check_chosen
 from pageframe.executor.model.grammar_store import GrammarStore
 from pageframe.executor.model.selection import check_finite
 from pageframe.kernels.ops.choose_token import choose_token
-
-NEWEST = -1
-"""In place of a token id: the token that the step before has chosen for the same row."""
 
 _MORE_THAN_A_TOKEN = host._EDITS | host._BEAM_EDITS | host._LOGPROBS
 

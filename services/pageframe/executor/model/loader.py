@@ -44,7 +44,8 @@ from pageframe.executor.model.native_choice import (
 )
 from pageframe.executor.model.runner import PagedRunner
 from pageframe.executor.model.sampling_choice import SamplingRequest, choose_sampling
-from pageframe.executor.model.sim import SimConfig, SimCost, SimRunner
+from pageframe.executor.model.sim import SimConfig, SimCost
+from pageframe.executor.model.sim_device import SimDevice
 from pageframe.executor.model.window_probe import probe_windows
 from pageframe.executor.torch_import import complete_torch
 from pageframe.kernels.cpu.library import AUTO, TORCH
@@ -214,7 +215,7 @@ def _load_sim(model: str, name: str, max_num_sequences: int, cost: SimCost) -> M
     """A runner of no model, with the vocabulary and the limits of a real one."""
     folder = resolve_folder(model)
     config = read_config(folder)
-    return SimRunner(
+    return SimDevice(
         SimConfig(
             name=name or _default_name(model),
             folder=str(folder),

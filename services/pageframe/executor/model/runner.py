@@ -12,16 +12,23 @@ from numpy.typing import NDArray
 from pageframe.core.errors import ResourceExhaustedError
 from pageframe.core.sampling import SamplingParams
 from pageframe.core.step import Candidates, TokenLogprobs
-from pageframe.executor.batch import Int32Array, ModelFacts, StepBatch, StepOutput
+from pageframe.executor.batch import (
+    Flight,
+    Int32Array,
+    Landed,
+    ModelFacts,
+    StepBatch,
+    StepOutput,
+)
 from pageframe.executor.block_moves import BlockMoves
 from pageframe.executor.model.arena import KvArena
 from pageframe.executor.model.decoder import Decoder
-from pageframe.executor.model.device_inputs import ComingTokens
 from pageframe.executor.model.device_steps import DeviceSteps, check_chosen
 from pageframe.executor.model.host_arena import HostArena
 from pageframe.executor.model.layer_groups import LayerGroups, one_group
+from pageframe.executor.model.paged_flight import PagedFlight
 from pageframe.executor.model.paged_kv import PagedKv
-from pageframe.executor.model.prompt_logprobs import Prompts, PromptSpan
+from pageframe.executor.model.prompt_logprobs import Prompts
 from pageframe.executor.model.swap_copies import staging_bytes
 from pageframe.executor.model.token_sampler import TokenSampler
 from pageframe.executor.model.warm_up import prompt_in_block_0
@@ -39,35 +46,11 @@ class _Pool:
     kv: PagedKv
 
 
-@dataclass(frozen=True, slots=True)
-class Flight:
-    """A step that has been launched.
-
-    Attributes:
-        batch: What it computes.
-        spans: Prompt tokens that somebody asked about.
-        outputs: The decoder's, of those; None without any.
-        logits: float32 [K, V]; None where nobody samples. Those of a graph last until the next
-            launch.
-        coming: Tokens that the device chooses by itself; None where the sampler has to.
-        started_ns: When launching began.
-        launched_ns: When it ended; on a CPU all but sampling is done by then.
-    """
-
-    batch: StepBatch
-    spans: list[PromptSpan]
-    outputs: torch.Tensor | None
-    logits: torch.Tensor | None
-    coming: ComingTokens | None
-    started_ns: int
-    launched_ns: int
-
-
 class PagedRunner:
     """A ``ModelRunner`` over a decoder, arenas and a sampler; conducts them and keeps little.
 
     Where a GPU chooses tokens, a step may be launched before the tokens of the one before it are
-    collected: ``launch`` and ``collect``, of which ``execute`` is both.
+    collected; ``execute`` does both.
 
     Args:
         decoder: The model.
@@ -256,24 +239,15 @@ class PagedRunner:
         """Begin a step. On a GPU this returns long before it is done.
 
         The next one may be launched before this one is collected if all who sample in this one are
-        plain (``DeviceSampler``), so that ``coming`` is there. Input tokens that are not known then
-        are ``device_sampler.NEWEST``. No more than two may be under way.
+        plain (``DeviceSampler``), so that ``coming`` is there.
 
         Raises:
             ResourceExhaustedError: DEVICE_OUT_OF_MEMORY; nothing of the step counts.
         """
+        if self._on_device is None:
+            return Landed(self.execute(batch))
         with torch.inference_mode(), self._told_of_memory("a step"):
             return self._launch(batch)
-
-    def collect(self, flight: Flight) -> StepOutput:
-        """Wait for a step, and tell its tokens. Steps are collected in the order of launching.
-
-        Raises:
-            InternalError: LOGITS_NOT_FINITE.
-            ResourceExhaustedError: DEVICE_OUT_OF_MEMORY; nothing of the step counts.
-        """
-        with torch.inference_mode(), self._told_of_memory("a step"):
-            return self._collect(flight)
 
     def close(self) -> None:
         """Give back weights, arena and host tier."""
@@ -310,7 +284,11 @@ class PagedRunner:
         pool.host.settle()
         return pool.arena
 
-    def _launch(self, batch: StepBatch) -> Flight:
+    def _finish(self, flight: PagedFlight) -> StepOutput:
+        with torch.inference_mode(), self._told_of_memory("a step"):
+            return self._collect(flight)
+
+    def _launch(self, batch: StepBatch) -> PagedFlight:
         decoder, kv = self._parts()
         if not batch.has_moves:
             self._require_pool().host.settle()
@@ -320,7 +298,10 @@ class PagedRunner:
         if device is not None and not spans and device.takes(batch):
             batch.on_launch()
             logits, coming = device.launch(batch)
-            return Flight(batch, [], None, logits, coming, started_ns, time.perf_counter_ns())
+            ended_ns = time.perf_counter_ns()
+            return PagedFlight(
+                batch, [], None, logits, coming, started_ns, ended_ns, finish=self._finish
+            )
         rows, outputs_of_spans = batch.sample_tokens, None
         num_samples = rows.size
         if spans:
@@ -334,9 +315,18 @@ class PagedRunner:
             logits = decoder.logits(outputs)
             coming = None if device is None else device.choose(logits, batch)
         ended_ns = time.perf_counter_ns()
-        return Flight(batch, spans, outputs_of_spans, logits, coming, started_ns, ended_ns)
+        return PagedFlight(
+            batch,
+            spans,
+            outputs_of_spans,
+            logits,
+            coming,
+            started_ns,
+            ended_ns,
+            finish=self._finish,
+        )
 
-    def _collect(self, flight: Flight) -> StepOutput:
+    def _collect(self, flight: PagedFlight) -> StepOutput:
         (decoder, _), batch, logits = self._parts(), flight.batch, flight.logits
         token_ids = np.empty(0, np.int32)
         logprobs: dict[int, TokenLogprobs] = {}

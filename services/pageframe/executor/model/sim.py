@@ -279,18 +279,23 @@ class SimRunner(ModelRunner):
         """Write tokens to their slots, read histories back, and pick tokens."""
         start_ns = time.monotonic_ns()
         batch.on_launch()
-        self._arena.write(batch.slots, batch.token_ids)
-        drawn = self._draw(batch)
-        output = StepOutput(token_ids=self._sample(batch, drawn))
-        self._add_logprobs(batch, output)
-        if self._num_candidates:
-            self._add_candidates(batch, drawn, output)
+        output = self._compute(batch)
         output.execute_ns = self._pass_time(start_ns, self._config.cost.of(batch))
         return output
 
     def close(self) -> None:
         """Give the arena back."""
         self._arena = TokenArena(0, 1, 0)
+
+    def _compute(self, batch: StepBatch) -> StepOutput:
+        """What a step yields, in no time."""
+        self._arena.write(batch.slots, batch.token_ids)
+        drawn = self._draw(batch)
+        output = StepOutput(token_ids=self._sample(batch, drawn))
+        self._add_logprobs(batch, output)
+        if self._num_candidates:
+            self._add_candidates(batch, drawn, output)
+        return output
 
     def _draw(self, batch: StepBatch) -> UInt64Array:
         """64 bits for each sample, by its random key and by all tokens before it."""

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from pageframe.core.plan import StepPlan
 from pageframe.core.step import StepResult
 from pageframe.core.units import NANOSECONDS_PER_SECOND
-from pageframe.executor.step_thread import Engine, Session, StepThread
+from pageframe.executor.driven import Engine
+from pageframe.executor.step_thread import Session, StepThread
 from pageframe.lab.simulation.virtual_time import VirtualClock
 
 _Command = Callable[[], None]
