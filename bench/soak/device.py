@@ -10,7 +10,7 @@ import numpy as np
 
 from bench.soak.fingerprints import NOTHING, extend, root_of, token_after
 from pageframe.core.sampling import SamplingParams
-from pageframe.executor.batch import Int32Array, ModelFacts, StepBatch, StepOutput
+from pageframe.executor.batch import Int32Array, ModelFacts, ModelRunner, StepBatch, StepOutput
 from pageframe.executor.block_moves import BlockMoves
 
 VOCAB_SIZE = 64
@@ -20,7 +20,7 @@ class DeviceError(Exception):
     """The device was told to fail."""
 
 
-class Device:
+class Device(ModelRunner):
     """A ``ModelRunner`` over lists of fingerprints.
 
     Attributes:

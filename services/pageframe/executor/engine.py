@@ -141,6 +141,7 @@ class StepEngine:
         self.desk = MemoryDesk(self.memory, runner, clock, self.publisher.catch_up)
         self._session_times = session_times
         self._broken_ids: list[int] = []
+        self._leaving_rows: list[int] = []
         self._runner = runner
         self.on_launch: Callable[[], None] = do_nothing
         self.find_unready = unready_by(runner.prepare)
@@ -226,6 +227,7 @@ class StepEngine:
     def collect(self) -> StepResult:
         """Wait for the step launched first of those in flight, and take in its tokens."""
         step, output = self.launching.wait()
+        self._release_rows()
         result, batch = step.applied.result, step.batch
         if batch is None:
             return result
@@ -377,7 +379,14 @@ class StepEngine:
         row = sequence.row
         result.accounts[sequence.sequence_id] = self.memory.forget(sequence, cause)
         if row != NO_ROW:
-            self._runner.release(row)
+            self._leaving_rows.append(row)
+        self._release_rows()
+
+    def _release_rows(self) -> None:
+        """Let the runner forget who has ended, unless a step in flight still has them."""
+        if not self.launching.num_in_flight:
+            while self._leaving_rows:
+                self._runner.release(self._leaving_rows.pop())
 
     def _conclude(self, result: StepResult) -> None:
         if self._check_every_step or not self.memory.pool.num_held:

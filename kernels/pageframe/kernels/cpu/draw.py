@@ -36,7 +36,7 @@ class _DrawCall(ctypes.Structure):
     )
 
 
-class _ChooseCall(ctypes.Structure):
+class ChooseStruct(ctypes.Structure):
     """``pf_choose_call``."""
 
     _fields_ = (
@@ -64,7 +64,7 @@ _PROTOTYPES: Final = {
     "pf_draw_scratch_bytes": (_I64, (_I64,)),
     "pf_draw": (_I32, (_POINTER, _CALL, _POINTER)),
     "pf_total_weights": (_I32, (_POINTER, _CALL, _POINTER)),
-    "pf_choose": (_I32, (_POINTER, ctypes.POINTER(_ChooseCall))),
+    "pf_choose": (_I32, (_POINTER, ctypes.POINTER(ChooseStruct))),
 }
 _COLUMN_DTYPES: Final[dict[str, type[np.generic]]] = {
     "seeds": np.uint64,
@@ -108,6 +108,23 @@ class DrawColumns:
     def addresses(self) -> dict[str, int]:
         """Where each of them lies."""
         return self._addresses
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """Tokens that are to be chosen.
+
+    Attributes:
+        struct: What the kernels are told; the arrays are its own and those that it was made of.
+        maxima: float32 [K], the best logits, NaN where a row holds a NaN.
+        token_ids: int64 [K].
+        kept: What ``struct`` has addresses of.
+    """
+
+    struct: ChooseStruct
+    maxima: NDArray[np.float32]
+    token_ids: NDArray[np.int64]
+    kept: tuple[Any, ...]
 
 
 class CpuDraw:
@@ -179,7 +196,7 @@ class CpuDraw:
         Raises:
             ResourceExhaustedError: ``OUT_OF_MEMORY``.
         """
-        return self._choose(logits, {})
+        return self._choose(self._prepare(logits, {}))
 
     def choose(
         self,
@@ -205,8 +222,19 @@ class CpuDraw:
         Raises:
             ResourceExhaustedError: ``OUT_OF_MEMORY``.
         """
+        return self._choose(self.prepare(logits, rows, positions, is_drawn, columns))
+
+    def prepare(
+        self,
+        logits: torch.Tensor,
+        rows: NDArray[np.int32],
+        positions: NDArray[np.int32],
+        is_drawn: NDArray[np.bool_],
+        columns: DrawColumns,
+    ) -> Choice:
+        """What ``choose`` would do, with logits that may not be there yet; arguments as there."""
         count = len(logits)
-        return self._choose(
+        return self._prepare(
             logits,
             {
                 "rows": _address(rows, np.int32, count),
@@ -214,6 +242,10 @@ class CpuDraw:
                 "is_drawn": _address(is_drawn, np.bool_, count),
                 **columns.addresses,
             },
+            rows,
+            positions,
+            is_drawn,
+            columns,
         )
 
     def total_weights(
@@ -236,15 +268,11 @@ class CpuDraw:
         check(self._functions.pf_total_weights(pool, ctypes.byref(call), totals.ctypes.data))
         return totals
 
-    def _choose(
-        self, logits: torch.Tensor, terms: dict[str, int]
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    def _prepare(self, logits: torch.Tensor, terms: dict[str, int], *kept: Any) -> Choice:
         logits = _contiguous(logits)
         num_rows, num_columns = logits.shape
         maxima, token_ids = np.empty(num_rows, np.float32), np.empty(num_rows, np.int64)
-        if not num_rows:
-            return maxima, token_ids
-        call = _ChooseCall(
+        struct = ChooseStruct(
             logits=logits.data_ptr(),
             scratch=self._scratch_for(num_columns),
             maxima=address_of(maxima, np.float32),
@@ -254,8 +282,12 @@ class CpuDraw:
             stride=_stride(logits),
             **terms,
         )
-        check(self._functions.pf_choose(self._pool.handle, ctypes.byref(call)))
-        return maxima, token_ids
+        return Choice(struct=struct, maxima=maxima, token_ids=token_ids, kept=(logits, *kept))
+
+    def _choose(self, choice: Choice) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        if len(choice.token_ids):
+            check(self._functions.pf_choose(self._pool.handle, ctypes.byref(choice.struct)))
+        return choice.maxima, choice.token_ids
 
     def _call(
         self,

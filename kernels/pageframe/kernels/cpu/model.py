@@ -6,7 +6,7 @@ converted or copied, so a step costs Python a struct and a call.
 
 import ctypes
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from pageframe.core.errors import InternalError
+from pageframe.kernels.cpu.draw import Choice
 from pageframe.kernels.cpu.library import (
     DTYPE_BF16,
     DTYPE_F32,
@@ -254,10 +255,49 @@ class CpuModel:
                 one of another model.
             ResourceExhaustedError: OUT_OF_MEMORY.
         """
+        outputs, call = self._prepare(arena, step, rows)
+        if len(step.token_ids):
+            check(self._functions.pf_forward(self._pool.handle, self._handle, ctypes.byref(call)))
+        return outputs
+
+    def prepare_decode(
+        self,
+        arena: CpuArena,
+        step: CpuStep,
+        rows: torch.Tensor,
+        prepare_choice: Callable[[torch.Tensor], Choice],
+    ) -> tuple[Callable[[], None], Choice]:
+        """Make a step ready that goes from tokens to the next ones in one call.
+
+        Tokens of ``step`` may be written until it is run. Its outputs and logits are where those of
+        ``forward`` and ``logits`` are.
+
+        Args:
+            arena: The pool.
+            step: Tables, of one token at least.
+            rows: int64, shape (R,), tokens whose output is wanted; one at least.
+            prepare_choice: Says how to choose from logits, float32 (R, vocabulary), to come.
+
+        Returns:
+            What runs it, and raises as ``forward`` and ``logits`` do; and what is chosen then.
+        """
+        outputs, call = self._prepare(arena, step, rows)
+        choice = prepare_choice(self._logits.take(rows.shape[0], self._vocab_size))
+        kept = (arena, step, rows, outputs)
+
+        def run() -> None:
+            assert kept, "what the call has addresses of"
+            pool, model = self._pool.handle, self._handle
+            step_call, choose_call = ctypes.byref(call), ctypes.byref(choice.struct)
+            check(self._functions.pf_decode(pool, model, step_call, choose_call))
+
+        return run, choice
+
+    def _prepare(
+        self, arena: CpuArena, step: CpuStep, rows: torch.Tensor
+    ) -> tuple[torch.Tensor, StepStruct]:
+        """Where outputs will be, and the call; the caller keeps what it is given."""
         outputs = self._scratch.take("outputs", rows.shape[0], self._hidden_size)
-        num_tokens = len(step.token_ids)
-        if num_tokens == 0:
-            return outputs
         assert step.block_tables.strides[1] == step.block_tables.itemsize, "a table lies apart"
         call = StepStruct(
             arena=ctypes.pointer(arena.struct),
@@ -272,14 +312,13 @@ class CpuModel:
             rows=rows.data_ptr(),
             outputs=outputs.data_ptr(),
             phase_ns=None if self.phase_ns is None else address_of(self.phase_ns, np.int64),
-            num_tokens=num_tokens,
+            num_tokens=len(step.token_ids),
             num_sequences=len(step.context_lens),
             num_rows=rows.shape[0],
             table_entries=step.block_tables.strides[0] // step.block_tables.itemsize,
             num_groups=arena.num_groups,
         )
-        check(self._functions.pf_forward(self._pool.handle, self._handle, ctypes.byref(call)))
-        return outputs
+        return outputs, call
 
     def logits(self, outputs: torch.Tensor) -> torch.Tensor:
         """Logits of rows of ``forward``'s result.

@@ -98,4 +98,5 @@ PROTOTYPES: Final = {
     "pf_model_destroy": (None, (_POINTER,)),
     "pf_forward": (_I32, (_POINTER, _POINTER, ctypes.POINTER(StepStruct))),
     "pf_logits": (_I32, (_POINTER, _POINTER, _POINTER, _I64, _POINTER)),
+    "pf_decode": (_I32, (_POINTER, _POINTER, ctypes.POINTER(StepStruct), _POINTER)),
 }

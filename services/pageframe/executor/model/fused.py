@@ -5,17 +5,19 @@ does one operation after another is here one walk of all threads through all lay
 ``kernels/cpu/csrc/model.h``.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
+from pageframe.executor.batch import StepBatch
 from pageframe.executor.model.decoder import KvShape
 from pageframe.executor.model.decoder_config import DecoderConfig
 from pageframe.executor.model.packing import PackingThreads, Part
 from pageframe.executor.model.paged_kv import PagedKv
 from pageframe.executor.model.rope import inverse_frequencies
 from pageframe.executor.model.weights import Progress, WeightReader
-from pageframe.kernels.cpu.draw import CpuDraw
+from pageframe.kernels.cpu.draw import Choice, CpuDraw
 from pageframe.kernels.cpu.library import CpuLibrary
 from pageframe.kernels.cpu.linear import DTYPES, GATE, UP, PackedLinear
 from pageframe.kernels.cpu.model import (
@@ -107,26 +109,41 @@ class FusedDecoder:
 
         Tokens and positions are taken from the batch of ``kv``.
         """
-        batch = kv.batch
+        return self.model.forward(self._arena_for(kv), _step_of(kv.batch), rows)
+
+    def prepare_decode(
+        self,
+        kv: PagedKv,
+        batch: StepBatch,
+        prepare_choice: Callable[[torch.Tensor], Choice],
+    ) -> tuple[Callable[[], None], Choice]:
+        """Make a step ready that needs nothing of Python; see ``CpuModel.prepare_decode``."""
+        rows = torch.from_numpy(batch.sample_tokens)
+        return self.model.prepare_decode(self._arena_for(kv), _step_of(batch), rows, prepare_choice)
+
+    def _arena_for(self, kv: PagedKv) -> CpuArena:
         if self._arena is None or self._arena_of is not kv:
             groups = kv.groups
             self._arena = CpuArena(
                 kv.arena.blocks, kv.arena.layout, groups.places, len(groups.windows)
             )
             self._arena_of = kv
-        step = CpuStep(
-            token_ids=batch.token_ids,
-            positions=batch.positions,
-            slots=batch.slots,
-            query_start=batch.query_start,
-            context_lens=batch.context_lens,
-            block_tables=batch.block_tables,
-        )
-        return self.model.forward(self._arena, step, rows)
+        return self._arena
 
     def logits(self, outputs: torch.Tensor) -> torch.Tensor:
         """Logits of normalised hidden states, valid until the next call. See ``Decoder.logits``."""
         return self.model.logits(outputs)
+
+
+def _step_of(batch: StepBatch) -> CpuStep:
+    return CpuStep(
+        token_ids=batch.token_ids,
+        positions=batch.positions,
+        slots=batch.slots,
+        query_start=batch.query_start,
+        context_lens=batch.context_lens,
+        block_tables=batch.block_tables,
+    )
 
 
 class _Packer:

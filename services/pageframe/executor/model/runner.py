@@ -1,15 +1,15 @@
 """The paged runner: one step from a batch of tables to sampled tokens, for any ``Decoder``."""
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pageframe.core.errors import ResourceExhaustedError
+from pageframe.config.cores import go_first
 from pageframe.core.sampling import SamplingParams
 from pageframe.core.step import Candidates, TokenLogprobs
 from pageframe.executor.batch import (
@@ -24,10 +24,14 @@ from pageframe.executor.block_moves import BlockMoves
 from pageframe.executor.model.arena import KvArena
 from pageframe.executor.model.decoder import Decoder
 from pageframe.executor.model.device_steps import DeviceSteps, check_chosen
+from pageframe.executor.model.fused import FusedDecoder
 from pageframe.executor.model.host_arena import HostArena
+from pageframe.executor.model.lane import Lane
 from pageframe.executor.model.layer_groups import LayerGroups, one_group
+from pageframe.executor.model.out_of_memory import told_of_memory
 from pageframe.executor.model.paged_flight import PagedFlight
 from pageframe.executor.model.paged_kv import PagedKv
+from pageframe.executor.model.prepared_step import prepare_work
 from pageframe.executor.model.prompt_logprobs import Prompts
 from pageframe.executor.model.swap_copies import staging_bytes
 from pageframe.executor.model.token_sampler import TokenSampler
@@ -85,6 +89,8 @@ class PagedRunner:
         self._on_device = on_device
         self._pool: _Pool | None = None
         self._prompts = Prompts()
+        # Only compiled kernels leave Python's lock alone for whole steps.
+        self._lane = Lane() if decoder.reads_batch else None
 
     @property
     def block_bytes(self) -> int:
@@ -228,6 +234,8 @@ class PagedRunner:
 
     def execute(self, batch: StepBatch) -> StepOutput:
         """Write keys and values, attend, and sample. Returns when tokens are known."""
+        if self._lane is not None:
+            go_first()
         with torch.inference_mode(), self._told_of_memory("a step"):
             flight = self._launch(batch)
             if flight.logits is not None:
@@ -236,14 +244,16 @@ class PagedRunner:
             return self._collect(flight)
 
     def launch(self, batch: StepBatch) -> Flight:
-        """Begin a step. On a GPU this returns long before it is done.
+        """Begin a step. With a GPU or compiled CPU kernels this returns long before it is done.
 
-        The next one may be launched before this one is collected if all who sample in this one are
-        plain (``DeviceSampler``), so that ``coming`` is there.
+        On a GPU the next one may be launched before this one is collected if all who sample in this
+        one are plain (``DeviceSampler``), so that ``coming`` is there; on a CPU always.
 
         Raises:
             ResourceExhaustedError: DEVICE_OUT_OF_MEMORY; nothing of the step counts.
         """
+        if self._lane is not None:
+            return self._lane.launch(batch, self._work_of(batch))
         if self._on_device is None:
             return Landed(self.execute(batch))
         with torch.inference_mode(), self._told_of_memory("a step"):
@@ -251,6 +261,9 @@ class PagedRunner:
 
     def close(self) -> None:
         """Give back weights, arena and host tier."""
+        if self._lane is not None:
+            self._lane.close()
+            self._lane = None
         self._sampler.close()
         self._decoder = None
         self._on_device = None
@@ -261,19 +274,9 @@ class PagedRunner:
         assert self._decoder is not None, "the runner is closed"
         return self._decoder, self._require_pool().kv
 
-    @contextmanager
-    def _told_of_memory(self, what: str) -> Iterator[None]:
+    def _told_of_memory(self, what: str) -> AbstractContextManager[None]:
         """Say in our own words that the memory of a device ran out."""
-        try:
-            yield
-        except torch.OutOfMemoryError as error:
-            raise ResourceExhaustedError(
-                "DEVICE_OUT_OF_MEMORY",
-                f"the memory of {self._device} ran out in {what}: {error}; fewer blocks, a smaller "
-                "token budget or fewer sequences leave more",
-                device=str(self._device),
-                max_step_tokens=self._max_step_tokens,
-            ) from error
+        return told_of_memory(self._device, what, self._max_step_tokens)
 
     def _require_pool(self) -> _Pool:
         assert self._pool is not None, "allocate_pool comes first, and nothing after close"
@@ -283,6 +286,14 @@ class PagedRunner:
         pool = self._require_pool()
         pool.host.settle()
         return pool.arena
+
+    def _work_of(self, batch: StepBatch) -> Callable[[], StepOutput]:
+        decoder, kv = self._parts()
+        if isinstance(decoder, FusedDecoder) and not self._prompts.spans(batch):
+            work = prepare_work(decoder, kv, self._sampler, batch)
+            if work is not None:
+                return work
+        return lambda: self.execute(batch)
 
     def _finish(self, flight: PagedFlight) -> StepOutput:
         with torch.inference_mode(), self._told_of_memory("a step"):

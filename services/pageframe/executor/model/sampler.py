@@ -37,7 +37,7 @@ from pageframe.executor.model.grammar_store import GrammarStore
 from pageframe.executor.model.logit_edits import LogitEdits
 from pageframe.executor.model.logprobs import token_logprobs
 from pageframe.executor.model.selection import best_token, check_finite
-from pageframe.kernels.cpu.draw import CpuDraw, DrawColumns
+from pageframe.kernels.cpu.draw import Choice, CpuDraw, DrawColumns
 
 _DRAWS = 1
 _EDITS = 2
@@ -198,8 +198,7 @@ class Sampler:
         assert flags.all(), f"rows {rows[flags == 0].tolist()} are not in use"
         is_drawn = flags & _DRAWS != 0
         is_holding_back = positions < self._earliest_stop[rows]
-        all_flags = int(np.bitwise_or.reduce(flags))
-        if not all_flags & (_EDITS | _LOGPROBS) and not is_holding_back.any():
+        if self.is_plain(rows, positions):
             _, tokens = self._choose(logits, rows, positions, is_drawn)
             return tokens.astype(np.int32), {}
 
@@ -227,6 +226,20 @@ class Sampler:
                 led = turn[drafts.num_behind[turn] > 0]
                 counts[led + 1] = counts[led] & (tokens[led] == drafts.expected[led])
         return tokens.astype(np.int32), self._logprobs(logits, maxima, tokens, rows, flags)
+
+    def is_plain(self, rows: Int32Array, positions: Int32Array) -> bool:
+        """Whether nothing is done to anybody's logits but to choose from them, nor told of them.
+
+        Arguments are those of ``sample``, which counts nothing in histories then.
+        """
+        is_more = int(np.bitwise_or.reduce(self._flags[rows])) & (_EDITS | _LOGPROBS)
+        return not is_more and not (positions < self._earliest_stop[rows]).any()
+
+    def foresee(self, logits: torch.Tensor, rows: Int32Array, positions: Int32Array) -> Choice:
+        """How kernels will choose plain tokens, as ``sample``, from logits that are to come."""
+        assert self._kernels is not None, "there are no kernels that choose"
+        is_drawn = self._flags[rows] & _DRAWS != 0
+        return self._kernels.prepare(logits, rows, positions, is_drawn, self._columns)
 
     def extend(self, row: int, token_id: int) -> None:
         """Count a token that the beam in ``row`` was given."""

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from pageframe.core.sampling import SamplingParams
 from pageframe.core.step import Candidates, TokenLogprobs
 from pageframe.executor.batch import DraftSamples, Int32Array
+from pageframe.kernels.cpu.draw import Choice
 
 
 class TokenSampler(Protocol):
@@ -50,6 +51,14 @@ class TokenSampler(Protocol):
         drafts: DraftSamples | None = None,
     ) -> tuple[Int32Array, dict[int, TokenLogprobs]]:
         """One token per row of ``logits`` [K, V], to stand at ``positions``."""
+        ...
+
+    def is_plain(self, rows: Int32Array, positions: Int32Array) -> bool:
+        """Whether nothing is done to anybody's logits but to choose from them, nor told of them."""
+        ...
+
+    def foresee(self, logits: torch.Tensor, rows: Int32Array, positions: Int32Array) -> Choice:
+        """How compiled kernels will choose plain tokens from logits that are not there yet."""
         ...
 
     def extend(self, row: int, token_id: int) -> None:

@@ -86,6 +86,15 @@ int32_t pf_choose(pf_pool* pool, const pf_choose_call* call) {
     return has_all(call->token_ids, call->num_rows) ? PF_OK : PF_ERROR_ARGUMENT;
 }
 
+int32_t pf_decode(pf_pool* pool, pf_model* model, const pf_step* step,
+                  const pf_choose_call* choice) {
+    if (!is_call(pool, choice) || choice->num_rows != step->num_rows) return PF_ERROR_ARGUMENT;
+    int32_t error = pf_forward(pool, model, step);
+    if (error == PF_OK)
+        error = pf_logits(pool, model, step->outputs, step->num_rows, const_cast<float*>(choice->logits));
+    return error == PF_OK ? pf_choose(pool, choice) : error;
+}
+
 int32_t pf_total_weights(pf_pool* pool, const pf_draw_call* call, int64_t* totals) {
     if (!is_call(pool, call, totals)) return PF_ERROR_ARGUMENT;
     for_each_row(pool->pool, *call, call->num_draws, [=](int64_t index, void* scratch) {

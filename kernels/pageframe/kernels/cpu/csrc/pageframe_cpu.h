@@ -220,6 +220,10 @@ typedef struct pf_choose_call {
 } pf_choose_call;
 
 PF_API int32_t pf_choose(pf_pool* pool, const pf_choose_call* call);
+/* pf_forward, pf_logits of all its rows into what `choice` has for logits, and pf_choose: a step whose
+ * caller has nothing to do in between. */
+PF_API int32_t pf_decode(pf_pool* pool, pf_model* model, const pf_step* step,
+                         const pf_choose_call* choice);
 /* Sums of all weights [num_draws], in parts of 2^-40; filters and uniforms are not read. */
 PF_API int32_t pf_total_weights(pf_pool* pool, const pf_draw_call* call, int64_t* totals);
 
