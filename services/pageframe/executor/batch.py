@@ -74,7 +74,7 @@ class DraftSamples:
 class StepBatch:
     """The work of one step. S sequences, T new tokens, K sequences that sample, G layer groups.
 
-    Arrays may be views into persistent buffers: valid only until the next step is prepared.
+    Arrays may be views into persistent buffers: valid until the next step but one is prepared.
 
     Attributes:
         step: Step number.
@@ -139,6 +139,8 @@ class StepOutput:
     index into K. ``logprobs`` is keyed by index into K, ``prompt_logprobs`` by row; the runner
     collects a prompt's over its chunks and delivers them with the last one. ``failures`` are
     reasons (UPPER_SNAKE) by row, of sequences that end with an error though they got a token.
+    Where one call computes and samples, ``sample_ns`` is 0 and ``execute_ns`` has both. ``late_ns``
+    is for how long the step had been over when it was collected, as far as the runner knows.
     """
 
     token_ids: Int32Array = field(default_factory=lambda: np.empty(0, dtype=np.int32))
@@ -148,6 +150,7 @@ class StepOutput:
     failures: dict[int, str] = field(default_factory=dict)
     execute_ns: int = 0
     sample_ns: int = 0
+    late_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -40,7 +40,7 @@ class BatchBuilder:
     def build(self, applied: AppliedStep) -> StepBatch:
         """The batch of ``applied``: decodes in join order, then chunks in plan order.
 
-        Its arrays are views into buffers of this object, valid until the next call.
+        Its arrays are views into buffers of this object, valid until its next call.
         """
         num_decodes = len(applied.decode_rows)
         num_sequences = num_decodes + len(applied.chunks)

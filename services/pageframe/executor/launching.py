@@ -105,19 +105,19 @@ class Launching:
         if step.batch is None:
             return self._in_flight.popleft(), None
         output = self._wait_for(step, step.batch)
-        self._time(step, 0 if output is None else output.sample_ns)
+        self._time(step, output or StepOutput())
         return self._in_flight.popleft(), output
 
-    def _time(self, step: StepInFlight, sample_ns: int) -> None:
+    def _time(self, step: StepInFlight, output: StepOutput) -> None:
         """Say where the time went; beside the step before it, nobody waited for this one."""
-        over_ns = self._clock.now_ns()
+        over_ns = self._clock.now_ns() - output.late_ns
         timing = step.applied.result.timing
         timing.start_ns, launch_ns = step.start_ns, step.launch_ns
         if step.follows:
             timing.start_ns = launch_ns = min(max(launch_ns, self._over_ns), over_ns)
         timing.apply_ns = launch_ns - timing.start_ns
-        timing.execute_ns = max(0, over_ns - launch_ns - sample_ns)
-        timing.sample_ns = sample_ns
+        timing.execute_ns = max(0, over_ns - launch_ns - output.sample_ns)
+        timing.sample_ns = output.sample_ns
         self._over_ns = over_ns
 
     def _launch(self, step: StepInFlight, batch: StepBatch, on_launch: Callable[[], None]) -> None:
@@ -134,7 +134,8 @@ class Launching:
             else:
                 on_launch()
                 self._move(moves, step.applied.result.timing)
-            if len(batch.rows) and is_foreseen(step, self._memory):
+            # What follows may lack tokens, which only a launch looks up.
+            if len(batch.rows) and (step.follows or is_foreseen(step, self._memory)):
                 step.flight = self._runner.launch(batch)
             elif len(batch.rows):
                 step.flight = Landed(self._runner.execute(batch))
@@ -172,6 +173,10 @@ class Launching:
             self._memory.pool.complete(batch.step)
 
     def _move(self, moves: BlockMoves, timing: StepTiming) -> None:
+        for step in self._in_flight:
+            # The runner makes moves at once; who computes still has these blocks.
+            if step.flight is not None:
+                step.flight.wait()
         start_ns = self._clock.now_ns()
         self._runner.move_blocks(moves)
         timing.num_blocks_moved = len(moves.out_slots) + len(moves.in_targets)

@@ -10,6 +10,7 @@ from pageframe.core.sampling import SamplingParams
 from pageframe.core.step import FinishReason
 from pageframe.core.trace import NullTraceSink
 from pageframe.executor.batch import NEWEST, StepBatch, StepOutput
+from pageframe.executor.block_moves import BlockMoves
 from pageframe.executor.engine import StepEngine
 from pageframe.executor.model.sim import SimConfig
 from pageframe.executor.model.sim_device import SimDevice
@@ -275,7 +276,38 @@ def test_what_uses_a_block_again_may_do_so_behind_the_step_in_flight():
     assert result.account.total == 16
 
 
-def test_time_beside_the_step_before_is_not_counted():
+def test_blocks_are_moved_when_the_step_in_flight_is_over(monkeypatch):
+    # Nobody who goes on writes into a block that others have, so a plan that follows moves nothing;
+    # if it did, it would have to wait.
+    house = House()
+    house.begin(request(1, [5, 6, 7]))
+    house.launch()
+    events = []
+    flight = house.engine.launching.newest.flight
+    house.engine.launching.newest.flight = Noted(flight, events)
+    moves = BlockMoves(copy_sources=np.array([0]), copy_targets=np.array([9]))
+    monkeypatch.setattr(house.engine.memory.transfers, "take", lambda: moves)
+    monkeypatch.setattr(house.device, "move_blocks", lambda _: events.append("moved"))
+    house.launch()
+    assert events == ["waited", "moved"]
+    assert house.device.batches[-1][2] == [NEWEST], "it was launched, not executed"
+    assert not house.engine.launching.may_follow(StepPlan(step=5, builds_on=4))
+    first, second = house.engine.collect(), house.engine.collect()
+    assert len(first.token_ids) == len(second.token_ids) == 1
+
+
+class Noted:
+    """A flight that notes who waits for it."""
+
+    is_ahead = True
+
+    def __init__(self, flight, events) -> None:
+        self.collect = flight.collect
+        self.wait = lambda: events.append("waited")
+
+
+def test_time_beside_the_step_before_is_not_counted(monkeypatch):
+    monkeypatch.setattr("time.monotonic_ns", lambda: 0)  # Steps are collected when they are over.
     house = House()
     clock = house.engine._clock
     house.begin(request(1, [5, 6, 7]))
@@ -287,6 +319,18 @@ def test_time_beside_the_step_before_is_not_counted():
     second = house.engine.collect().timing
     assert (first.execute_ns, first.end_ns) == (5_000, 6_000)
     assert (second.start_ns, second.apply_ns, second.execute_ns) == (6_000, 0, 7_000)
+
+
+def test_a_step_that_was_collected_late_did_not_last_longer(monkeypatch):
+    house = House()
+    clock = house.engine._clock
+    house.begin(request(1, [5, 6, 7]))
+    house.launch()
+    flight = house.engine.launching.newest.flight
+    clock.advance_ns(5_000)
+    monkeypatch.setattr("time.monotonic_ns", lambda: flight.end_ns + 2_000)
+    timing = house.engine.collect().timing
+    assert (timing.execute_ns, timing.end_ns) == (3_000, 4_000)
 
 
 def test_coming_tokens_of_repeated_rows_are_looked_up_by_row():

@@ -112,3 +112,10 @@ def test_closing_ends_behind_what_was_launched(model):
     assert flight.is_over.is_set()
     assert not any(thread.name == "lane" for thread in threading.enumerate())
     lane.close()
+
+
+def test_it_tells_how_long_a_step_had_been_over(lane, model, monkeypatch):
+    flight = launch(lane, model, make_batch(1, [0], [5]))
+    flight.wait()
+    monkeypatch.setattr("time.monotonic_ns", lambda: flight.over_ns + 70)
+    assert flight.collect().late_ns == 70

@@ -9,6 +9,7 @@ step is computed. A step that was launched behind another begins as soon as that
 
 import queue
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -31,6 +32,7 @@ class LaneFlight:
         work: Computes the step, once all its tokens are known.
         output: What it yields, when it is over; else None.
         error: What it failed with, when it is over.
+        over_ns: When it was over, by the monotonic clock.
         is_over: Set when it is over.
     """
 
@@ -40,6 +42,7 @@ class LaneFlight:
     work: Callable[[], StepOutput]
     output: StepOutput | None = None
     error: Exception | None = None
+    over_ns: int = 0
     is_over: threading.Event = field(default_factory=threading.Event)
 
     is_ahead = True
@@ -58,6 +61,7 @@ class LaneFlight:
         if self.error is not None:
             raise self.error
         assert self.output is not None, "a step that is over has failed, or yields something"
+        self.output.late_ns = time.monotonic_ns() - self.over_ns
         return self.output
 
 
@@ -103,6 +107,7 @@ class Lane:
                 flight.output = self._step(flight)
             except Exception as error:
                 flight.error = error
+            flight.over_ns = time.monotonic_ns()
             flight.is_over.set()
 
     def _step(self, flight: LaneFlight) -> StepOutput:

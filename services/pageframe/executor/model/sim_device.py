@@ -32,6 +32,7 @@ class _SimFlight:
     def collect(self) -> StepOutput:
         """See ``Flight.collect``."""
         self.wait()
+        self.output.late_ns = time.monotonic_ns() - self.end_ns
         return self.output
 
 
