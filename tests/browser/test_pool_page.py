@@ -165,7 +165,8 @@ def test_steps_and_waits_are_told(new_page, system):
     assert numbers == list(range(numbers[0], numbers[-1] + 1))
     for _, start_ms, duration_ms, num_sequences, num_tokens, num_free in steps:
         assert start_ms > 1e12
-        assert duration_ms >= 10, "a step of the simulated model takes ten milliseconds"
+        # Steps follow each other at once: where one ends and the next begins is read from a clock.
+        assert duration_ms > 9.9, "a step of the simulated model takes ten milliseconds"
         assert (num_sequences, num_tokens >= 1) == (1, True)
         assert num_free <= NUM_BLOCKS
     wait_for(page, "document.querySelectorAll('#charts canvas').length === 3")

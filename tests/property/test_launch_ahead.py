@@ -26,6 +26,11 @@ EOS_TOKEN_ID = 0
 _STEP_NS = 1_000_000
 
 
+@pytest.fixture(autouse=True)
+def _no_time_but_the_clocks(monkeypatch):
+    monkeypatch.setattr("time.monotonic_ns", lambda: 0)
+
+
 class AheadEngine:
     """A step engine behind the face that the driver expects, but that steps stay in flight.
 

@@ -139,8 +139,8 @@ class StepOutput:
     index into K. ``logprobs`` is keyed by index into K, ``prompt_logprobs`` by row; the runner
     collects a prompt's over its chunks and delivers them with the last one. ``failures`` are
     reasons (UPPER_SNAKE) by row, of sequences that end with an error though they got a token.
-    Where one call computes and samples, ``sample_ns`` is 0 and ``execute_ns`` has both. ``late_ns``
-    is for how long the step had been over when it was collected, as far as the runner knows.
+    Where one call computes and samples, ``sample_ns`` is 0 and ``execute_ns`` has both. ``over_ns``
+    is when the step was over by ``time.monotonic_ns``, however late it is collected; 0 for unknown.
     """
 
     token_ids: Int32Array = field(default_factory=lambda: np.empty(0, dtype=np.int32))
@@ -150,7 +150,7 @@ class StepOutput:
     failures: dict[int, str] = field(default_factory=dict)
     execute_ns: int = 0
     sample_ns: int = 0
-    late_ns: int = 0
+    over_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,6 +3,7 @@
 A failure of the runner is kept, and told when its step is waited for; it does not raise.
 """
 
+import time
 from collections import deque
 from collections.abc import Callable
 
@@ -110,7 +111,8 @@ class Launching:
 
     def _time(self, step: StepInFlight, output: StepOutput) -> None:
         """Say where the time went; beside the step before it, nobody waited for this one."""
-        over_ns = self._clock.now_ns() - output.late_ns
+        late_ns = time.monotonic_ns() - output.over_ns if output.over_ns else 0
+        over_ns = self._clock.now_ns() - late_ns
         timing = step.applied.result.timing
         timing.start_ns, launch_ns = step.start_ns, step.launch_ns
         if step.follows:

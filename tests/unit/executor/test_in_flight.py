@@ -328,7 +328,7 @@ def test_a_step_that_was_collected_late_did_not_last_longer(monkeypatch):
     house.launch()
     flight = house.engine.launching.newest.flight
     clock.advance_ns(5_000)
-    monkeypatch.setattr("time.monotonic_ns", lambda: flight.end_ns + 2_000)
+    monkeypatch.setattr("time.monotonic_ns", lambda: flight.output.over_ns + 2_000)
     timing = house.engine.collect().timing
     assert (timing.execute_ns, timing.end_ns) == (3_000, 4_000)
 

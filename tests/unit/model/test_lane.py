@@ -1,6 +1,7 @@
 """Steps on a lane of their own: in order, with the tokens of the one before, whatever fails."""
 
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -114,8 +115,8 @@ def test_closing_ends_behind_what_was_launched(model):
     lane.close()
 
 
-def test_it_tells_how_long_a_step_had_been_over(lane, model, monkeypatch):
+def test_it_tells_when_a_step_was_over(lane, model):
+    before_ns = time.monotonic_ns()
     flight = launch(lane, model, make_batch(1, [0], [5]))
     flight.wait()
-    monkeypatch.setattr("time.monotonic_ns", lambda: flight.over_ns + 70)
-    assert flight.collect().late_ns == 70
+    assert before_ns <= flight.collect().over_ns <= time.monotonic_ns()

@@ -32,7 +32,6 @@ class LaneFlight:
         work: Computes the step, once all its tokens are known.
         output: What it yields, when it is over; else None.
         error: What it failed with, when it is over.
-        over_ns: When it was over, by the monotonic clock.
         is_over: Set when it is over.
     """
 
@@ -42,7 +41,6 @@ class LaneFlight:
     work: Callable[[], StepOutput]
     output: StepOutput | None = None
     error: Exception | None = None
-    over_ns: int = 0
     is_over: threading.Event = field(default_factory=threading.Event)
 
     is_ahead = True
@@ -61,7 +59,6 @@ class LaneFlight:
         if self.error is not None:
             raise self.error
         assert self.output is not None, "a step that is over has failed, or yields something"
-        self.output.late_ns = time.monotonic_ns() - self.over_ns
         return self.output
 
 
@@ -105,9 +102,9 @@ class Lane:
         while (flight := self._flights.get()) is not None:
             try:
                 flight.output = self._step(flight)
+                flight.output.over_ns = time.monotonic_ns()
             except Exception as error:
                 flight.error = error
-            flight.over_ns = time.monotonic_ns()
             flight.is_over.set()
 
     def _step(self, flight: LaneFlight) -> StepOutput:

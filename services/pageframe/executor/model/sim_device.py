@@ -32,7 +32,6 @@ class _SimFlight:
     def collect(self) -> StepOutput:
         """See ``Flight.collect``."""
         self.wait()
-        self.output.late_ns = time.monotonic_ns() - self.end_ns
         return self.output
 
 
@@ -51,7 +50,7 @@ class SimDevice(SimRunner):
         output = self._compute(replace(batch, token_ids=self._resolve(batch)))
         output.execute_ns = self._config.cost.of(batch)
         self._newest[batch.sample_rows] = output.token_ids
-        self._free_ns = start_ns + output.execute_ns
+        self._free_ns = output.over_ns = start_ns + output.execute_ns
         is_plain = batch.drafts is None and not (
             output.logprobs or output.prompt_logprobs or output.candidates
         )
