@@ -28,6 +28,7 @@ from pageframe.core.step import FinishReason, StepResult
 from pageframe.core.trace import NullTraceSink
 from pageframe.executor.batch import ModelFacts
 from pageframe.executor.engine import StepEngine
+from pageframe.executor.lookout import Lookout
 from pageframe.executor.model.announcing import announce_nothing
 from pageframe.executor.model.decoder_config import parse_decoder_config
 from pageframe.executor.model.device_decoder import DeviceDecoder
@@ -182,11 +183,14 @@ class OurEngine:
 
 
 class _Steps:
-    """The thread that steps; it lives as long as one load."""
+    """The thread that steps; it lives as long as one load. See ``executor.step_thread``."""
 
     def __init__(self, engine: StepEngine) -> None:
         self._engine = engine
-        self._plans: queue.SimpleQueue[StepPlan | None] = queue.SimpleQueue()
+        # A number says that so many steps are over.
+        self._plans: queue.SimpleQueue[StepPlan | int | None] = queue.SimpleQueue()
+        self._num_collected = 0
+        self._lookout = Lookout(self._plans.put)
         self._results: queue.SimpleQueue[tuple[StepResult, float] | Exception] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="steps", daemon=True)
         self._thread.start()
@@ -211,11 +215,32 @@ class _Steps:
 
     def _run(self) -> None:
         try:
-            while (plan := self._plans.get()) is not None:
-                result = self._engine.step(plan)
-                self._results.put((result, time.perf_counter()))
+            while (message := self._plans.get()) is not None:
+                if isinstance(message, StepPlan):
+                    self._launch(message)
+                elif message > self._num_collected:
+                    self._collect()
         except Exception as error:
             self._results.put(error)
+        finally:
+            self._lookout.close()
+
+    def _launch(self, plan: StepPlan) -> None:
+        launching = self._engine.launching
+        if launching.num_in_flight and not launching.may_follow(plan):
+            self._collect()
+        self._engine.launch(plan)
+        if launching.num_in_flight > 1:
+            self._collect()
+        wait = launching.flight_to_wait_for()
+        if wait is None:
+            self._collect()
+        else:
+            self._lookout.watch(self._num_collected + 1, wait)
+
+    def _collect(self) -> None:
+        self._num_collected += 1
+        self._results.put((self._engine.collect(), time.perf_counter()))
 
 
 def _make_runner(
