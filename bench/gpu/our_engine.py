@@ -232,11 +232,11 @@ class _Steps:
         self._engine.launch(plan)
         if launching.num_in_flight > 1:
             self._collect()
-        wait = launching.flight_to_wait_for()
-        if wait is None:
+        flight = launching.flight_under_way()
+        if flight is None:
             self._collect()
         else:
-            self._lookout.watch(self._num_collected + 1, wait)
+            self._lookout.watch(self._num_collected + 1, flight.wait)
 
     def _collect(self) -> None:
         self._num_collected += 1

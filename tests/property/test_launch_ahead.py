@@ -76,7 +76,7 @@ class AheadEngine:
         self.clock.advance_ns(_STEP_NS)
         if self.engine.launching.num_in_flight > 1:
             self.collect()
-        if self.engine.launching.flight_to_wait_for() is None:
+        if self.engine.launching.flight_under_way() is None:
             self.collect()
 
     def collect(self) -> None:

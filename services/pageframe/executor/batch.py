@@ -203,6 +203,11 @@ class Flight(Protocol):
     """A step that a runner has launched."""
 
     @property
+    def takes_cores(self) -> bool:
+        """Whether threads of this machine compute it, who go first (``config.cores``)."""
+        ...
+
+    @property
     def is_ahead(self) -> bool:
         """Whether the next step may be launched before this one is collected.
 
@@ -225,7 +230,7 @@ class Landed:
 
     output: StepOutput
 
-    is_ahead = False
+    is_ahead = takes_cores = False
 
     def wait(self) -> None:
         """It is over."""

@@ -6,6 +6,7 @@ from typing import Protocol
 from pageframe.core.plan import StepPlan
 from pageframe.core.replica import PoolAccount, TenantQuota
 from pageframe.core.step import StepResult
+from pageframe.executor.batch import Flight
 
 
 class Desk(Protocol):
@@ -44,8 +45,8 @@ class Launching(Protocol):
         """Whether a plan may be launched though the step before it has not been collected."""
         ...
 
-    def flight_to_wait_for(self) -> Callable[[], None] | None:
-        """What waits, on any thread, for the step launched last; None where it is over already."""
+    def flight_under_way(self) -> Flight | None:
+        """That of the step launched last; None where it is over already."""
         ...
 
 

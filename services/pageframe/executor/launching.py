@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pageframe.core.clock import Clock
 from pageframe.core.plan import StepPlan
 from pageframe.core.step import StepTiming
-from pageframe.executor.batch import Landed, ModelRunner, StepBatch, StepOutput
+from pageframe.executor.batch import Flight, Landed, ModelRunner, StepBatch, StepOutput
 from pageframe.executor.batch_builder import BatchBuilder
 from pageframe.executor.block_moves import BlockMoves
 from pageframe.executor.in_flight import (
@@ -80,10 +80,10 @@ class Launching:
             and has_room_to_follow(memory)
         )
 
-    def flight_to_wait_for(self) -> Callable[[], None] | None:
-        """What waits, on any thread, for the step launched last; None where it is over already."""
+    def flight_under_way(self) -> Flight | None:
+        """That of the step launched last; None where it is over already."""
         step = self._in_flight[-1]
-        return step.flight.wait if step.flight is not None and step.is_under_way else None
+        return step.flight if step.is_under_way else None
 
     def begin(self, step: StepInFlight, on_launch: Callable[[], None]) -> None:
         """Launch what was applied; of a refused plan there is nothing to launch.

@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 
 import structlog
 
-from pageframe.config.cores import go_first
+from pageframe.config.cores import give_way, go_first
 from pageframe.core.clock import Clock, SystemClock
 from pageframe.core.errors import PageframeError
 from pageframe.core.plan import StepPlan
@@ -189,6 +189,7 @@ class StepThread:
                 if self._on_change is not None:
                     self._on_change()
             self._land_all()
+            self._hand_over()
         except BaseException as error:
             _log.exception("step_thread_failed")
             self._post(_fail, self._ended, error)
@@ -258,11 +259,14 @@ class StepThread:
         self._flying.append(session)
         self._engine.launch(plan)
         self._land_all(but=1)
-        wait = self._engine.launching.flight_to_wait_for()
-        if wait is None:
+        flight = self._engine.launching.flight_under_way()
+        if flight is None:
             self._land_all()
-        else:
-            self._lookout.watch(self._num_landed + len(self._flying), wait)
+            return
+        if flight.takes_cores:
+            # What this thread does beside it can wait for a core that is offered.
+            give_way()
+        self._lookout.watch(self._num_landed + len(self._flying), flight.wait)
 
     def _land_all(self, but: int = 0) -> None:
         """Collect the steps in flight, ``but`` so many."""

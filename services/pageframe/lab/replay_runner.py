@@ -32,6 +32,8 @@ class _RecordedFlight:
     batch: StepBatch
     is_ahead: bool
 
+    takes_cores = False
+
     def wait(self) -> None:
         """Nothing computes."""
 

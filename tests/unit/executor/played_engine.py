@@ -78,7 +78,7 @@ class PlayedEngine:
         self.is_idle = True
         self.desk = PlayedDesk()
         self.num_free = 4
-        self.is_ahead = False
+        self.is_ahead = self.takes_cores = False
         self.flying: deque[int] = deque()
         self.launching = self
         self.on_launch: Callable[[], None] = lambda: None
@@ -119,22 +119,22 @@ class PlayedEngine:
         self.flying.append(plan.step)
         self.last_applied_step = plan.step
         if not self.is_ahead:
-            self._wait()
+            self.wait()
 
-    def flight_to_wait_for(self) -> Callable[[], None] | None:
-        return self._wait if self.is_ahead else None
+    def flight_under_way(self) -> "PlayedEngine | None":
+        return self if self.is_ahead else None
+
+    def wait(self) -> None:
+        assert self._gate.wait(PATIENCE_S)
 
     def collect(self) -> StepResult:
-        self._wait()
+        self.wait()
         step = self.flying.popleft()
         if self.is_ahead:
             self._note(("collected", step))
         if self.failure is not None:
             raise self.failure
         return StepResult(step=step, account=self.account())
-
-    def _wait(self) -> None:
-        assert self._gate.wait(PATIENCE_S)
 
     def cancel(self, sequence_ids: list[int]) -> StepResult:
         self._note(("cancel", sequence_ids))

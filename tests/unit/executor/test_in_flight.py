@@ -158,7 +158,7 @@ def test_a_step_behind_one_in_which_all_end_has_nobody_in_it():
     house.begin(request(1, [5, 6, 7], sampling=SamplingParams(max_tokens=2, ignore_eos=True)))
     house.launch()
     house.launch()
-    assert house.engine.launching.flight_to_wait_for() is None
+    assert house.engine.launching.flight_under_way() is None
     assert house.engine.collect().finish_reasons == [FinishReason.LENGTH]
     second = house.engine.collect()
     assert (second.sampled_ids, second.account.held) == ([], 0)

@@ -1,6 +1,7 @@
 """The step thread over a device that computes beside it: what follows a step, and what waits."""
 
 import asyncio
+import os
 
 import pytest
 
@@ -109,3 +110,16 @@ def test_what_a_step_in_flight_fails_with_ends_the_thread():
             await house.steps.wait_ended()
 
     run_ahead(scenario)
+
+
+@pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="there is no such policy here")
+@pytest.mark.parametrize("takes_cores", [True, False])
+def test_it_gives_way_to_those_who_compute_what_it_has_launched(takes_cores):
+    async def scenario(house):
+        house.engine.takes_cores = takes_cores
+        await house.run_held_step()
+        await house.settle()
+        return await house.steps.call(lambda: os.sched_getscheduler(0))
+
+    policy = run_ahead(scenario)
+    assert policy == (os.SCHED_BATCH if takes_cores else os.SCHED_OTHER)

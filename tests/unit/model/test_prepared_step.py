@@ -70,7 +70,7 @@ def serve(path, kinds, *, is_ahead, num_steps=40):
         engine.launch(plan)
         if engine.launching.num_in_flight > 1:
             results.append(engine.collect())
-        if engine.launching.flight_to_wait_for() is None:
+        if engine.launching.flight_under_way() is None:
             results.append(engine.collect())
     while engine.launching.num_in_flight:
         results.append(engine.collect())

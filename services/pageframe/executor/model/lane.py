@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from pageframe.config.cores import give_way, go_first
+from pageframe.config.cores import go_first
 from pageframe.executor.batch import NEWEST, Int32Array, StepBatch, StepOutput, do_nothing
 from pageframe.executor.block_moves import Int64Array
 
@@ -43,7 +43,7 @@ class LaneFlight:
     error: Exception | None = None
     is_over: threading.Event = field(default_factory=threading.Event)
 
-    is_ahead = True
+    is_ahead = takes_cores = True
 
     def wait(self) -> None:
         """See ``Flight.wait``."""
@@ -80,7 +80,6 @@ class Lane:
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="lane", daemon=True)
             self._thread.start()
-        give_way()
         coming = (batch.token_ids == NEWEST).nonzero()[0]
         rows = np.repeat(batch.rows, np.diff(batch.query_start)) if len(coming) else batch.rows
         flight = LaneFlight(batch, coming, rows[coming], work)

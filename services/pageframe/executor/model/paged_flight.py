@@ -35,6 +35,8 @@ class PagedFlight:
     launched_ns: int
     finish: "Callable[[PagedFlight], StepOutput]"
 
+    takes_cores = False
+
     @property
     def is_ahead(self) -> bool:
         """Whether its tokens are on the device, and nothing else was asked for."""

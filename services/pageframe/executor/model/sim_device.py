@@ -23,6 +23,8 @@ class _SimFlight:
     is_ahead: bool
     end_ns: int
 
+    takes_cores = False
+
     def wait(self) -> None:
         """Sleep until it is over."""
         remaining_ns = self.end_ns - time.monotonic_ns()
