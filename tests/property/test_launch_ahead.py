@@ -12,6 +12,7 @@ from collections import deque
 import pytest
 
 from pageframe.core.clock import ManualClock
+from pageframe.core.journal import MemorySetup
 from pageframe.core.plan import StepPlan
 from pageframe.core.sampling import SamplingParams
 from pageframe.core.step import StepResult
@@ -19,6 +20,9 @@ from pageframe.core.trace import NullTraceSink
 from pageframe.executor.engine import StepEngine
 from pageframe.executor.model.sim import SimConfig
 from pageframe.executor.model.sim_device import SimDevice
+from pageframe.lab.replay import replay
+from pageframe.scheduler.journal import RecordingScheduler
+from property.recording import Notes
 from unit.scheduler.driver import Driver, assert_scheduler_consistent, make_submission
 
 MAX_LEN = 64
@@ -196,3 +200,33 @@ def test_one_who_ended_computes_one_token_more_at_most():
     sampled = sum(len(result.token_ids) for result in driver.engine.results)
     assert sampled == sum(num_tokens), "a token was reported that nobody asked for"
     assert any(tokens and tokens[-1] == EOS_TOKEN_ID for tokens in driver.tokens.values())
+
+
+class RecordedDriver(AheadDriver):
+    """The same, with a journal."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.notes = Notes()
+        self.scheduler = RecordingScheduler(
+            self.facts,
+            self.scheduler._options,
+            trace=self.trace,
+            clock=self.clock,
+            journal=self.notes,
+            memory=MemorySetup(),
+        )
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("num_blocks", [1000, 60])
+def test_a_journal_of_it_replays_to_the_same_results(num_blocks, seed):
+    print("seed", seed)
+    engine = AheadEngine(num_blocks, 4, is_ahead=True)
+    driver = RecordedDriver(facts=engine.facts, engine=engine, max_num_running=20, token_budget=64)
+    serve(driver, seed)
+    assert any(result.is_followed for result in engine.results)
+    report = replay(driver.notes.entries)
+    assert report.is_same, report.difference
+    assert report.memory_stopped == ""
+    assert report.num_results == report.num_results_same == len(engine.results)
