@@ -96,8 +96,9 @@ def is_foreseen(step: StepInFlight, memory: KvMemory) -> bool:
     computed; quotas and room are counted by plans that know who has ended.
     """
     applied, options = step.applied, memory.options
+    has_names = applied.named_rows or applied.forks or applied.branched.rows
     return (
-        not (applied.named_rows or applied.forks or applied.drafts or step.has_moves)
+        not (has_names or applied.drafts or step.has_moves)
         and not (options.num_host_slots or any(options.windows))
         and memory.quotas.is_empty
     )

@@ -14,7 +14,7 @@ from pageframe.executor.model.loader import load_runner
 from pageframe.kernels.cpu import library
 from unit.executor.small_engine import request
 from unit.memory.memories import entries
-from unit.model.test_fused import _load, folder  # noqa: F401, the fixture
+from unit.model.test_fused import _load, _step, folder  # noqa: F401, the fixture
 
 _KINDS = {
     "greedy": {"temperature": 0.0},
@@ -139,3 +139,18 @@ def test_logits_that_are_no_numbers_fail_the_step(folder, monkeypatch):  # noqa:
     assert "LOGITS_NOT_FINITE" in str(engine.last_failure.__cause__)
     assert engine.is_idle
     engine.close()
+
+
+def test_nothing_follows_a_step_in_which_a_search_goes_on(folder):  # noqa: F811
+    runner = _load(folder())
+    runner.admit(
+        0,
+        sampling=SamplingParams(num_candidates=3),
+        sample_index=0,
+        token_ids=np.arange(9, dtype=np.int32),
+        num_prompt_tokens=9,
+    )
+    flight = runner.launch(_step(runner, 0, 9, 16))
+    assert not flight.is_ahead
+    assert flight.collect().candidates.keys() == {0}
+    runner.close()

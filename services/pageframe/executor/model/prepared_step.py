@@ -19,14 +19,12 @@ from pageframe.executor.model.token_sampler import TokenSampler
 def prepare_work(
     decoder: FusedDecoder, kv: PagedKv, sampler: TokenSampler, batch: StepBatch
 ) -> Callable[[], StepOutput] | None:
-    """What computes a step whose input tokens may still be written into ``batch``.
+    """What computes a step of no drafts whose input tokens may still be written into ``batch``.
 
     None where somebody's logits are edited or told of, or nobody samples: that takes Python.
     """
     rows, positions = batch.sample_rows, batch.sample_positions
-    if not len(rows) or batch.drafts is not None:
-        return None
-    if not sampler.is_plain(rows, positions) or sampler.wants_candidates(rows).any():
+    if not len(rows) or not sampler.is_plain(rows, positions):
         return None
     run, choice = decoder.prepare_decode(
         kv, batch, lambda logits: sampler.foresee(logits, rows, positions)

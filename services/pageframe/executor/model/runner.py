@@ -247,12 +247,13 @@ class PagedRunner:
         """Begin a step. With a GPU or compiled CPU kernels this returns long before it is done.
 
         On a GPU the next one may be launched before this one is collected if all who sample in this
-        one are plain (``DeviceSampler``), so that ``coming`` is there; on a CPU always.
+        one are plain (``DeviceSampler``), so that ``coming`` is there; on a CPU if all get a token.
 
         Raises:
             ResourceExhaustedError: DEVICE_OUT_OF_MEMORY; nothing of the step counts.
         """
-        if self._lane is not None:
+        gets_tokens = not self._sampler.wants_candidates(batch.sample_rows).any()
+        if self._lane is not None and gets_tokens and batch.drafts is None:
             return self._lane.launch(batch, self._work_of(batch))
         if self._on_device is None:
             return Landed(self.execute(batch))
