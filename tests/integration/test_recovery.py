@@ -39,7 +39,7 @@ def system(start: Callable[..., System], sim_model: Path) -> Iterator[System]:
     """Six sequences, of which four run at once: some wait when a process dies."""
     system = start(
         sim_model,
-        *("--sim-step", "5ms", "--prefill-chunk-tokens", "16", "--max-num-sequences", "4"),
+        *("--sim-step", "10ms", "--prefill-chunk-tokens", "16", "--max-num-sequences", "4"),
         *("--block-size", "16", "--num-blocks", "64", "--max-model-len", "1024"),
     )
     yield system
@@ -70,8 +70,12 @@ def is_connected(system: System) -> bool:
 
 
 def run_all(system: System, when_under_way: Callable[[], None]) -> list[Output]:
-    """Run all requests, and do something when the first, which began first, is well under way."""
-    has_begun, is_under_way = threading.Event(), threading.Event()
+    """Run all requests, and do something when the first, which began first, is well under way.
+
+    By then the others have begun, too, however busy the machine is: who has not loses nothing.
+    """
+    has_begun = [threading.Event() for _ in REQUESTS]
+    is_under_way = threading.Event()
 
     def run(request: GenerationRequest) -> Output:
         token_ids: list[list[int]] = [[] for _ in range(request.num_samples)]
@@ -80,8 +84,8 @@ def run_all(system: System, when_under_way: Callable[[], None]) -> list[Output]:
             for event in client.generate(request, timeout_s=PATIENCE_S):
                 if isinstance(event, Delta):
                     token_ids[event.sample_index] += event.token_ids
-                elif isinstance(event, Started) and request is REQUESTS[0]:
-                    has_begun.set()
+                elif isinstance(event, Started):
+                    has_begun[REQUESTS.index(request)].set()
                 elif isinstance(event, Finished) and event.sample_index == 0:
                     executor_lost_ns = event.account.stall_ns.get(StallCause.EXECUTOR_LOST, 0)
                 if len(token_ids[0]) >= NUM_TOKENS_BEFORE and request is REQUESTS[0]:
@@ -90,8 +94,9 @@ def run_all(system: System, when_under_way: Callable[[], None]) -> list[Output]:
 
     with ThreadPoolExecutor(len(REQUESTS)) as threads:
         running = [threads.submit(run, REQUESTS[0])]
-        assert has_begun.wait(PATIENCE_S)
+        assert has_begun[0].wait(PATIENCE_S)
         running += [threads.submit(run, request) for request in REQUESTS[1:]]
+        assert all(begun.wait(PATIENCE_S) for begun in has_begun)
         assert is_under_way.wait(PATIENCE_S)
         when_under_way()
         return [future.result() for future in running]
