@@ -8,15 +8,20 @@ would show.
 
 import random
 from collections import deque
+from dataclasses import dataclass, replace
 
+import numpy as np
 import pytest
 
+from bench.soak.device import Device
 from pageframe.core.clock import ManualClock
 from pageframe.core.journal import MemorySetup
 from pageframe.core.plan import StepPlan
+from pageframe.core.replica import TenantQuota
 from pageframe.core.sampling import SamplingParams
 from pageframe.core.step import StepResult
 from pageframe.core.trace import NullTraceSink
+from pageframe.executor.batch import NEWEST, ModelRunner, StepBatch, StepOutput
 from pageframe.executor.engine import StepEngine
 from pageframe.executor.model.sim import SimConfig
 from pageframe.executor.model.sim_device import SimDevice
@@ -35,6 +40,45 @@ def _no_time_but_the_clocks(monkeypatch):
     monkeypatch.setattr("time.monotonic_ns", lambda: 0)
 
 
+@dataclass
+class PrintFlight:
+    """A step whose fingerprints are written, and whose tokens are told when they are asked for."""
+
+    output: StepOutput
+
+    is_ahead = True
+    takes_cores = False
+
+    def wait(self) -> None:
+        """See ``Flight``."""
+
+    def collect(self) -> StepOutput:
+        return self.output
+
+
+class PrintDevice(Device):
+    """A device of fingerprints that has its newest tokens by row."""
+
+    def __init__(self, windows: tuple[int, ...]) -> None:
+        super().__init__(
+            window_tokens=windows[0] if len(windows) == 1 else 0,
+            group_windows=windows if len(windows) > 1 else (),
+        )
+        self._newest = np.zeros(32, dtype=np.int32)
+
+    def admit(self, row: int, *, sampling: SamplingParams, **sequence) -> None:
+        """Who begins alike shares blocks, whatever its seed is."""
+        super().admit(row, sampling=replace(sampling, seed=0), **sequence)
+
+    def launch(self, batch: StepBatch) -> PrintFlight:
+        rows = np.repeat(batch.rows, np.diff(batch.query_start))
+        is_coming = batch.token_ids == NEWEST
+        token_ids = np.where(is_coming, self._newest[rows], batch.token_ids)
+        output = self.execute(replace(batch, token_ids=token_ids))
+        self._newest[batch.sample_rows] = output.token_ids
+        return PrintFlight(output)
+
+
 class AheadEngine:
     """A step engine behind the face that the driver expects, but that steps stay in flight.
 
@@ -44,11 +88,14 @@ class AheadEngine:
         results: All of them.
     """
 
-    def __init__(self, num_blocks: int, block_size: int, *, is_ahead: bool, **options) -> None:
+    def __init__(
+        self, num_blocks: int, block_size: int, *, is_ahead: bool, device: ModelRunner | None = None
+    ) -> None:
         self.clock = ManualClock(1)
         self.is_ahead = is_ahead
+        sim = SimConfig(max_model_len=MAX_LEN, max_num_rows=32, eos_probability=0.05)
         self.engine = StepEngine(
-            SimDevice(SimConfig(max_model_len=MAX_LEN, max_num_rows=32, eos_probability=0.05)),
+            device or SimDevice(sim),
             num_blocks=num_blocks,
             block_size=block_size,
             max_num_sequences=32,
@@ -57,7 +104,6 @@ class AheadEngine:
             trace=NullTraceSink(),
             clock=self.clock,
             check_every_step=True,
-            **options,
         )
         self.facts = self.engine.describe("ahead-0")
         self.ended: deque[StepResult] = deque()
@@ -130,25 +176,34 @@ class AheadDriver(Driver):
         raise AssertionError(f"not done: {self.scheduler.snapshot()}")
 
 
-def make_driver(num_blocks: int, block_size: int, *, is_ahead: bool = True, **fields) -> Driver:
-    engine = AheadEngine(num_blocks, block_size, is_ahead=is_ahead)
+def make_driver(
+    num_blocks: int,
+    block_size: int,
+    *,
+    is_ahead: bool = True,
+    device: ModelRunner | None = None,
+    **fields,
+) -> Driver:
+    engine = AheadEngine(num_blocks, block_size, is_ahead=is_ahead, device=device)
     return AheadDriver(facts=engine.facts, engine=engine, max_num_running=20, **fields)
 
 
-def make_request(handle: int, rng: random.Random):
+def make_request(handle: int, rng: random.Random, vocab_size: int):
     """Half of them begin alike; they end by their length, by a token of their own, or by any."""
     start = 5 if handle % 2 else 100 * handle
     return make_submission(
         handle,
-        [start + index for index in range(rng.choice([1, 2, 7, 16, 33]))],
+        [(start + index) % vocab_size for index in range(rng.choice([1, 2, 7, 16, 33]))],
         sampling=SamplingParams(
             temperature=rng.choice([0.0, 1.0]),
             seed=handle,
             max_tokens=rng.choice([1, 2, 9, 31]),
             min_tokens=rng.choice([0, 0, 1]),
             ignore_eos=handle % 3 == 0,
+            stop_token_ids=() if handle % 3 == 0 else (7,),
         ),
         num_samples=rng.choice([1, 1, 3]),
+        tenant="ab"[handle % 2],
     )
 
 
@@ -156,7 +211,7 @@ def serve(driver: Driver, seed: int) -> dict:
     """Requests that come while others run, some of which are cancelled."""
     rng = random.Random(seed)
     for handle in range(1, 31):
-        driver.submit(make_request(handle, rng))
+        driver.submit(make_request(handle, rng, min(driver.facts.vocab_size, 10_000)))
         for _ in range(rng.choice([0, 0, 3, 12])):
             while driver.send_plan() is not None:
                 pass
@@ -190,6 +245,40 @@ def test_tokens_do_not_depend_on_what_was_launched_ahead(num_blocks, block_size,
     if num_blocks == 1000:
         assert sum(result.is_followed for result in results) > 20
     assert not any(result.refusal for result in results)
+    assert_engine_empty(driver)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("num_blocks", [400, 60])
+@pytest.mark.parametrize("windows", [(6,), (0, 6), (5, 0, 9)], ids=str)
+def test_windows_are_left_behind_the_step_that_follows(windows, num_blocks, seed):
+    print("seed", seed)
+    num_blocks *= len(windows)
+    device = PrintDevice(windows)
+    alone = serve(make_driver(2000, 4, is_ahead=False, device=PrintDevice(windows)), seed)
+    driver = make_driver(num_blocks, 4, device=device, token_budget=64)
+    assert serve(driver, seed) == alone
+    assert any(7 in tokens for tokens in alone.values()), "nobody ended by a token"
+    assert sum(result.is_followed for result in driver.engine.results) > 20
+    assert_engine_empty(driver)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("ceiling", [400, 40])
+def test_tenants_keep_their_bounds(ceiling, seed):
+    print("seed", seed)
+    quotas = (
+        TenantQuota(tenant="a", ceiling_blocks=ceiling),
+        TenantQuota(tenant="b", floor_blocks=50),
+    )
+    alone = serve(make_driver(1000, 4, is_ahead=False), seed)
+    driver = make_driver(600, 4, token_budget=64, quotas=quotas)
+    engine = driver.engine.engine
+    engine.desk.replace_quotas(quotas)
+    assert serve(driver, seed) == alone
+    assert not any(result.refusal for result in driver.engine.results)
+    if ceiling == 400:
+        assert sum(result.is_followed for result in driver.engine.results) > 20
     assert_engine_empty(driver)
 
 

@@ -92,16 +92,15 @@ class StepInFlight:
 def is_foreseen(step: StepInFlight, memory: KvMemory) -> bool:
     """Whether all that the step will change in the books is known but for its tokens.
 
-    What a window leaves behind, and what goes to the host tier, is given up by tokens that are
-    computed; quotas and room are counted by plans that know who has ended.
+    A search goes on from what was sampled, drafts may be rejected, and blocks that go to the host
+    tier go by moves.
     """
-    applied, options = step.applied, memory.options
-    has_names = applied.named_rows or applied.forks or applied.branched.rows
-    return (
-        not (has_names or applied.drafts or step.has_moves)
-        and not (options.num_host_slots or any(options.windows))
-        and memory.quotas.is_empty
-    )
+    applied = step.applied
+    is_search = applied.forks or applied.branched.rows
+    if is_search or applied.drafts or step.has_moves or memory.options.num_host_slots:
+        return False
+    named_rows = list(applied.named_rows)
+    return not named_rows or not memory.sequences.is_steered[named_rows].any()
 
 
 def can_be_followed(step: StepInFlight) -> bool:
@@ -115,8 +114,14 @@ def has_room_to_follow(memory: KvMemory) -> bool:
     Once for the plan to be applied, once for the next: the scheduler counts what it does not know
     of yet as given away.
     """
-    num_blocks = len(memory.sequences.running_rows()) * memory.options.num_groups
-    return memory.pool.num_available >= 2 * num_blocks
+    rows, num_blocks_each = memory.sequences.running_rows(), 2 * memory.options.num_groups
+    num_available = memory.pool.num_available
+    if memory.quotas.is_empty:
+        return num_available >= len(rows) * num_blocks_each
+    tenant_ids, num_rows = np.unique(memory.sequences.tenant_ids[rows], return_counts=True)
+    names = map(memory.pool.tenants.name_of, tenant_ids.tolist())
+    wanted = dict(zip(names, (num_rows * num_blocks_each).tolist(), strict=True))
+    return memory.quotas.have_room(wanted, num_available, memory.num_held_by_tenant())
 
 
 def promise(step: StepInFlight, sequences: SequenceTable, rules: FinishRules) -> None:

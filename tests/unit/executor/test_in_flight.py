@@ -233,27 +233,66 @@ def test_a_plan_that_would_be_refused_does_not_follow(step, builds_on):
     assert not house.engine.launching.may_follow(StepPlan(step=step, builds_on=builds_on))
 
 
-def test_nothing_follows_a_step_in_which_somebody_was_named():
+@pytest.mark.parametrize("num_tokens", [4, 8], ids=["a chunk", "the whole prompt"])
+def test_a_step_follows_one_that_computes_prompts(num_tokens):
+    house, alone = House(), House()
+    first, prompt = request(1, [5, 6, 7]), request(2, list(range(1, 9)))
+    for each in (house, alone):
+        each.begin(first)
+        each.engine.step(each.plan(announce=[prompt]))
+    house.engine.launch(house.plan(may=entries((2, 0, num_tokens))))
+    house.launch()
+    results = [house.engine.collect() for _ in range(2)]
+    expected = [
+        alone.engine.step(alone.plan(may=entries((2, 0, num_tokens)))),
+        alone.engine.step(alone.plan()),
+    ]
+    assert [each.is_followed for each in results] == [True, False]
+    for result, other in zip(results, expected, strict=True):
+        assert result.sampled_ids == other.sampled_ids
+        assert result.token_ids == other.token_ids
+        computed = (result.computed_ids, result.first_positions, result.num_computed)
+        assert computed == (other.computed_ids, other.first_positions, other.num_computed)
+    assert results[0].first_positions == [0]
+    assert results[0].num_computed == [num_tokens]
+
+
+def test_nothing_follows_a_step_in_which_somebody_is_steered():
     house = House()
-    first, chunk = request(1, [5, 6, 7]), request(2, list(range(1, 9)))
-    house.begin(first)
-    house.engine.step(house.plan(announce=[chunk]))
-    house.engine.launch(house.plan(may=entries((2, 0, 4))))
+    house.begin(request(1, [5, 6, 7]))
+    house.engine.step(house.plan(announce=[request(2, [8, 9], is_steered=True)]))
+    house.engine.launch(house.plan(may=entries((2, 0, 2))))
     assert not house.engine.launching.may_follow(StepPlan(step=5, builds_on=4))
 
 
-def test_nothing_follows_where_room_quotas_or_a_host_tier_are_to_be_looked_at():
+def test_nothing_follows_without_room_or_with_a_host_tier():
     plan = StepPlan(step=4, builds_on=3)
     for options in ({"num_blocks": 3}, {"num_host_slots": 4}):
         house = House(**options)
         house.begin(request(1, [5, 6, 7]), request(2, [8, 9]))
         house.launch()
         assert not house.engine.launching.may_follow(plan), options
+
+
+@pytest.mark.parametrize(
+    ("quotas", "may_follow"),
+    [
+        ([TenantQuota(tenant="a", ceiling_blocks=3)], True),
+        ([TenantQuota(tenant="a", ceiling_blocks=2)], False),
+        ([TenantQuota(tenant="b", floor_blocks=10)], True),
+        ([TenantQuota(tenant="b", floor_blocks=14)], False),
+        # What a floor lacks is what its own tenant would take of it.
+        ([TenantQuota(tenant="a", floor_blocks=14)], False),
+        ([TenantQuota(tenant="a", floor_blocks=13)], True),
+    ],
+)
+def test_a_step_follows_where_every_tenant_has_room(quotas, may_follow):
+    # Each of two tenants has one block of 16, and may want two more.
     house = House()
-    house.engine.desk.replace_quotas([TenantQuota(tenant="a", ceiling_blocks=8)])
-    house.begin(request(1, [5, 6, 7]))
+    house.engine.desk.replace_quotas(quotas)
+    house.begin(request(1, [5, 6, 7], tenant="a"), request(2, [8, 9], tenant="b"))
     house.launch()
-    assert not house.engine.launching.may_follow(plan)
+    assert house.engine.launching.may_follow(StepPlan(step=4, builds_on=3)) is may_follow
 
 
 def test_no_more_than_two_are_in_flight():

@@ -1,5 +1,8 @@
 """Memory that runs out in the middle of a step costs the requests of that step, and no others."""
 
+from dataclasses import replace
+from itertools import product
+
 import numpy as np
 import pytest
 import torch
@@ -36,7 +39,8 @@ def folder(tmp_path_factory):
 class _House:
     """An engine over a real model, driven plan by plan."""
 
-    def __init__(self, folder, kernels):
+    def __init__(self, folder, kernels, sampling=_GREEDY):
+        self.sampling = sampling
         self.runner = load_runner(
             str(folder), device="cpu", dtype="float32", cpu_kernels=kernels, max_num_sequences=4
         )
@@ -66,7 +70,7 @@ class _House:
                     sequence_id=number,
                     token_ids=_PROMPTS[number],
                     num_prompt_tokens=len(_PROMPTS[number]),
-                    sampling=_GREEDY,
+                    sampling=self.sampling,
                 )
                 for number in numbers
             ],
@@ -92,13 +96,19 @@ def _fail_in(target, name, error, monkeypatch):
     monkeypatch.setattr(target, name, fail)
 
 
-@pytest.mark.parametrize("kernels", ["auto", "torch"])
-@pytest.mark.parametrize("where", ["forward", "logits", "sample"])
+@pytest.mark.parametrize(
+    ("kernels", "where"),
+    [
+        *product(["auto", "torch"], ["forward", "logits", "sample"]),
+        ("auto", "prepare_decode"),
+    ],
+)
 @pytest.mark.parametrize("kind", _NO_MEMORY)
 def test_the_requests_of_the_step_end_and_the_next_one_is_served(
     folder, monkeypatch, kernels, where, kind
 ):
-    house = _House(folder, kernels)
+    # Compiled kernels do a step in one call, unless somebody wants to hear of its logits.
+    house = _House(folder, kernels, replace(_GREEDY, num_logprobs=-int(where == "prepare_decode")))
     expected = house.answer(2)
     first = house.start(0)
     assert first.sampled_ids == [0]
@@ -126,7 +136,7 @@ def test_a_failed_step_leaves_a_neighbour_that_was_not_in_it_alone(folder, monke
         num_prompt_tokens=len(_PROMPTS[1]),
         sampling=_GREEDY,
     )
-    _fail_in(house.runner._decoder, "forward", MemoryError(), monkeypatch)
+    _fail_in(house.runner._decoder, "prepare_decode", MemoryError(), monkeypatch)
     failed = house.step(
         announce=[
             waiting,

@@ -327,7 +327,7 @@ def assert_shares_consistent(scheduler: Scheduler) -> None:
     weight_waiting = sum(s.weight for s in shares.values() if s.num_waiting)
     assert roster.shares._weight_waiting == pytest.approx(weight_waiting)
     assert roster.num_blocks_final == sum(
-        roster.capacity.num_blocks(s.num_positions_max) for s in roster.running.values()
+        roster.capacity.num_blocks_peak(s.num_positions_max) for s in roster.running.values()
     )
     for tenant, share in shares.items():
         living = [s for s in roster.sequences.values() if s.submission.tenant == tenant]

@@ -105,6 +105,21 @@ class Quotas:
             num_allowed = min(num_allowed, quota.ceiling_blocks - held.get(tenant, 0))
         return max(0, num_allowed)
 
+    def have_room(
+        self, wanted: Mapping[str, int], num_available: int, held: Mapping[str, int]
+    ) -> bool:
+        """Whether tenants may take so many more blocks each, whoever takes them first.
+
+        O(tenants named, and those with a floor).
+        """
+        kept = {tenant: floor - held.get(tenant, 0) for tenant, floor in self._floors.items()}
+        num_taken = sum(
+            max(wanted.get(tenant, 0), kept.get(tenant, 0)) for tenant in {**wanted, **kept}
+        )
+        return num_taken <= num_available and not any(
+            self.num_over_ceiling(tenant, num_blocks, held) for tenant, num_blocks in wanted.items()
+        )
+
     def num_over_ceiling(self, tenant: str, num_more: int, held: Mapping[str, int]) -> int:
         """By how many blocks ``num_more`` would pass the tenant's own ceiling; never below 0.
 

@@ -246,14 +246,13 @@ class PagedRunner:
     def launch(self, batch: StepBatch) -> Flight:
         """Begin a step. With a GPU or compiled CPU kernels this returns long before it is done.
 
-        On a GPU the next one may be launched before this one is collected if all who sample in this
-        one are plain (``DeviceSampler``), so that ``coming`` is there; on a CPU if all get a token.
+        The next one may be launched before this one is collected if nobody asked about a prompt,
+        and on a GPU all who sample are plain (``DeviceSampler``), on a CPU all get a token.
 
         Raises:
             ResourceExhaustedError: DEVICE_OUT_OF_MEMORY; nothing of the step counts.
         """
-        gets_tokens = not self._sampler.wants_candidates(batch.sample_rows).any()
-        if self._lane is not None and gets_tokens and batch.drafts is None:
+        if self._lane is not None and self._only_samples(batch):
             return self._lane.launch(batch, self._work_of(batch))
         if self._on_device is None:
             return Landed(self.execute(batch))
@@ -288,9 +287,14 @@ class PagedRunner:
         pool.host.settle()
         return pool.arena
 
+    def _only_samples(self, batch: StepBatch) -> bool:
+        """Whether nobody wants anything of a step but a token that is theirs."""
+        wants_more = batch.drafts is not None or bool(self._prompts.spans(batch))
+        return not wants_more and not self._sampler.wants_candidates(batch.sample_rows).any()
+
     def _work_of(self, batch: StepBatch) -> Callable[[], StepOutput]:
         decoder, kv = self._parts()
-        if isinstance(decoder, FusedDecoder) and not self._prompts.spans(batch):
+        if isinstance(decoder, FusedDecoder):
             work = prepare_work(decoder, kv, self._sampler, batch)
             if work is not None:
                 return work
@@ -328,14 +332,7 @@ class PagedRunner:
             coming = None if device is None else device.choose(logits, batch)
         ended_ns = time.perf_counter_ns()
         return PagedFlight(
-            batch,
-            spans,
-            outputs_of_spans,
-            logits,
-            coming,
-            started_ns,
-            ended_ns,
-            finish=self._finish,
+            batch, spans, outputs_of_spans, logits, coming, started_ns, ended_ns, self._finish
         )
 
     def _collect(self, flight: PagedFlight) -> StepOutput:
