@@ -187,7 +187,7 @@ def check_chosen(tokens: Int32Array, rows: Int32Array) -> None:
         InternalError: LOGITS_NOT_FINITE, as ``Sampler.sample``.
     """
     if (tokens < 0).any():
-        check_finite(torch.from_numpy(np.where(tokens < 0, np.nan, 0.0)), rows)
+        check_finite(np.where(tokens < 0, np.float32(np.nan), np.float32(0.0)), rows)
 
 
 def _prompts_of_nobody(
