@@ -8,7 +8,7 @@ Block ids come as int64, which is what NumPy indexes by; see ``free_list``.
 
 import enum
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -91,6 +91,10 @@ class Tenants:
     def name_of(self, tenant_id: int) -> str:
         """The tenant's name."""
         return self._names[tenant_id]
+
+    def known_id(self, name: str) -> int | None:
+        """The tenant's number, if it was ever given one."""
+        return self._ids.get(name)
 
 
 class BlockColumns:
@@ -292,3 +296,26 @@ class BlockColumns:
         if num_new > 0:
             self.num_held_by_tenant += [0] * num_new
             self.num_yieldable_by_tenant += [0] * num_new
+
+
+class HeldByTenant(Mapping[str, int]):
+    """Held blocks by the name of their tenant, as they are when they are asked for.
+
+    Asking for one tenant is O(1), however many were ever seen.
+    """
+
+    def __init__(self, columns: BlockColumns, tenants: Tenants) -> None:
+        self._columns = columns
+        self._tenants = tenants
+
+    def __getitem__(self, tenant: str) -> int:
+        tenant_id = self._tenants.known_id(tenant)
+        if tenant_id is None or tenant_id >= len(self):
+            raise KeyError(tenant)
+        return self._columns.num_held_by_tenant[tenant_id]
+
+    def __iter__(self) -> Iterator[str]:
+        return map(self._tenants.name_of, range(len(self)))
+
+    def __len__(self) -> int:
+        return len(self._columns.num_held_by_tenant)

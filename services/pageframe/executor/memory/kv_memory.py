@@ -19,7 +19,7 @@ from pageframe.core.replica import PoolAccount
 from pageframe.core.step import RefusedBecause, SequenceAccount
 from pageframe.core.trace import KvCause, KvOperation, TraceSink
 from pageframe.executor.batch import Int32Array
-from pageframe.executor.memory.block_columns import BlockState
+from pageframe.executor.memory.block_columns import BlockState, HeldByTenant
 from pageframe.executor.memory.block_keys import BlockKey, chain_root
 from pageframe.executor.memory.block_pool import BlockPool
 from pageframe.executor.memory.block_table import BlockTables
@@ -199,9 +199,8 @@ class KvMemory:
         return max(0, num_held - quota.floor_blocks)
 
     def num_held_by_tenant(self) -> Mapping[str, int]:
-        """Blocks held by each tenant that was ever seen."""
-        counts = self.pool.columns.num_held_by_tenant
-        return {self.pool.tenants.name_of(index): count for index, count in enumerate(counts)}
+        """Blocks held by each tenant that was ever seen, also as they change later."""
+        return HeldByTenant(self.pool.columns, self.pool.tenants)
 
     def seat(self, sequence: Sequence, match: Match) -> None:
         """Let a sequence run; it shares what was found, and catches up from there."""
