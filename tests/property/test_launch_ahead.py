@@ -8,7 +8,7 @@ would show.
 
 import random
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ from pageframe.core.replica import TenantQuota
 from pageframe.core.sampling import SamplingParams
 from pageframe.core.step import StepResult
 from pageframe.core.trace import NullTraceSink
-from pageframe.executor.batch import NEWEST, ModelRunner, StepBatch, StepOutput
+from pageframe.executor.batch import NEWEST, Landed, ModelRunner, StepBatch
 from pageframe.executor.engine import StepEngine
 from pageframe.executor.model.sim import SimConfig
 from pageframe.executor.model.sim_device import SimDevice
@@ -40,20 +40,10 @@ def _no_time_but_the_clocks(monkeypatch):
     monkeypatch.setattr("time.monotonic_ns", lambda: 0)
 
 
-@dataclass
-class PrintFlight:
+class PrintFlight(Landed):
     """A step whose fingerprints are written, and whose tokens are told when they are asked for."""
 
-    output: StepOutput
-
     is_ahead = True
-    takes_cores = False
-
-    def wait(self) -> None:
-        """See ``Flight``."""
-
-    def collect(self) -> StepOutput:
-        return self.output
 
 
 class PrintDevice(Device):
@@ -211,7 +201,7 @@ def serve(driver: Driver, seed: int) -> dict:
     """Requests that come while others run, some of which are cancelled."""
     rng = random.Random(seed)
     for handle in range(1, 31):
-        driver.submit(make_request(handle, rng, min(driver.facts.vocab_size, 10_000)))
+        driver.submit(make_request(handle, rng, driver.facts.vocab_size))
         for _ in range(rng.choice([0, 0, 3, 12])):
             while driver.send_plan() is not None:
                 pass

@@ -338,8 +338,8 @@ class StepEngine:
             batch, output = without_candidates(batch, output)
         if applied.drafts:
             batch, output = without_rejected(batch, output, self._finish_rules)
-        if applied.first_positions:
-            report_computed(sequences, batch, applied.first_positions, result)
+        if applied.named_rows:
+            report_computed(sequences, batch, applied.named_rows, result)
         sequences.num_computed[batch.rows] = batch.context_lens
         if applied.drafts:
             self._drafting.settle(applied, batch)

@@ -99,8 +99,7 @@ def is_foreseen(step: StepInFlight, memory: KvMemory) -> bool:
     is_search = applied.forks or applied.branched.rows
     if is_search or applied.drafts or step.has_moves or memory.options.num_host_slots:
         return False
-    named_rows = list(applied.named_rows)
-    return not named_rows or not memory.sequences.is_steered[named_rows].any()
+    return not memory.sequences.is_steered[list(applied.named_rows)].any()
 
 
 def can_be_followed(step: StepInFlight) -> bool:

@@ -1,6 +1,5 @@
 """What a step's result says of sequences, beside tokens."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -15,16 +14,13 @@ NO_TOKEN = -1
 
 
 def report_computed(
-    sequences: SequenceTable,
-    batch: StepBatch,
-    first_positions: Mapping[int, int],
-    result: StepResult,
+    sequences: SequenceTable, batch: StepBatch, named_rows: set[int], result: StepResult
 ) -> None:
-    """Say what the step computed of those that the plan named, from where on, by row."""
-    is_named = np.isin(batch.rows, list(first_positions))
+    """Say what the step computed of those that the plan named."""
+    is_named = np.isin(batch.rows, list(named_rows))
     named = batch.rows[is_named]
     result.computed_ids = sequences.sequence_ids[named].tolist()
-    result.first_positions = [first_positions[row] for row in named.tolist()]
+    result.first_positions = batch.positions[batch.query_start[:-1][is_named]].tolist()
     result.num_computed = batch.context_lens[is_named].tolist()
 
 

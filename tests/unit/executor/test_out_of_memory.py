@@ -108,7 +108,8 @@ def test_the_requests_of_the_step_end_and_the_next_one_is_served(
     folder, monkeypatch, kernels, where, kind
 ):
     # Compiled kernels do a step in one call, unless somebody wants to hear of its logits.
-    house = _House(folder, kernels, replace(_GREEDY, num_logprobs=-int(where == "prepare_decode")))
+    is_heard_of = where != "prepare_decode"
+    house = _House(folder, kernels, replace(_GREEDY, num_logprobs=0 if is_heard_of else -1))
     expected = house.answer(2)
     first = house.start(0)
     assert first.sampled_ids == [0]

@@ -51,7 +51,6 @@ class AppliedStep:
         decode_rows: int64 [D], caught-up sequences, in join order.
         chunks: Tokens to compute, by row, of those that are catching up.
         named_rows: Rows that ran because an entry of ``must`` or ``may`` names them.
-        first_positions: The first token that each of these computes, by row.
         vacated_rows: Rows given up, before any was given out again.
         admitted: Sequences that got a row.
         forks: Parents and children that run from the next step on, in batch order.
@@ -64,7 +63,6 @@ class AppliedStep:
     decode_rows: Int64Array = field(default_factory=lambda: _NO_ROWS)
     chunks: dict[int, int] = field(default_factory=dict)
     named_rows: set[int] = field(default_factory=set)
-    first_positions: dict[int, int] = field(default_factory=dict)
     vacated_rows: list[int] = field(default_factory=list)
     admitted: list[Sequence] = field(default_factory=list)
     forks: list[tuple[Sequence, Sequence]] = field(default_factory=list)
@@ -110,8 +108,6 @@ def apply(memory: KvMemory, plan: StepPlan, bounds: StepBounds) -> AppliedStep:
     _run_must(memory, choice, applied)
     _run_may(memory, plan.may, bounds, applied)
     _fork(memory, plan.forks, applied)
-    num_computed = memory.sequences.num_computed
-    applied.first_positions = {row: int(num_computed[row]) for row in applied.named_rows}
     return applied
 
 
