@@ -26,6 +26,7 @@ from pageframe.config.launch import Launch
 from pageframe.config.option_types import LogLevel, RunnerName
 from pageframe.config.settings import Settings, load_settings
 from pageframe.core.errors import UnavailableError
+from pageframe.core.request import Delivery
 from pageframe.core.trace import NullTraceSink, TraceMode
 from pageframe.lab.bench_split import (
     Round,
@@ -70,6 +71,9 @@ def split(
     trace: Annotated[
         TraceMode, typer.Option(help="Of the three processes; the one process traces nothing.")
     ] = TraceMode.OFF,
+    final: Annotated[
+        bool, typer.Option("--final", help="Ask for whole answers, not for each token as it comes.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Compare three processes with the same code in one process, interleaved.
@@ -78,6 +82,7 @@ def split(
     Both sides write the same log lines, to files. What tracing costs is a question of its own,
     which ``--trace all`` adds to this one.
     """
+    delivery = Delivery.FINAL if final else Delivery.EVERY_TOKEN
     flags: dict[str, object] = {"grpc": "127.0.0.1:0", "http": "off", "metrics-port": 0}
     flags |= {"dtype": dtype, "model": model or None, "trace": trace.value}
     if sim:
@@ -87,14 +92,17 @@ def split(
         state_dir = Path(folder)
         settings = settings.model_copy(update={"state_dir": state_dir})
         with _logs_in(state_dir / "one-process.log", settings.log_level):
-            report = asyncio.run(_measure(settings, rounds, state_dir))
+            report = asyncio.run(_measure(settings, delivery, rounds, state_dir))
     if as_json:
-        print(json.dumps({"trace": trace.value, **report.to_json()}))
+        asked = {"trace": trace.value, "delivery": delivery.name.lower()}
+        print(json.dumps({**asked, **report.to_json()}))
     else:
         _print_report(report)
 
 
-async def _measure(settings: Settings, num_rounds: int, state_dir: Path) -> SplitReport:
+async def _measure(
+    settings: Settings, delivery: Delivery, num_rounds: int, state_dir: Path
+) -> SplitReport:
     is_sim = settings.runner is RunnerName.SIM
     console = open_console()
     with console:
@@ -112,8 +120,8 @@ async def _measure(settings: Settings, num_rounds: int, state_dir: Path) -> Spli
             in_process_system(launch, NullTraceSink()) as service,
         ):
             return await measure_split(
-                through_client(client),
-                through_service(service),
+                through_client(client, delivery),
+                through_service(service, delivery),
                 shape=_SIM_SHAPE if is_sim else _MODEL_SHAPE,
                 vocab_size=service.facts.vocab_size,
                 num_rounds=num_rounds,

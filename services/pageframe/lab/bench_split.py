@@ -114,8 +114,8 @@ async def measure_split(
     return report
 
 
-def through_client(client: AsyncPageframeClient) -> Run:
-    """Requests through a gateway, every token as it comes."""
+def through_client(client: AsyncPageframeClient, delivery: Delivery) -> Run:
+    """Requests through a gateway, whose tokens come as ``delivery`` says."""
 
     async def one(load: Load) -> None:
         result = await client.complete(
@@ -125,7 +125,7 @@ def through_client(client: AsyncPageframeClient) -> Run:
                 ignore_eos=True,
                 temperature=0.0,
                 seed=load.seed,
-                delivery=Delivery.EVERY_TOKEN,
+                delivery=delivery,
             )
         )
         _check_length(len(result.samples[0].token_ids), load)
@@ -133,8 +133,8 @@ def through_client(client: AsyncPageframeClient) -> Run:
     return lambda loads: _all(one, loads)
 
 
-def through_service(service: GenerationService) -> Run:
-    """Requests to a generation service of this process, every token as it comes."""
+def through_service(service: GenerationService, delivery: Delivery) -> Run:
+    """Requests to a generation service of this process, whose tokens come as ``delivery`` says."""
 
     async def one(load: Load) -> None:
         request = GenerateInput(
@@ -142,7 +142,7 @@ def through_service(service: GenerationService) -> Run:
             max_tokens=load.num_output_tokens,
             seed=load.seed,
             sampling=SamplingParams(temperature=0.0, ignore_eos=True),
-            delivery=Delivery.EVERY_TOKEN,
+            delivery=delivery,
         )
         num_tokens = 0
         async with contextlib.aclosing(service.generate(request)) as outputs:

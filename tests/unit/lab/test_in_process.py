@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import sys
 import threading
+from types import SimpleNamespace
 
 import pytest
 
@@ -18,7 +19,7 @@ from pageframe.core.trace import NullTraceSink
 from pageframe.executor.model.loader import load_runner
 from pageframe.gateway.output import OutputDelta, SampleEnd
 from pageframe.gateway.request import GenerateInput
-from pageframe.lab.bench_split import through_service
+from pageframe.lab.bench_split import through_client, through_service
 from pageframe.lab.in_process import in_process_system
 from pageframe.lab.workload import Load, WorkloadShape, make_workload
 
@@ -128,9 +129,30 @@ def test_a_refusal_reaches_the_caller_and_nobody_else(launch):
     run(launch, scenario)
 
 
-def test_requests_through_a_service_are_counted_to_the_last_token(launch):
+@pytest.mark.parametrize("delivery", [Delivery.EVERY_TOKEN, Delivery.FINAL])
+def test_requests_through_a_service_are_counted_to_the_last_token(launch, delivery):
     loads = make_workload(SHAPE, 400, seed=1)
-    run(launch, lambda service: through_service(service)(loads))
+    run(launch, lambda service: through_service(service, delivery)(loads))
+
+
+@pytest.mark.parametrize("delivery", [Delivery.EVERY_TOKEN, Delivery.FINAL])
+def test_both_sides_of_a_measurement_ask_for_the_same_delivery(delivery):
+    asked = []
+
+    class PlayedSide:
+        async def generate(self, request):
+            asked.append(request.delivery)
+            yield OutputDelta(sample_index=0, token_ids=[1] * request.max_tokens)
+
+        async def complete(self, request):
+            asked.append(request.delivery)
+            sample = SimpleNamespace(token_ids=[1] * request.max_tokens)
+            return SimpleNamespace(samples=[sample])
+
+    loads = [Load(prompt_token_ids=[20], num_output_tokens=5, seed=1)]
+    asyncio.run(through_service(PlayedSide(), delivery)(loads))
+    asyncio.run(through_client(PlayedSide(), delivery)(loads))
+    assert asked == [delivery, delivery]
 
 
 def test_a_request_that_comes_back_short_spoils_the_measurement():
@@ -140,7 +162,7 @@ def test_a_request_that_comes_back_short_spoils_the_measurement():
 
     load = Load(prompt_token_ids=[20], num_output_tokens=5, seed=1)
     with pytest.raises(InternalError) as caught:
-        asyncio.run(through_service(ShortService())([load]))
+        asyncio.run(through_service(ShortService(), Delivery.FINAL)([load]))
     assert caught.value.limits == {"num_tokens": "4", "num_tokens_expected": "5"}
 
 

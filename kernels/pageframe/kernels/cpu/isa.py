@@ -35,7 +35,11 @@ _AVX2 = (*_BASELINE, "-mavx2", "-mfma", "-mf16c", "-mbmi", "-mbmi2")
 _AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512cd", "-mavx512dq", "-mavx512vl")
 
 X86_64 = (
-    InstructionSet("avx512bf16", _AVX512_CPU | {"avx512_bf16"}, (*_AVX512, "-mavx512bf16")),
+    InstructionSet(
+        "avx512bf16",
+        _AVX512_CPU | {"avx512_bf16", "avx512_vnni"},
+        (*_AVX512, "-mavx512bf16", "-mavx512vnni"),
+    ),
     InstructionSet("avx512", _AVX512_CPU, _AVX512),
     InstructionSet(
         "avx512-emulated",

@@ -81,10 +81,24 @@ class Setup:
         dtypes = {KV_DTYPES[torch.bfloat16], self.library.row_dtype(KV_DTYPES[torch.bfloat16])}
         return {KV_DTYPES[self.pool.layout.dtype]} == dtypes
 
+    @property
+    def has_quads(self):
+        """Whether int8 is used in whole numbers, as machines do that multiply bytes by fours."""
+        layout = self.pool.layout
+        return (
+            layout.dtype == torch.int8
+            and layout.head_dim % 64 == 0
+            and self.library.isa in ("avx512bf16", "avx512-emulated")
+        )
+
     def expected(self):
         query = self.query
         if self.rounds_to_bf16:
             query = (query * _SCALE).bfloat16().float() / _SCALE
+        if self.has_quads:
+            # Two bytes a channel, the lower one from -128 on.
+            step = query.abs().amax(-1, keepdim=True) / (127 * 256 + 127)
+            query = (query / step).round() * step
         return paged_attention(
             query,
             self.pool.layer,
@@ -100,6 +114,11 @@ class Setup:
 def _check(setup):
     actual, expected = setup.run(), setup.expected()
     assert expected.isfinite().all()
+    if setup.has_quads:
+        # Of 32 weights each is off by half of 2^-16 of the largest, times a value, at random.
+        torch.testing.assert_close(actual, expected, atol=2.5e-4, rtol=0)
+        assert float((actual - expected).abs().mean()) < 2e-5
+        return
     if not setup.rounds_to_bf16:
         torch.testing.assert_close(actual, expected, atol=3e-6, rtol=3e-6)
         return
@@ -120,14 +139,71 @@ def test_attention_equals_its_reference(library, heads, dtype, block_size):
 @pytest.mark.parametrize("window", [1, 6, 32, 40, 1000])
 @pytest.mark.parametrize("block_size", [1, 16])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.int8], ids=str)
-def test_windows_read_nothing_before_themselves(library, window, block_size, dtype):
-    _check(Setup(library, _MIXED, block_size, (6, 2, 16), dtype, window=window))
+@pytest.mark.parametrize("heads", [(6, 2, 16), (6, 2, 64)], ids=["dim16", "dim64"])
+def test_windows_read_nothing_before_themselves(library, window, block_size, dtype, heads):
+    _check(Setup(library, _MIXED, block_size, heads, dtype, window=window))
 
 
 @pytest.mark.parametrize("window", [None, 600])
-def test_contexts_longer_than_a_split(library, window):
+@pytest.mark.parametrize(
+    ("dtype", "head_dim"), [(torch.float32, 8), (torch.int8, 64)], ids=["fp32", "int8"]
+)
+def test_contexts_longer_than_a_split(library, window, dtype, head_dim):
     shapes = ((3, 1100), (1, 1025), (1, 512), (1, 513))
-    _check(Setup(library, shapes, 16, (2, 1, 8), torch.float32, window=window))
+    _check(Setup(library, shapes, 16, (2, 1, head_dim), dtype, window=window))
+
+
+# What a sequence of one head holds, token by token; a query for its last one.
+def _attend_to(library, keys, values, query):
+    num_tokens, head_dim = keys.shape
+    setup = Setup(library, ((1, num_tokens),), 16, (1, 1, head_dim), torch.int8)
+    positions = np.arange(num_tokens)
+    slots = setup.tables[0][positions // 16].astype(np.int64) * 16 + positions % 16
+    for side, channels in enumerate((keys, values)):
+        setup.parts.write(side, slots, channels[:, None].contiguous())
+    return setup.run(query=query[None, None])[0, 0]
+
+
+@pytest.mark.parametrize("head_dim", [64, 256])
+def test_the_largest_numbers_fit(library, head_dim):
+    keys = torch.full((20, head_dim), 127.0)
+    keys[1::2] *= -1
+    values = torch.full((20, head_dim), 50.0)
+    values[1::2] = -3.0
+    query = torch.full((head_dim,), 1e3)
+    for sign, expected in ((1.0, 50.0), (-1.0, -3.0)):
+        mixed = _attend_to(library, keys, values, sign * query)
+        torch.testing.assert_close(mixed, torch.full((head_dim,), expected), rtol=1e-4, atol=0)
+
+
+def test_many_that_matter_little_are_not_lost_beside_one_that_matters(library):
+    # One token has e^12 times the weight of each other; all others together have 2 % of it.
+    num_tokens, head_dim = 4001, 64
+    keys = torch.zeros(num_tokens, head_dim)
+    keys[0, 0] = 12.0 / _SCALE
+    values = torch.ones(num_tokens, head_dim)
+    values[0] = 0.0
+    query = torch.zeros(head_dim)
+    query[0] = 1.0
+    mixed = _attend_to(library, keys, values, query)
+    tail = 4000 * np.exp(-12.0)
+    # Those beside it in a tile may be, where weights are whole numbers: half of one each.
+    torch.testing.assert_close(
+        mixed, torch.full((head_dim,), float(tail / (1 + tail))), rtol=0, atol=31 * 2**-17
+    )
+
+
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("dtype", KV_DTYPES, ids=str)
+@pytest.mark.parametrize("head_dim", [8, 64])
+def test_a_query_that_is_no_number_gets_none_and_others_theirs(library, broken, dtype, head_dim):
+    setup = Setup(library, ((1, 40), (1, 70), (3, 50)), 16, (2, 1, head_dim), dtype)
+    before = setup.run()
+    setup.query[1, 0, 3] = broken
+    after = setup.run()
+    assert after[1, 0].isnan().all()
+    after[1, 0] = before[1, 0]
+    assert torch.equal(after, before)
 
 
 @pytest.mark.parametrize("num_threads", [2, 3])
@@ -195,7 +271,7 @@ def test_company_and_block_size_change_no_bit(library):
 @pytest.mark.parametrize("position", [20, 21])
 @pytest.mark.parametrize("heads", [(2, 1, 8), (2, 1, 64)], ids=["dim8", "dim64"])
 @pytest.mark.parametrize("num_tokens", [2, 40])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", KV_DTYPES, ids=str)
 def test_what_is_no_number_in_a_later_token_does_not_reach_an_earlier_one(
     library, dtype, num_tokens, heads, position
 ):

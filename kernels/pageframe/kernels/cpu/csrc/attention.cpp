@@ -56,7 +56,7 @@ public:
     Item(const AttentionCall& call, const QueryTile& tile, const QueryTile* next, float* memory)
         : call_(call),
           tile_(tile),
-          way_{keys_of(call, &tile), keys_of(call, next)},
+          way_{keys_of(call, &tile), keys_of(call, next), tile_keys(call.layer.arena())},
           shape_(call.shape),
           first_head_(tile.first_head),
           num_heads_(tile.num_heads()),
@@ -124,9 +124,9 @@ private:
         const int64_t end = std::min((split + 1) * kSplitKeys, way_.here.end);
         begin(split, first < end);
         while (first < end) {
-            const int64_t tile_end = end_of_tile(first, end);
+            const int64_t tile_end = end_of_tile(first, end, way_.num_keys);
             kv_.find(call_.layer, way_.here.table, first, tile_end);
-            kv_.look_ahead(call_.layer, way_, tile_end, num_asks(head_rows_, call_.layer.head_bytes()));
+            kv_.look_ahead(call_.layer, way_, tile_end, num_asks(call_.layer.arena(), head_rows_));
             kv_.use_heads(call_.layer, first_head_, num_heads_, head_rows_, [&](int64_t head, int64_t count) {
                 absorb_tile(head * head_rows_, count);
             });
@@ -158,14 +158,14 @@ private:
     void absorb_tile(int64_t first_row, int64_t num_heads) {
         const int64_t num_tokens = tile_.num_tokens;
         int64_t low = num_tokens, high = num_tokens;
-        if (kv_.low == 0 && kv_.high == kTileKeys) {
+        if (kv_.low == 0 && kv_.high == way_.num_keys) {
             const int64_t to_start = kv_.start - tile_.first_position;
-            low = std::clamp<int64_t>(to_start + kTileKeys - 1, 0, num_tokens);
+            low = std::clamp<int64_t>(to_start + way_.num_keys - 1, 0, num_tokens);
             if (call_.plan->window != 0)
                 high = std::clamp(to_start + call_.plan->window, low, num_tokens);
         }
         for (int64_t token = 0; token < low; token++) absorb_token(first_row, num_heads, token);
-        absorb_tokens(first_row, num_heads, low, high, {0, kTileKeys});
+        absorb_tokens(first_row, num_heads, low, high, {0, way_.num_keys});
         for (int64_t token = high; token < num_tokens; token++)
             absorb_token(first_row, num_heads, token);
     }

@@ -31,7 +31,7 @@
 namespace pf {
 
 inline constexpr int64_t kSplitKeys = 512;
-static_assert(kSplitKeys % kTileKeys == 0);
+static_assert(kSplitKeys % kMostTileKeys == 0);
 
 struct HeadShape {
     int64_t num_heads;

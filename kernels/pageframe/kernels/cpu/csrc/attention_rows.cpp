@@ -4,6 +4,7 @@
 #include <cstring>
 #include <limits>
 
+#include "attention_quads.h"
 #include "kv_forms.h"
 #include "row_products.h"
 #include "softmax.h"
@@ -69,14 +70,6 @@ PF_INLINE void score(const float* queries, int64_t query_stride, KvTile& tile, i
             tile.ask_some();
         }
     }
-}
-
-// `value`, or `other` in those of the kLanes lanes from `first` on that `lanes` leaves out.
-PF_INLINE f32v within(Lanes lanes, int first, f32v value, f32v other) {
-    i32v lane;
-    for (int j = 0; j < kLanes; j++) lane[j] = first + j;
-    const auto low = static_cast<int32_t>(lanes.low), high = static_cast<int32_t>(lanes.high);
-    return select((lane >= low) & (lane < high), value, other);
 }
 
 // Scores of some rows become weights e^(score - max); max and sum go on. `corrections` are what all
@@ -256,7 +249,7 @@ void absorb_all(const RowState& state, const float* queries, HeadRows rows, KvTi
 
 void RowState::place(float* memory, int64_t num_rows) {
     max = memory;
-    sum = max + num_rows;
+    sum = max + padded_dim(num_rows);
     mix = sum + num_rows * kLanes;
 }
 
@@ -270,14 +263,14 @@ void RowState::order_by_channels(int64_t first, int64_t num_rows, int64_t head_d
     float* rows = mix + first * padded_dim(head_dim);
     const int64_t count = num_rows * padded_dim(head_dim);
     if (dtype == PF_BF16 && !has_pairs(dtype)) pf::order_by_channels<bf16>(rows, count, rows);
-    if (dtype == PF_INT8) pf::order_by_channels<int8_t>(rows, count, rows);
+    if (dtype == PF_INT8 && !has_quads(dtype, head_dim)) pf::order_by_channels<int8_t>(rows, count, rows);
 }
 
 void RowState::order_by_parts(int64_t first, int64_t num_rows, int64_t head_dim, int32_t dtype) {
     float* rows = mix + first * padded_dim(head_dim);
     const int64_t count = num_rows * padded_dim(head_dim);
     if (dtype == PF_BF16 && !has_pairs(dtype)) pf::order_by_parts<bf16>(rows, count, rows);
-    if (dtype == PF_INT8) pf::order_by_parts<int8_t>(rows, count, rows);
+    if (dtype == PF_INT8 && !has_quads(dtype, head_dim)) pf::order_by_parts<int8_t>(rows, count, rows);
 }
 
 void RowState::copy(int64_t first, const RowState& from, int64_t from_first, int64_t num_rows,
@@ -292,6 +285,8 @@ void RowState::copy(int64_t first, const RowState& from, int64_t from_first, int
 }
 
 void place_query(const float* query, int64_t head_dim, int32_t dtype, float* to) {
+    if constexpr (kHasQuads)
+        if (has_quads(dtype, head_dim)) return place_quad_query(query, head_dim, to);
     const auto place = [=](auto* channels) PF_EACH {
         int64_t c = 0;
         for (; c + kLanes <= head_dim; c += kLanes) store(channels + c, load(query + c));
@@ -300,13 +295,19 @@ void place_query(const float* query, int64_t head_dim, int32_t dtype, float* to)
     has_pairs(dtype) ? place(reinterpret_cast<bf16*>(to)) : place(to);
 }
 
-int64_t num_asks(int64_t num_rows, int64_t head_bytes) {
+int64_t num_asks(const pf_kv_arena& arena, int64_t num_rows) {
+    if constexpr (kHasQuads)
+        if (has_quads(arena.dtype, arena.head_dim)) return num_quad_asks(num_rows);
+    const int64_t head_bytes = arena.head_dim * dtype_bytes(arena.dtype);
     const int64_t num_tiles = (num_rows + kRows - 1) / kRows * (kTileVectors / kVectors);
     return num_tiles * ((head_bytes + 4 * kLanes - 1) / (4 * kLanes));
 }
 
 void absorb(const RowState& state, const float* queries, const HeadRows& rows, KvTile& tile,
             Lanes lanes, int64_t head_dim) {
+    if constexpr (kHasQuads)
+        if (has_quads(tile.dtype, head_dim))
+            return absorb_quads(state, queries, rows, tile, lanes, head_dim);
     const auto use = [&]<class T>(T) {
         constexpr bool is_scaled = sizeof(T) == 1;
         const auto absorb_these = tile.is_in_place

@@ -18,8 +18,9 @@ struct RowState {
     float* sum;
     float* mix;
 
+    // Whole vectors of each, so that none lies in two lines of a cache where the first one does not.
     static int64_t floats(int64_t num_rows, int64_t head_dim) {
-        return num_rows * (1 + kLanes + padded_dim(head_dim));
+        return padded_dim(num_rows) + num_rows * (kLanes + padded_dim(head_dim));
     }
     void place(float* memory, int64_t num_rows);
     void clear(int64_t num_rows, int64_t head_dim);
@@ -42,6 +43,14 @@ struct Lanes {
     int64_t low, high;
 };
 
+// `value`, or `other` in those of the kLanes lanes from `first` on that `lanes` leaves out.
+PF_INLINE f32v within(Lanes lanes, int first, f32v value, f32v other) {
+    i32v lane;
+    for (int j = 0; j < kLanes; j++) lane[j] = first + j;
+    const auto low = static_cast<int32_t>(lanes.low), high = static_cast<int32_t>(lanes.high);
+    return select((lane >= low) & (lane < high), value, other);
+}
+
 // Rows [first, first + count), and as many of each other head that is ready, `stride` rows behind.
 struct HeadRows {
     int64_t first, count;
@@ -54,7 +63,7 @@ void absorb(const RowState& state, const float* queries, const HeadRows& rows, K
             Lanes lanes, int64_t head_dim);
 
 // How often `absorb` asks for some of what lies ahead while so many rows take in a tile that was
-// brought, of a head that is stored in so many bytes.
-int64_t num_asks(int64_t num_rows, int64_t head_bytes);
+// brought, for each head.
+int64_t num_asks(const pf_kv_arena& arena, int64_t num_rows);
 
 }  // namespace pf

@@ -17,7 +17,7 @@ public:
                float* memory)
         : call_(call),
           tile_(tile),
-          way_{range_of(call, &tile), range_of(call, next)},
+          way_{range_of(call, &tile), range_of(call, next), tile_keys(call.layer.arena())},
           shape_(call.shape),
           head_rows_(tile.num_members * shape_.group()),
           is_in_place_(is_used_in_place(call.layer.arena(), head_rows_)) {
@@ -39,9 +39,9 @@ public:
     void run() {
         state_.clear(num_rows(), shape_.head_dim);
         for (int64_t first = tile_.first_key; first < tile_.end_key;) {
-            const int64_t end = end_of_tile(first, tile_.end_key);
+            const int64_t end = end_of_tile(first, tile_.end_key, way_.num_keys);
             kv_.find(call_.layer, way_.here.table, first, end);
-            kv_.look_ahead(call_.layer, way_, end, num_asks(head_rows_, call_.layer.head_bytes()));
+            kv_.look_ahead(call_.layer, way_, end, num_asks(call_.layer.arena(), head_rows_));
             kv_.use_heads(
                 call_.layer, tile_.first_head, tile_.num_heads(), head_rows_,
                 [&](int64_t head, int64_t count) {

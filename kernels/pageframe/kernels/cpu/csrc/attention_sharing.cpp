@@ -91,7 +91,7 @@ private:
         int64_t end = std::min(tables_.first_position(a), tables_.first_position(b));
         for (const int64_t group : layer_groups_)
             end = std::min(end, first_difference(a, b, group) * tables_.block_size);
-        const int64_t num_keys = end / kTileKeys * kTileKeys - first;
+        const int64_t num_keys = end / kMostTileKeys * kMostTileKeys - first;
         return num_keys < min_keys_ ? 0 : num_keys;
     }
 

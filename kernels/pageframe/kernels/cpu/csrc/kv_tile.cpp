@@ -53,12 +53,32 @@ void find_pages(const KvLayer& layer, const KvRange& range) {
                });
 }
 
-// Appends the lines that hold so many bytes.
+// Addresses that are listed at once.
+constexpr int kListed = 8;
+typedef uint64_t Addresses __attribute__((vector_size(8 * kListed)));
+static_assert(sizeof(uintptr_t) == sizeof(uint64_t));
+
+// Appends the lines that hold so many bytes; what it leaves behind them, fewer than kListed, is nobody's.
 PF_INLINE const uint8_t** list_run(const uint8_t** to, const void* first, int64_t num_bytes) {
     const int64_t num_lines = (num_bytes + kLineBytes - 1) / kLineBytes;
-    for (int64_t n = 0; n < num_lines; n++)
-        to[n] = static_cast<const uint8_t*>(first) + n * kLineBytes;
+    Addresses lines = reinterpret_cast<uintptr_t>(first) + kLineBytes * Addresses{0, 1, 2, 3, 4, 5, 6, 7};
+    for (int64_t n = 0; n < num_lines; n += kListed, lines += kListed * kLineBytes)
+        store_as(to + n, lines);
     return to + num_lines;
+}
+
+// Of kLanes rows of up to four floats, end to end, the float `column` of each.
+PF_INLINE f32v load_column(const float* rows, int64_t num_columns, int64_t column) {
+    f32v floats[4];
+    times<4>([&](auto i) PF_EACH {
+        floats[i] = i < num_columns ? load(rows + i * kLanes) : f32v{};
+    });
+    i32v which;
+    for (int lane = 0; lane < kLanes; lane++) which[lane] = lane;
+    which = which * static_cast<int32_t>(num_columns) + static_cast<int32_t>(column);
+    const i32v within_two = which & (2 * kLanes - 1);
+    return select(which < 2 * kLanes, pick_lanes(floats[0], floats[1], within_two),
+                  pick_lanes(floats[2], floats[3], within_two));
 }
 
 // kLanes words of a row, or so many as it has; nothing behind the row is touched.
@@ -137,6 +157,25 @@ void pair_values(int64_t head_dim, KvTile& tile) {
     }
 }
 
+// Vectors in the order of channels, then groups, then as kv_quads.h has them.
+void bring_quads([[maybe_unused]] int64_t head_dim, [[maybe_unused]] KvTile& tile) {
+#ifdef PF_QUADS
+    float *keys = tile.keys, *values = tile.values_copy;
+    for (int64_t channel = 0; channel < head_dim; channel += kQuadChannels)
+        for (int group = 0; group < kQuadTileKeys / 4; group++) {
+            u32v words[4];
+            const auto keep = [&](float*& to) PF_EACH {
+                times<4>([&](auto i) PF_EACH { store_as(to + i * kLanes, words[i]); });
+                to += 4 * kLanes;
+            };
+            turn_quad_keys(tile.tokens + 4 * group, tile.key_offset + channel, words);
+            keep(keys);
+            turn_quad_values(tile.tokens + 4 * group, tile.value_offset + channel, words);
+            keep(values);
+        }
+#endif
+}
+
 template <class T>
 void bring(int64_t head_dim, KvTile& tile) {
     turn_keys<T>(head_dim, tile);
@@ -165,7 +204,8 @@ void KvTile::place(float* scratch, int64_t num_heads, int64_t head_dim) {
 }
 
 void KvTile::find(const KvLayer& layer, BlockTable table, int64_t first, int64_t end) {
-    start = first / kTileKeys * kTileKeys;
+    num_keys = tile_keys(layer.arena());
+    start = first / num_keys * num_keys;
     low = first - start;
     high = end - start;
     const bool is_scaled = layer.arena().dtype == PF_INT8;
@@ -179,11 +219,12 @@ void KvTile::find(const KvLayer& layer, BlockTable table, int64_t first, int64_t
                    for (int64_t i = low + lane; i < low + lane + count; i++)
                        scales[i] = scale, scale += layer.arena().num_kv_heads;
                });
-    for (int64_t lane = 0; lane < kTileKeys; lane++) {
-        if (low <= lane && lane < high) continue;
+    const auto borrow = [&](int64_t lane) PF_EACH {
         tokens[lane] = tokens[low];
         if (is_scaled) scales[lane] = scales[low];
-    }
+    };
+    for (int64_t lane = 0; lane < low; lane++) borrow(lane);
+    for (int64_t lane = high; lane < num_keys; lane++) borrow(lane);
 }
 
 void KvTile::list_lines(const KvLayer& layer, const KvRange& next) {
@@ -197,15 +238,19 @@ void KvTile::list_lines(const KvLayer& layer, const KvRange& next) {
                [&](int64_t, int64_t block, int64_t offset, int64_t count) {
                    const int64_t num_runs = has_all ? 1 : count;
                    const int64_t run_bytes = has_all ? count * bytes : bytes;
+                   // Scales are wanted first.
+                   if (arena.dtype == PF_INT8)
+                       for (const KvSide side : {KvSide::kKeys, KvSide::kValues})
+                           to = list_run(to, layer.scale(side, block, offset, 0), count * scale_bytes);
                    for (const KvSide side : {KvSide::kKeys, KvSide::kValues}) {
                        const uint8_t* row = layer.row(side, block, offset, next.first_head);
                        for (int64_t i = 0; i < num_runs; i++, row += layer.token_bytes())
                            to = list_run(to, row, run_bytes);
-                       if (arena.dtype == PF_INT8)
-                           to = list_run(to, layer.scale(side, block, offset, 0), count * scale_bytes);
                    }
                });
     asking = ahead;
+    const auto nothing_new = reinterpret_cast<uintptr_t>(keys);
+    store_as(to, nothing_new - Addresses{});
     // Mostly they are there from the tile before.
     if (ahead_end != to)
         std::fill_n(to, lines_behind(arena.head_dim), reinterpret_cast<uint8_t*>(keys));
@@ -216,7 +261,23 @@ void KvTile::look_ahead(const KvLayer& layer, const KvWay& way, int64_t first, i
     list_lines(layer, way.tile_at(first));
     const int64_t num_asks = way.here.num_heads * asks_per_head;
     num_at_once = (ahead_end - ahead + num_asks - 1) / num_asks;
-    find_pages(layer, way.tile_at(first + kPagesAhead * kTileKeys));
+    find_pages(layer, way.tile_at(first + kPagesAhead * num_keys));
+}
+
+void KvTile::load_scales(const KvLayer& layer, int64_t first, int64_t column, float* of_keys) const {
+    float* of_values = of_keys + kMostTileKeys;
+    const int64_t num_columns = layer.arena().num_kv_heads, to_values = layer.side_scales();
+    // Blocks that hold whole vectors of keys.
+    if (high - low == num_keys && num_columns <= 4 && layer.arena().block_size % kLanes == 0) {
+        store(of_keys, load_column(scales[first], num_columns, column));
+        store(of_values, load_column(scales[first] + to_values, num_columns, column));
+        return;
+    }
+    for (int64_t lane = 0; lane < kLanes; lane++) {
+        const float* from = scales[first + lane] + column;
+        of_keys[lane] = from[0];
+        of_values[lane] = from[to_values];
+    }
 }
 
 void KvTile::load(const KvLayer& layer, int64_t first_head, int64_t num_heads, int64_t num_rows) {
@@ -226,17 +287,13 @@ void KvTile::load(const KvLayer& layer, int64_t first_head, int64_t num_heads, i
     head_bytes_ = layer.head_bytes();
     side_bytes_ = layer.side_bytes();
     if (arena.dtype == PF_INT8)
-        for (int64_t head = 0; head < num_heads; head++) {
-            float* to = scales_ + 2 * head * kTileKeys;
-            for (int64_t lane = 0; lane < kTileKeys; lane++) {
-                const float* of_keys = scales[lane] + first_head + head;
-                to[lane] = of_keys[0];
-                to[kTileKeys + lane] = of_keys[layer.side_scales()];
-            }
-        }
+        for (int64_t head = 0; head < num_heads; head++)
+            for (int64_t lane = 0; lane < num_keys; lane += kLanes)
+                load_scales(layer, lane, first_head + head, scales_ + 2 * head * kMostTileKeys + lane);
     select(0);
     is_in_place = is_used_in_place(arena, num_rows);
     if (is_in_place) return;
+    if (has_quads(arena.dtype, arena.head_dim)) return bring_quads(arena.head_dim, *this);
     switch (arena.dtype) {
         case PF_F32: return bring<float>(arena.head_dim, *this);
         case PF_BF16: return bring<bf16>(arena.head_dim, *this);

@@ -1,18 +1,20 @@
-// One tile of keys and values: up to kTileKeys positions of one sequence and one KV head, found
+// One tile of keys and values: up to `tile_keys` positions of one sequence and one KV head, found
 // through the block table and, for many query rows, brought into the form that the arithmetic wants.
 //
 //     few rows    keys and values are used where they lie in the arena (row_products.h)
 //     many rows   keys    [head_dim][kTileKeys]   transposed: a lane is a position
 //                 values  [kTileKeys][padded_dim] float32; or float32 rows of the arena itself
+//                 both as kv_quads.h has them, where they are used in whole numbers
 //
 // `find` says which positions they are; `load` then goes to one head after the other. Tiles begin at
-// multiples of kTileKeys. A position outside [first, end) is never read: its block may be another
+// multiples of `tile_keys`. A position outside [first, end) is never read: its block may be another
 // sequence's, or not exist. Its lane has the keys of another position, and values nobody's.
 #pragma once
 
 #include <algorithm>
 
 #include "kv_layer.h"
+#include "kv_quads.h"
 #include "simd.h"
 
 namespace pf {
@@ -20,22 +22,33 @@ namespace pf {
 // So few that those in use and the next ones, with all heads, stay in the first-level cache.
 inline constexpr int64_t kTileKeys = kLanes == 16 ? 16 : 32;
 static_assert(kTileKeys % kLanes == 0);
+// Of keys in whole numbers, which are half as wide as those that kTileKeys is for.
+inline constexpr int64_t kQuadTileKeys = 2 * kLanes;
+// A multiple of all.
+inline constexpr int64_t kMostTileKeys = std::max(kTileKeys, kQuadTileKeys);
+
+inline int64_t tile_keys(const pf_kv_arena& arena) {
+    return has_quads(arena.dtype, arena.head_dim) ? kQuadTileKeys : kTileKeys;
+}
 
 // Where the keys from `first` on leave their tile, or end.
-inline int64_t end_of_tile(int64_t first, int64_t end) {
-    return std::min((first / kTileKeys + 1) * kTileKeys, end);
+inline int64_t end_of_tile(int64_t first, int64_t end, int64_t num_keys) {
+    return std::min((first / num_keys + 1) * num_keys, end);
 }
 
 // head_dim rounded up to whole vectors: how far apart rows of scratch are.
 inline int64_t padded_dim(int64_t head_dim) { return (head_dim + kLanes - 1) / kLanes * kLanes; }
 
 // So few query rows use a key or a value one to a few times: to turn or to copy it would cost more. The
-// narrower a channel, the more it costs; measured.
-inline int64_t few_rows(int32_t dtype) { return dtype == PF_F32 ? 6 : dtype == PF_BF16 ? 9 : 18; }
+// narrower a channel, the more it costs, where channels are widened; measured.
+inline int64_t few_rows(const pf_kv_arena& arena) {
+    if (has_quads(arena.dtype, arena.head_dim)) return 6;
+    return arena.dtype == PF_F32 ? 6 : arena.dtype == PF_BF16 ? 9 : 18;
+}
 
 // Whether so many rows of a head use keys and values where they lie: whole vectors of words only.
 inline bool is_used_in_place(const pf_kv_arena& arena, int64_t num_rows) {
-    return num_rows <= few_rows(arena.dtype) &&
+    return num_rows <= few_rows(arena) &&
            arena.head_dim * dtype_bytes(arena.dtype) % (4 * kLanes) == 0;
 }
 
@@ -61,19 +74,20 @@ struct KvRange {
     int64_t first, end;
 
     // Those from `from` on that lie within one tile.
-    KvRange tile_from(int64_t from) const {
-        return {table, first_head, num_heads, from, end_of_tile(from, end)};
+    KvRange tile_from(int64_t from, int64_t num_keys) const {
+        return {table, first_head, num_heads, from, end_of_tile(from, end, num_keys)};
     }
 };
 
 // What an item reads, and what the one reads that most likely follows on its thread; that may be nothing.
 struct KvWay {
     KvRange here, next;
+    int64_t num_keys;  // of a tile
 
     // The tile that begins at `first`: behind the last one of this item comes the first of the next.
     KvRange tile_at(int64_t first) const {
-        if (first < here.end) return here.tile_from(first);
-        return next.tile_from(next.first + (first - here.end) / kTileKeys * kTileKeys);
+        if (first < here.end) return here.tile_from(first, num_keys);
+        return next.tile_from(next.first + (first - here.end) / num_keys * num_keys, num_keys);
     }
 };
 
@@ -86,14 +100,15 @@ struct KvTile {
     int64_t low, high;               // lanes that hold a position: [low, high)
 
     // Keys of head 0 in the arena, and their scale; lanes without a position have another's.
-    const uint8_t* tokens[kTileKeys] = {};
-    const float* scales[kTileKeys];
+    int64_t num_keys;
+    const uint8_t* tokens[kMostTileKeys] = {};
+    const float* scales[kMostTileKeys];
 
     // The selected head's rows, in bytes from those of `tokens`.
     bool is_in_place;
     int64_t key_offset, value_offset;
 
-    // What its scores and weights are multiplied by: [kTileKeys] each, PF_INT8 only.
+    // What its scores and weights are multiplied by: [num_keys] each, PF_INT8 only.
     const float *key_scales, *value_scales;
 
     // Lines of the next tile, in the order of their addresses as far as blocks go, then `lines_behind`
@@ -105,18 +120,19 @@ struct KvTile {
 
     // Floats of scratch that all buffers take together, and that `ahead` takes.
     static int64_t scratch_floats(int64_t num_heads, int64_t head_dim) {
-        return ahead_floats(num_heads, head_dim) + 2 * kTileKeys * (padded_dim(head_dim) + num_heads);
+        return ahead_floats(num_heads, head_dim) + 2 * kTileKeys * padded_dim(head_dim) +
+               2 * kMostTileKeys * num_heads;
     }
     static int64_t ahead_floats(int64_t num_heads, int64_t head_dim) {
         // Bytes of a row, which may begin and end within a line. Narrow rows have scales, too, and fewer lines
         // with them than rows of floats.
         const int64_t most = num_heads * head_dim * int64_t{sizeof(float)};
-        return (2 * kTileKeys * (most / kLineBytes + 2) + lines_behind(head_dim)) * kPointerFloats;
+        return (2 * kMostTileKeys * (most / kLineBytes + 2) + lines_behind(head_dim)) * kPointerFloats;
     }
 
     // More lines than a register tile asks for before it looks again whether any are left.
     static int64_t lines_behind(int64_t head_dim) {
-        return kTileKeys * (padded_dim(head_dim) / 4 + 2);
+        return kMostTileKeys * (padded_dim(head_dim) / 4 + 2);
     }
 
     // Lay the buffers over `scratch`, which is aligned for pointers.
@@ -146,8 +162,8 @@ struct KvTile {
     void select(int64_t head) {
         key_offset = (first_ready_ + head) * head_bytes_;
         value_offset = key_offset + side_bytes_;
-        key_scales = scales_ + 2 * head * kTileKeys;
-        value_scales = key_scales + kTileKeys;
+        key_scales = scales_ + 2 * head * kMostTileKeys;
+        value_scales = key_scales + kMostTileKeys;
     }
 
     const uint8_t* key_row(int64_t lane) const { return tokens[lane] + key_offset; }
@@ -167,7 +183,10 @@ private:
     // The first of these heads is selected.
     void load(const KvLayer& layer, int64_t first_head, int64_t num_heads, int64_t num_rows);
 
-    float* scales_;  // [heads that are ready][2, kTileKeys]
+    // Of scales from lane `first` on, those of `column`, one for each of kLanes lanes.
+    void load_scales(const KvLayer& layer, int64_t first, int64_t column, float* of_keys) const;
+
+    float* scales_;     // [heads that are ready][2, kMostTileKeys]
     int64_t first_ready_, head_bytes_, side_bytes_;
 };
 

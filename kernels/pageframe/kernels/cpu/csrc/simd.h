@@ -76,13 +76,34 @@ PF_INLINE f32v splat(float value) { return value - f32v{}; }
 
 // The first `count` (0 <= count <= kLanes) lanes; the others are zero. Nothing past them is touched.
 PF_INLINE f32v load_first(const float* from, int64_t count) {
+#if defined(__AVX512F__)
+    if constexpr (kLanes == 16) return (f32v)_mm512_maskz_loadu_ps((__mmask16)((1u << count) - 1), from);
+#endif
     f32v out{};
     std::memcpy(&out, from, sizeof(float) * static_cast<size_t>(count));
     return out;
 }
 
 PF_INLINE void store_first(float* to, f32v value, int64_t count) {
+#if defined(__AVX512F__)
+    if constexpr (kLanes == 16)
+        return _mm512_mask_storeu_ps(to, (__mmask16)((1u << count) - 1), (__m512)value);
+#endif
     std::memcpy(to, &value, sizeof(float) * static_cast<size_t>(count));
+}
+
+// Lane i of the result: lane which[i] of a followed by b; which[i] is below 2 * kLanes.
+PF_INLINE f32v pick_lanes(f32v a, f32v b, i32v which) {
+#if defined(__AVX512F__)
+    if constexpr (kLanes == 16)
+        return (f32v)_mm512_permutex2var_ps((__m512)a, (__m512i)which, (__m512)b);
+#endif
+    float both[2 * kLanes];
+    store(both, a);
+    store(both + kLanes, b);
+    f32v out;
+    for (int i = 0; i < kLanes; i++) out[i] = both[which[i]];
+    return out;
 }
 
 inline constexpr int64_t kLineBytes = 64;  // of a cache
@@ -142,12 +163,22 @@ PF_INLINE f32v max(f32v a, f32v b) {
 PF_INLINE f32v min(f32v a, f32v b) { return select(a < b, a, b); }
 
 // Sum and maximum over the lanes, always by halves: lane i with lane i + width / 2.
-PF_INLINE float sum_lanes(f32v value) {
-    float lanes[kLanes];
-    store(lanes, value);
-    for (int width = kLanes / 2; width > 0; width /= 2)
-        for (int i = 0; i < width; i++) lanes[i] += lanes[i + width];
-    return lanes[0];
+template <int distance, class V, int... j>
+PF_INLINE V swap_lanes(V v, std::integer_sequence<int, j...>) {
+    return __builtin_shufflevector(v, v, (j ^ distance)...);
+}
+// Each lane with the one `distance` away, a power of two.
+template <int distance, class V>
+PF_INLINE V swap_lanes(V v) {
+    return swap_lanes<distance>(v, std::make_integer_sequence<int, kLanes>{});
+}
+
+template <int distance = kLanes / 2, class V>
+PF_INLINE auto sum_lanes(V v) {
+    if constexpr (distance == 0)
+        return v[0];
+    else
+        return sum_lanes<distance / 2>(v + swap_lanes<distance>(v));
 }
 
 PF_INLINE float max_lanes(f32v value) {
@@ -264,6 +295,28 @@ PF_INLINE f32v dot_pairs(u32v a, u32v b, f32v sum) {
 }
 
 // ---- int8 ----------------------------------------------------------------------------------------
+
+// Whether the machine multiplies four pairs of bytes, by sixteen lanes. PF_PAIR_ROWS has the portable twin do
+// it, for tests.
+#if (defined(__AVX512VNNI__) && !defined(PF_LANES)) || defined(PF_PAIR_ROWS)
+#define PF_QUADS
+inline constexpr bool kHasQuads = true;
+static_assert(kLanes == 16);
+#else
+inline constexpr bool kHasQuads = false;
+#endif
+
+// sum + the products of the four bytes of each lane, those of `a` unsigned, those of `b` signed.
+PF_INLINE i32v dot_quads(u32v a, u32v b, i32v sum) {
+#if defined(__AVX512VNNI__)
+    return (i32v)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)a, (__m512i)b);
+#else
+    times<4>([&](auto byte) PF_EACH {
+        sum += (i32v)(a << (24 - 8 * byte) >> 24) * ((i32v)(b << (24 - 8 * byte)) >> 24);
+    });
+    return sum;
+#endif
+}
 
 PF_INLINE f32v load(const int8_t* from) {
     return __builtin_convertvector(__builtin_convertvector(load_as<i8v>(from), i32v), f32v);

@@ -8,15 +8,10 @@
 namespace pf {
 namespace crossing {
 
-template <int distance, int... j>
-PF_INLINE f32v swap(f32v v, std::integer_sequence<int, j...>) {
-    return __builtin_shufflevector(v, v, (j ^ distance)...);
-}
-
 template <int distance>
 PF_INLINE f32v max_from(f32v v) {
     if constexpr (distance == 0) return v;
-    return max_from<distance / 2>(max(v, swap<distance>(v, std::make_integer_sequence<int, kLanes>{})));
+    return max_from<distance / 2>(max(v, swap_lanes<distance>(v)));
 }
 
 template <int lane, int... j>
