@@ -44,10 +44,14 @@ void find_pages(const KvLayer& layer, const KvRange& range) {
                    const bool follows = block == before + 1;
                    before = block;
                    if (follows) return;
+                   const uint8_t* found = nullptr;  // where pages end that were asked for
                    for (const KvSide side : {KvSide::kKeys, KvSide::kValues}) {
                        const uint8_t* const rows = layer.row(side, block, offset, 0);
                        const uint8_t* const end = rows + count * layer.token_bytes();
-                       for (const uint8_t* at = rows; at < end; at = next_page(at)) prefetch_near(at);
+                       for (const uint8_t* at = std::max(rows, found); at < end; at = found) {
+                           prefetch_near(at);
+                           found = next_page(at);
+                       }
                    }
                    if (arena.dtype == PF_INT8) prefetch_near(layer.scale(KvSide::kKeys, block, offset, 0));
                });
