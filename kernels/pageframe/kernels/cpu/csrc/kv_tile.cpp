@@ -271,8 +271,9 @@ void KvTile::look_ahead(const KvLayer& layer, const KvWay& way, int64_t first, i
 void KvTile::load_scales(const KvLayer& layer, int64_t first, int64_t column, float* of_keys) const {
     float* of_values = of_keys + kMostTileKeys;
     const int64_t num_columns = layer.arena().num_kv_heads, to_values = layer.side_scales();
-    // Blocks that hold whole vectors of keys.
-    if (high - low == num_keys && num_columns <= 4 && layer.arena().block_size % kLanes == 0) {
+    // In blocks that hold whole vectors of keys they lie end to end.
+    const bool is_run = high - low == num_keys && layer.arena().block_size % kLanes == 0;
+    if (kLanes == 16 && is_run && num_columns <= 4) {
         store(of_keys, load_column(scales[first], num_columns, column));
         store(of_values, load_column(scales[first] + to_values, num_columns, column));
         return;

@@ -96,11 +96,11 @@ struct KvTile {
     float* values_copy;              // [kTileKeys][padded_dim]
     const float* values[kTileKeys];  // rows of the arena or of the copy
     int32_t dtype;                   // of what is stored
+    int64_t num_keys;                // of a whole tile of this type
     int64_t start;                   // position of lane 0
     int64_t low, high;               // lanes that hold a position: [low, high)
 
     // Keys of head 0 in the arena, and their scale; lanes without a position have another's.
-    int64_t num_keys;
     const uint8_t* tokens[kMostTileKeys] = {};
     const float* scales[kMostTileKeys];
 
@@ -183,10 +183,10 @@ private:
     // The first of these heads is selected.
     void load(const KvLayer& layer, int64_t first_head, int64_t num_heads, int64_t num_rows);
 
-    // Of scales from lane `first` on, those of `column`, one for each of kLanes lanes.
+    // Scales of head `column` for kLanes lanes, from lane `first` on; values' stand behind keys'.
     void load_scales(const KvLayer& layer, int64_t first, int64_t column, float* of_keys) const;
 
-    float* scales_;     // [heads that are ready][2, kMostTileKeys]
+    float* scales_;  // [heads that are ready][2, kMostTileKeys]
     int64_t first_ready_, head_bytes_, side_bytes_;
 };
 

@@ -162,7 +162,6 @@ PF_INLINE f32v max(f32v a, f32v b) {
 }
 PF_INLINE f32v min(f32v a, f32v b) { return select(a < b, a, b); }
 
-// Sum and maximum over the lanes, always by halves: lane i with lane i + width / 2.
 template <int distance, class V, int... j>
 PF_INLINE V swap_lanes(V v, std::integer_sequence<int, j...>) {
     return __builtin_shufflevector(v, v, (j ^ distance)...);
@@ -173,6 +172,7 @@ PF_INLINE V swap_lanes(V v) {
     return swap_lanes<distance>(v, std::make_integer_sequence<int, kLanes>{});
 }
 
+// Sum and maximum over the lanes, always by halves: lane i with lane i + width / 2.
 template <int distance = kLanes / 2, class V>
 PF_INLINE auto sum_lanes(V v) {
     if constexpr (distance == 0)
