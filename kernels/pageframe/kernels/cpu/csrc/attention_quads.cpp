@@ -193,11 +193,9 @@ PF_INLINE void weigh(KvTile& tile, Lanes lanes, float* sums, HeadWork& work) {
         store(sum, fma(total, splat_row(work.parts, i), load(sum) * splat_row(work.corrections, i)));
     });
     // Scores and mixes ask for as many lines as they use; a head's scales are four more.
-    if constexpr (From::kMaxHeads > 1) {
-        const uint8_t** lines = tile.lines_to_ask();
-        ask<4>(lines);
-        tile.asking = lines;
-    }
+    const uint8_t** lines = tile.lines_to_ask();
+    From::template ask_part<4, 0, 1>(lines);
+    tile.asking = lines;
 }
 
 // mix = mix * correction + step * weights * values.

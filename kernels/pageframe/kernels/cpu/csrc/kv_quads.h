@@ -34,16 +34,7 @@ inline bool has_quads(int32_t dtype, int64_t head_dim) {
 
 namespace quads {
 
-// Byte j of the result is byte `Pick::of(j)` of a followed by b.
-template <class Pick, int... j>
-PF_INLINE u32v pick_bytes(u32v a, u32v b, std::integer_sequence<int, j...>) {
-    typedef uint8_t bytes __attribute__((vector_size(4 * kLanes)));
-    return (u32v)__builtin_shufflevector((bytes)a, (bytes)b, Pick::of(j)...);
-}
-template <class Pick>
-PF_INLINE u32v pick_bytes(u32v a, u32v b) {
-    return pick_bytes<Pick>(a, b, std::make_integer_sequence<int, 4 * kLanes>{});
-}
+typedef uint8_t bytes __attribute__((vector_size(4 * kLanes)));
 
 // Runs of `size` bytes of a and b in turns, from the lower or the upper half of each 16.
 template <int size, int upper>
@@ -62,40 +53,28 @@ struct EverySecond {
         return (group / 2) * kLanes + (group % 2 * 2 + odd) * 4 + j % 4;
     }
 };
-template <int odd, class V, int... j>
-PF_INLINE V groups(V a, V b, std::integer_sequence<int, j...>) {
-    return __builtin_shufflevector(a, b, EverySecond<odd>::of(j)...);
-}
-template <int odd, class V>
-PF_INLINE V groups(V a, V b) {
-    return groups<odd>(a, b, std::make_integer_sequence<int, kLanes>{});
-}
-
 // Groups of a, then of b, each with its neighbour.
-PF_INLINE i32v add_neighbours(i32v a, i32v b) { return groups<0>(a, b) + groups<1>(a, b); }
-PF_INLINE f32v max_neighbours(f32v a, f32v b) { return max(groups<0>(a, b), groups<1>(a, b)); }
+PF_INLINE i32v add_neighbours(i32v a, i32v b) { return pick<EverySecond<0>>(a, b) + pick<EverySecond<1>>(a, b); }
+PF_INLINE f32v max_neighbours(f32v a, f32v b) { return max(pick<EverySecond<0>>(a, b), pick<EverySecond<1>>(a, b)); }
 
-template <int group, int... j>
-PF_INLINE f32v splat_group(f32v v, std::integer_sequence<int, j...>) {
-    return __builtin_shufflevector(v, v, (group * 4 + j % 4)...);
-}
-
-template <int... j>
-PF_INLINE f32v spread_to_groups(f32v v, std::integer_sequence<int, j...>) {
-    return __builtin_shufflevector(v, v, (j / 4)...);
-}
-
-template <int word, int... j>
-PF_INLINE u32v splat_within(u32v v, std::integer_sequence<int, j...>) {
-    return __builtin_shufflevector(v, v, (j / 4 * 4 + word)...);
-}
+template <int group>
+struct OneGroup {
+    static constexpr int of(int j) { return group * 4 + j % 4; }
+};
+struct ToGroups {
+    static constexpr int of(int j) { return j / 4; }
+};
+template <int word>
+struct WordOfGroup {
+    static constexpr int of(int j) { return j / 4 * 4 + word; }
+};
 
 }  // namespace quads
 
 // One word of each group, in all of the group.
 template <int word>
 PF_INLINE u32v splat_within(u32v v) {
-    return quads::splat_within<word>(v, std::make_integer_sequence<int, kLanes>{});
+    return pick<quads::WordOfGroup<word>>(v);
 }
 
 // Four vectors become one, whose group i is the sum of all groups of the i-th.
@@ -106,29 +85,29 @@ PF_INLINE i32v add_groups(i32v (&v)[kQuadGroups]) {
 // Four vectors become one, whose group i has the largest lane of the i-th in all lanes.
 PF_INLINE f32v max_groups(f32v (&v)[kQuadGroups]) {
     f32v most = quads::max_neighbours(quads::max_neighbours(v[0], v[1]), quads::max_neighbours(v[2], v[3]));
-    most = max(most, swap_lanes<2>(most));
-    return max(most, swap_lanes<1>(most));
+    most = max(most, pick<Swapped<2>>(most));
+    return max(most, pick<Swapped<1>>(most));
 }
 
 // One group, in all groups.
 template <int group>
 PF_INLINE f32v splat_group(f32v v) {
-    return quads::splat_group<group>(v, std::make_integer_sequence<int, kLanes>{});
+    return pick<quads::OneGroup<group>>(v);
 }
 
 // Lane i, in all of group i.
 PF_INLINE f32v spread_to_groups(f32v v) {
-    return quads::spread_to_groups(v, std::make_integer_sequence<int, kLanes>{});
+    return pick<quads::ToGroups>(v);
 }
 
 // Group i of vector j becomes group j of vector i.
 PF_INLINE void turn_groups(i32v (&v)[kQuadGroups]) {
-    const i32v a = quads::groups<0>(v[0], v[1]), b = quads::groups<0>(v[2], v[3]);
-    const i32v c = quads::groups<1>(v[0], v[1]), d = quads::groups<1>(v[2], v[3]);
-    v[0] = quads::groups<0>(a, b);
-    v[1] = quads::groups<0>(c, d);
-    v[2] = quads::groups<1>(a, b);
-    v[3] = quads::groups<1>(c, d);
+    const i32v a = pick<quads::EverySecond<0>>(v[0], v[1]), b = pick<quads::EverySecond<0>>(v[2], v[3]);
+    const i32v c = pick<quads::EverySecond<1>>(v[0], v[1]), d = pick<quads::EverySecond<1>>(v[2], v[3]);
+    v[0] = pick<quads::EverySecond<0>>(a, b);
+    v[1] = pick<quads::EverySecond<0>>(c, d);
+    v[2] = pick<quads::EverySecond<1>>(a, b);
+    v[3] = pick<quads::EverySecond<1>>(c, d);
 }
 
 // Four rows of keys, as above, unsigned.
@@ -143,13 +122,14 @@ PF_INLINE void turn_quad_keys(const uint8_t* const* rows, int64_t offset, u32v (
 
 // Four rows of values, as above.
 PF_INLINE void turn_quad_values(const uint8_t* const* rows, int64_t offset, u32v (&values)[4]) {
-    u32v row[4];
-    times<4>([&](auto i) PF_EACH { row[i] = load_as<u32v>(rows[i] + offset); });
+    using quads::bytes, quads::InTurns;
+    bytes row[4];
+    times<4>([&](auto i) PF_EACH { row[i] = load_as<bytes>(rows[i] + offset); });
     times<2>([&](auto upper) PF_EACH {
-        const u32v first = quads::pick_bytes<quads::InTurns<1, upper>>(row[0], row[1]);
-        const u32v second = quads::pick_bytes<quads::InTurns<1, upper>>(row[2], row[3]);
-        values[2 * upper] = quads::pick_bytes<quads::InTurns<2, 0>>(first, second);
-        values[2 * upper + 1] = quads::pick_bytes<quads::InTurns<2, 1>>(first, second);
+        const bytes first = pick<InTurns<1, upper>>(row[0], row[1]);
+        const bytes second = pick<InTurns<1, upper>>(row[2], row[3]);
+        values[2 * upper] = (u32v)pick<InTurns<2, 0>>(first, second);
+        values[2 * upper + 1] = (u32v)pick<InTurns<2, 1>>(first, second);
     });
 }
 

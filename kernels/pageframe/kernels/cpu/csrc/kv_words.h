@@ -9,7 +9,6 @@
 #pragma once
 
 #include <cstdint>
-#include <utility>
 
 #include "simd.h"
 
@@ -39,26 +38,24 @@ PF_INLINE f32v load_channel(const uint8_t* words, int part) {
 namespace ordering {
 
 // Of two vectors, every second lane from `first` on.
-template <int first, int... j>
-PF_INLINE f32v every_second(f32v a, f32v b, std::integer_sequence<int, j...>) {
-    return __builtin_shufflevector(a, b, (2 * j + first)...);
-}
+template <int first>
+struct EverySecond {
+    static constexpr int of(int j) { return 2 * j + first; }
+};
 
 // The lanes of both in turns, half of them from `first` on.
-template <int first, int... j>
-PF_INLINE f32v in_turns(f32v a, f32v b, std::integer_sequence<int, j...>) {
-    return __builtin_shufflevector(a, b, (first / 2 + j / 2 + j % 2 * kLanes)...);
-}
-
-using Lane = std::make_integer_sequence<int, kLanes>;
+template <int first>
+struct InTurns {
+    static constexpr int of(int j) { return first / 2 + j / 2 + j % 2 * kLanes; }
+};
 
 // What kPerWord vectors in a row become; a word of four is a pair of pairs.
 template <int per_word>
 PF_INLINE void by_parts(f32v* v) {
     if constexpr (per_word == 1) return;
     if constexpr (per_word == 2) {
-        const f32v even = every_second<0>(v[0], v[1], Lane{});
-        v[1] = every_second<1>(v[0], v[1], Lane{});
+        const f32v even = pick<EverySecond<0>>(v[0], v[1]);
+        v[1] = pick<EverySecond<1>>(v[0], v[1]);
         v[0] = even;
     }
     if constexpr (per_word == 4) {
@@ -74,8 +71,8 @@ PF_INLINE void by_parts(f32v* v) {
 template <int per_word>
 PF_INLINE void by_channels(f32v* v) {
     if constexpr (per_word == 2) {
-        const f32v low = in_turns<0>(v[0], v[1], Lane{});
-        v[1] = in_turns<kLanes>(v[0], v[1], Lane{});
+        const f32v low = pick<InTurns<0>>(v[0], v[1]);
+        v[1] = pick<InTurns<kLanes>>(v[0], v[1]);
         v[0] = low;
     }
     if constexpr (per_word == 4) {

@@ -55,6 +55,28 @@ PF_INLINE void times(Body&& body) {
 // Of lambdas given to `times`.
 #define PF_EACH __attribute__((always_inline))
 
+// ---- lanes ---------------------------------------------------------------------------------------
+
+// Lane j of the result is lane `Pick::of(j)` of a followed by b, whatever a lane is.
+template <class Pick, class V, int... j>
+PF_INLINE V pick(V a, V b, std::integer_sequence<int, j...>) {
+    return __builtin_shufflevector(a, b, Pick::of(j)...);
+}
+template <class Pick, class V>
+PF_INLINE V pick(V a, V b) {
+    return pick<Pick>(a, b, std::make_integer_sequence<int, static_cast<int>(sizeof a / sizeof a[0])>{});
+}
+template <class Pick, class V>
+PF_INLINE V pick(V v) {
+    return pick<Pick>(v, v);
+}
+
+// Each lane with the one `distance` away, a power of two.
+template <int distance>
+struct Swapped {
+    static constexpr int of(int j) { return j ^ distance; }
+};
+
 // ---- memory: no alignment is asked for -----------------------------------------------------------
 
 template <class V, class T>
@@ -162,23 +184,13 @@ PF_INLINE f32v max(f32v a, f32v b) {
 }
 PF_INLINE f32v min(f32v a, f32v b) { return select(a < b, a, b); }
 
-template <int distance, class V, int... j>
-PF_INLINE V swap_lanes(V v, std::integer_sequence<int, j...>) {
-    return __builtin_shufflevector(v, v, (j ^ distance)...);
-}
-// Each lane with the one `distance` away, a power of two.
-template <int distance, class V>
-PF_INLINE V swap_lanes(V v) {
-    return swap_lanes<distance>(v, std::make_integer_sequence<int, kLanes>{});
-}
-
 // Sum and maximum over the lanes, always by halves: lane i with lane i + width / 2.
 template <int distance = kLanes / 2, class V>
 PF_INLINE auto sum_lanes(V v) {
     if constexpr (distance == 0)
         return v[0];
     else
-        return sum_lanes<distance / 2>(v + swap_lanes<distance>(v));
+        return sum_lanes<distance / 2>(v + pick<Swapped<distance>>(v));
 }
 
 PF_INLINE float max_lanes(f32v value) {
@@ -263,16 +275,15 @@ PF_INLINE f32v odd_of_tile(u32v pairs) {
 // first kLanes values of each; of the last.
 typedef uint16_t halves __attribute__((vector_size(4 * kLanes)));
 
-template <int first, int... j>
-PF_INLINE u32v pairs_from(u32v even, u32v odd, std::integer_sequence<int, j...>) {
-    return (u32v)__builtin_shufflevector((halves)even, (halves)odd,
-                                         (first + j / 2 + j % 2 * 2 * kLanes)...);
-}
+template <int first>
+struct PairsFrom {
+    static constexpr int of(int j) { return first + j / 2 + j % 2 * 2 * kLanes; }
+};
 PF_INLINE u32v pairs_of_low(u32v even, u32v odd) {
-    return pairs_from<0>(even, odd, std::make_integer_sequence<int, 2 * kLanes>{});
+    return (u32v)pick<PairsFrom<0>>((halves)even, (halves)odd);
 }
 PF_INLINE u32v pairs_of_high(u32v even, u32v odd) {
-    return pairs_from<kLanes>(even, odd, std::make_integer_sequence<int, 2 * kLanes>{});
+    return (u32v)pick<PairsFrom<kLanes>>((halves)even, (halves)odd);
 }
 
 // As to_bf16, for lanes none of which is subnormal.

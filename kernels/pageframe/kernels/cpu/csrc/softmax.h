@@ -1,8 +1,6 @@
 // What a running softmax needs of vectors.
 #pragma once
 
-#include <utility>
-
 #include "simd.h"
 
 namespace pf {
@@ -11,20 +9,20 @@ namespace crossing {
 template <int distance>
 PF_INLINE f32v max_from(f32v v) {
     if constexpr (distance == 0) return v;
-    return max_from<distance / 2>(max(v, swap_lanes<distance>(v)));
+    return max_from<distance / 2>(max(v, pick<Swapped<distance>>(v)));
 }
 
-template <int lane, int... j>
-PF_INLINE f32v splat_lane(f32v v, std::integer_sequence<int, j...>) {
-    return __builtin_shufflevector(v, v, (lane + 0 * j)...);
-}
+template <int lane>
+struct Only {
+    static constexpr int of(int) { return lane; }
+};
 
 }  // namespace crossing
 
 // One lane, in every lane.
 template <int lane>
 PF_INLINE f32v splat_lane(f32v v) {
-    return crossing::splat_lane<lane>(v, std::make_integer_sequence<int, kLanes>{});
+    return pick<crossing::Only<lane>>(v);
 }
 
 // The largest lane, in every lane.

@@ -4,23 +4,10 @@
 // whole groups of four change places, in one exchange for each doubling of the width.
 #pragma once
 
-#include <utility>
-
 #include "simd.h"
 
 namespace pf {
 namespace transposing {
-
-// Lane j of the result is lane `Pick::of(j)` of a followed by b.
-template <class Pick, int... j>
-PF_INLINE f32v pick(f32v a, f32v b, std::integer_sequence<int, j...>) {
-    return __builtin_shufflevector(a, b, Pick::of(j)...);
-}
-
-template <class Pick>
-PF_INLINE f32v pick(f32v a, f32v b) {
-    return pick<Pick>(a, b, std::make_integer_sequence<int, kLanes>{});
-}
 
 // Lanes of a and b in turns, from the lower or the upper half of each four.
 template <int upper>
