@@ -85,11 +85,10 @@ def of_attention(figures: Figures) -> Iterator[Finding]:
     num_threads = figures["num_threads"]
     is_alike = figures["read_num_threads"] == num_threads
     for shape in figures["shapes"]:
-        ratio = shape["gb_per_s"]["built"] / figures["read_gb_per_s"]
         where = "{dtype}, {num_sequences} x {context_len}".format(**shape)
         yield Finding(
             what=f"attention, {where}, times a plain read, threads: {num_threads}",
-            found=ratio if is_alike else None,
+            found=shape["part_of_plain_read"]["built"] if is_alike else None,
             border=READING_RATIO_MIN,
         )
 

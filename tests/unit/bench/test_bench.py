@@ -77,13 +77,9 @@ def test_engines_without_a_peer_are_not_judged():
 
 
 def test_attention_is_compared_with_reading_of_the_same_run():
-    shape = {"dtype": "bf16", "num_sequences": 16, "context_len": 256, "gb_per_s": {"built": 12.0}}
-    figures = {
-        "num_threads": 2,
-        "read_num_threads": 2,
-        "read_gb_per_s": 24.0,
-        "shapes": [shape],
-    }
+    shape = {"dtype": "bf16", "num_sequences": 16, "context_len": 256}
+    shape["part_of_plain_read"] = {"built": 0.5, "reading": 0.9}
+    figures = {"num_threads": 2, "read_num_threads": 2, "shapes": [shape]}
     what = "attention, bf16, 16 x 256, times a plain read, threads: 2"
     assert found(cpu_goals.of_attention, figures) == [(what, 0.5, "met")]
     # Two threads beside what one can read would say nothing.

@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 from bench import cpu_attention, cpu_goals
 from bench.cpu_limits import BATCH_BYTES, Limits, starts_of_parts
@@ -18,6 +19,14 @@ _LINE_BYTES = 64
 @pytest.fixture(scope="module")
 def limits():
     return Limits(load(None))
+
+
+@pytest.fixture
+def torch_threads():
+    """Threads of torch are as before afterwards."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("num_items", [0, 1, 11, 40_000])
@@ -51,7 +60,9 @@ def test_no_two_threads_read_of_a_cache_line(limits):
 
 
 @pytest.mark.parametrize("num_threads", [1, 2])
-def test_attention_is_judged_by_what_as_many_threads_read(tmp_path, monkeypatch, num_threads):
+def test_attention_is_judged_by_what_as_many_threads_read(
+    torch_threads, tmp_path, monkeypatch, num_threads
+):
     monkeypatch.setattr(cpu_attention, "_GROWTH_CONTEXTS", (16,))
     path = tmp_path / "figures.json"
     words = f"- --threads {num_threads} --dtype bf16 --shapes 2x16 --seconds 0.1 --output {path}"
@@ -61,4 +72,19 @@ def test_attention_is_judged_by_what_as_many_threads_read(tmp_path, monkeypatch,
     assert figures["num_threads"] == figures["read_num_threads"] == num_threads
     assert figures["shapes"][0]["gb_per_s"].keys() == {"built", "reading"}
     (finding,) = cpu_goals.of_attention(figures)
-    assert finding.found is not None
+    assert finding.found == figures["shapes"][0]["part_of_plain_read"]["built"] > 0
+
+
+def test_no_thread_of_torch_takes_a_core_from_attention(torch_threads, monkeypatch):
+    """It scaled 64 queries by two threads, one of which went on spinning beside the kernels."""
+    seen = []
+
+    def measure(*_: object) -> cpu_attention.Measured:
+        seen.append(torch.get_num_threads())
+        return cpu_attention.Measured({}, {}, 1.0)
+
+    monkeypatch.setattr(cpu_attention, "measure", measure)
+    monkeypatch.setattr(sys, "argv", ["-", "--dtype", "bf16", "--shapes", "2x16"])
+    torch.set_num_threads(2)
+    assert cpu_attention.main() == 0
+    assert seen == [1]
