@@ -18,6 +18,7 @@ plan among them, waits until it is collected.
 
 import asyncio
 import collections
+import contextlib
 import queue
 import threading
 from collections.abc import Callable, Sequence
@@ -37,6 +38,8 @@ from pageframe.executor.driven import Engine
 from pageframe.executor.lookout import Lookout
 
 _log = structlog.get_logger(__name__)
+
+_REST_SECONDS = 0.01
 
 
 @dataclass(eq=False, slots=True)
@@ -62,14 +65,26 @@ _Result = TypeVar("_Result")
 class StepThread:
     """Runs an engine on its own thread. All methods but ``run`` are called on the event loop.
 
+    Args:
+        loop: Whose thread calls.
+        clock: What is due goes by it.
+        rest_seconds: How long nothing has come when what can wait is done.
+
     Attributes:
         on_result: Called on this thread with the result of each step; None while nobody wants to
             know. May be set on any thread.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        clock: Clock | None = None,
+        *,
+        rest_seconds: float = _REST_SECONDS,
+    ) -> None:
         self._loop = loop
         self._clock = clock or SystemClock()
+        self._rest_seconds = rest_seconds
         self._on_change: Callable[[], None] | None = None
         self.on_result: Callable[[StepResult], None] | None = None
         self._session: Session | None = None
@@ -205,19 +220,24 @@ class StepThread:
             self._hand_over()
             if self._flying:
                 return self._inbox.get()
-            self._check_at_rest()
-            self._use_rest()
+        # The last result has yet to be sent, by a thread that needs the interpreter for it, and
+        # whoever gets it may have more to ask: none of them waits for what can wait.
+        with contextlib.suppress(queue.Empty):
+            return self._inbox.get(timeout=self._seconds_until_due(most=self._rest_seconds))
+        self._check_at_rest()
+        self._use_rest()
         try:
             return self._inbox.get(timeout=self._seconds_until_due())
         except queue.Empty:
             return self._pass_time
 
-    def _seconds_until_due(self) -> float | None:
-        """How long to wait for a command at most; None for as long as it takes."""
+    def _seconds_until_due(self, most: float | None = None) -> float | None:
+        """How long to wait for a command, ``most`` or less; None for as long as it takes."""
         due_ns = self._engine.desk.next_due_ns if self._is_built else 0
         if not due_ns:
-            return None
-        return max(0, due_ns - self._clock.now_ns()) / NANOSECONDS_PER_SECOND
+            return most
+        due = max(0, due_ns - self._clock.now_ns()) / NANOSECONDS_PER_SECOND
+        return due if most is None else min(most, due)
 
     def _pass_time(self) -> None:
         due_ns = self._engine.desk.next_due_ns

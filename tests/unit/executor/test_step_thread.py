@@ -20,9 +20,9 @@ from unit.executor.played_engine import PATIENCE_S, PlayedEngine
 class House:
     """A step thread over a played engine, and a session that keeps what it is told."""
 
-    def __init__(self):
+    def __init__(self, **options):
         self.engine = PlayedEngine()
-        self.steps = StepThread(asyncio.get_running_loop())
+        self.steps = StepThread(asyncio.get_running_loop(), **options)
         self.delivered = []
         self.session = self.open_session()
 
@@ -46,8 +46,8 @@ class House:
 
 
 @contextlib.asynccontextmanager
-async def house():
-    house = House()
+async def house(**options):
+    house = House(**options)
     await house.steps.start(lambda: house.engine)
     try:
         yield house
@@ -56,11 +56,11 @@ async def house():
         await house.steps.stop()
 
 
-def run(scenario):
+def run(scenario, **options):
     """Run a scenario, a coroutine function that takes a house, to its end."""
 
     async def main():
-        async with house() as opened:
+        async with house(**options) as opened:
             return await asyncio.wait_for(scenario(opened), PATIENCE_S)
 
     return asyncio.run(main())
@@ -211,6 +211,18 @@ def test_integrity_is_checked_once_for_each_rest():
             assert house.engine.num_checks == number
 
     run(scenario)
+
+
+def test_nobody_who_has_a_result_and_asks_for_more_waits_for_the_check():
+    async def scenario(house):
+        for number in (1, 2):
+            house.post_plans(number)
+            await house.settle()
+            await house.settle()
+            assert house.delivered[-1] == (number, number)
+        assert house.engine.num_checks == 0
+
+    run(scenario, rest_seconds=3600)
 
 
 def test_integrity_is_left_alone_while_a_sequence_lives():

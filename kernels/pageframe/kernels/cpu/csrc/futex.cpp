@@ -27,7 +27,7 @@ inline void pause() {
 }
 
 #if defined(__linux__)
-void sleep_while(std::atomic<uint32_t>* value, uint32_t expected) {
+void wait_for_change(std::atomic<uint32_t>* value, uint32_t expected) {
     // Returns at once if the value has changed already; may also return for no reason.
     syscall(SYS_futex, value, FUTEX_WAIT_PRIVATE, expected, nullptr, nullptr, 0);
 }
@@ -36,7 +36,7 @@ void wake_all(std::atomic<uint32_t>* value) {
     syscall(SYS_futex, value, FUTEX_WAKE_PRIVATE, INT_MAX, nullptr, nullptr, 0);
 }
 #else
-void sleep_while(std::atomic<uint32_t>*, uint32_t) {
+void wait_for_change(std::atomic<uint32_t>*, uint32_t) {
     std::this_thread::sleep_for(std::chrono::microseconds(50));
 }
 
@@ -62,7 +62,7 @@ void Signal::wake() {
     if (num_sleepers_.load(std::memory_order_seq_cst) != 0) wake_all(&value_);
 }
 
-uint32_t Signal::wait_while(uint32_t value) {
+uint32_t Signal::spin_while(uint32_t value) const {
     uint32_t now = load();
     if (now != value) return now;
     const auto deadline = std::chrono::steady_clock::now() + kSpin;
@@ -74,8 +74,13 @@ uint32_t Signal::wait_while(uint32_t value) {
         // Another process may wait for this core; alone, this returns at once.
         std::this_thread::yield();
     } while (std::chrono::steady_clock::now() < deadline);
+    return value;
+}
+
+uint32_t Signal::sleep_while(uint32_t value) {
+    uint32_t now;
     num_sleepers_.fetch_add(1, std::memory_order_seq_cst);
-    while ((now = value_.load(std::memory_order_seq_cst)) == value) sleep_while(&value_, value);
+    while ((now = value_.load(std::memory_order_seq_cst)) == value) wait_for_change(&value_, value);
     num_sleepers_.fetch_sub(1, std::memory_order_seq_cst);
     return now;
 }

@@ -40,6 +40,7 @@ Pool::Pool(int num_threads) : owner_pid_(getpid()) {
     if (num_threads <= 1) return;
     threads_.reset(new (std::nothrow) Thread[num_threads]);
     if (!threads_) return;
+    seats_ = std::make_unique<Seats>(num_threads);
     const SignalsBlocked blocked;
     // Threads already started take their own index, never num_threads_, so it may still grow.
     for (int index = 1; index < num_threads; index++) {
@@ -74,6 +75,7 @@ void Pool::serve(int index) {
         if (!enter()) continue;
         Worker worker(this, index, first_phase_);
         call_(body_, worker);
+        seats_->leave(index);
         leave();
     }
 }
@@ -81,7 +83,10 @@ void Pool::serve(int index) {
 void Pool::run_erased(Call call, void* body) {
     const std::lock_guard<std::mutex> lock(run_lock_);
     // Threads that were inside when this process was forked off will never leave.
-    if (getpid() != owner_pid_) gate_.set(0);
+    if (getpid() != owner_pid_) {
+        gate_.set(0);
+        for (int index = 1; index < num_threads_; index++) seats_->leave(index);
+    }
     call_ = call;
     body_ = body;
     first_phase_ = phase_.load();
@@ -91,6 +96,7 @@ void Pool::run_erased(Call call, void* body) {
     }
     Worker worker(this, 0, first_phase_);
     call(body, worker);
+    if (seats_) seats_->leave(0);
     close_gate();
 }
 

@@ -17,6 +17,7 @@
 //
 // Waiting spins for about 50 us, then sleeps on a futex. Whoever spins offers its core again and
 // again: a process that waits for a core takes this one, and not that of a thread that holds a task.
+// Threads keep off each other's cores (seats.h).
 // After a fork the child's pool has no threads but the caller's, and works.
 #pragma once
 
@@ -26,6 +27,7 @@
 #include <mutex>
 
 #include "futex.h"
+#include "seats.h"
 
 namespace pf {
 
@@ -86,6 +88,7 @@ private:
     int num_threads_ = 1;
     int owner_pid_;
     std::unique_ptr<Thread[]> threads_;
+    std::unique_ptr<Seats> seats_;
     std::mutex run_lock_;
 
     // The run that is on. Read by threads that are through the gate, hence never while it changes.
@@ -111,12 +114,13 @@ void Worker::parallel_for(int64_t num_tasks, Fn&& fn) {
         for (int64_t task = 0; task < num_tasks; task++) fn(task);
         return;
     }
+    pool_->seats_->take(index_, phase_);
     int64_t task;
     while (pool_->claim(phase_, num_tasks, &task)) {
         fn(task);
         pool_->finish(phase_, num_tasks);
     }
-    pool_->phase_.wait_while(phase_);
+    pool_->phase_.wait_while(phase_, [this] { pool_->seats_->leave(index_); });
     phase_++;
 }
 
