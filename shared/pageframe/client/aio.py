@@ -69,7 +69,7 @@ class AsyncPageframeClient:
         self._stub = gateway_service_pb2_grpc.GatewayServiceStub(self._channel)
         self._many = ManyGenerations(self._stub, self._metadata)
 
-    def generate(
+    async def generate(
         self, request: GenerationRequest, *, timeout_s: float | None = None
     ) -> AsyncGenerator[Event, None]:
         """Stream one generation: ``Started``, deltas, and ``Finished`` for each sample.
@@ -80,12 +80,18 @@ class AsyncPageframeClient:
         Raises:
             PageframeError: as the server says.
         """
-        return self._events(request, timeout_s)
+        async with contextlib.aclosing(self._batches(request, timeout_s)) as batches:
+            async for events in batches:
+                for event in events:
+                    yield event
 
-    async def _events(
+    async def _batches(
         self, request: GenerationRequest, timeout_s: float | None, *, at_end: bool = False
-    ) -> AsyncGenerator[Event, None]:
-        """As ``generate``; ``at_end`` is whether nothing is looked at before an attempt is over."""
+    ) -> AsyncGenerator[list[Event], None]:
+        """Events of ``generate`` that are there together.
+
+        With ``at_end`` nothing is looked at before an attempt is over.
+        """
         now_s = asyncio.get_running_loop().time
         attempts = Attempts(request, retry_for_s=self._retry_for_s, now_s=now_s)
         deadline_s = None if timeout_s is None else now_s() + timeout_s
@@ -98,10 +104,10 @@ class AsyncPageframeClient:
                     if is_many
                     else self._generate_alone(asked, deadline_s)
                 )
-                async with contextlib.aclosing(stream) as events:
-                    async for event in events:
-                        if (news := attempts.accept(event)) is not None:
-                            yield news
+                async with contextlib.aclosing(stream) as batches:
+                    async for events in batches:
+                        news = [attempts.accept(event) for event in events]
+                        yield [event for event in news if event is not None]
                 if attempts.is_done:
                     return
                 raise UnavailableError("STREAM_ENDED", "the server ended the stream too early")
@@ -120,8 +126,11 @@ class AsyncPageframeClient:
         Raises:
             PageframeError: as the server says.
         """
-        async with contextlib.aclosing(self._events(request, timeout_s, at_end=True)) as events:
-            return collect([event async for event in events])
+        found: list[Event] = []
+        async with contextlib.aclosing(self._batches(request, timeout_s, at_end=True)) as batches:
+            async for events in batches:
+                found += events
+        return collect(found)
 
     async def cancel(self, request_id: str) -> None:
         """End a request, perhaps of another client of the same tenant.
@@ -174,7 +183,7 @@ class AsyncPageframeClient:
 
     async def _generate_alone(
         self, request: GenerationRequest, deadline_s: float | None
-    ) -> AsyncGenerator[Event, None]:
+    ) -> AsyncGenerator[list[Event], None]:
         """One attempt on a stream of its own, as ``ManyGenerations.generate``."""
         call = self._stub.Generate(
             request_to_proto(request),
@@ -183,7 +192,7 @@ class AsyncPageframeClient:
         )
         try:
             async for message in call:
-                yield event_from_proto(message)
+                yield [event_from_proto(message)]
         except grpc.RpcError as error:
             raise from_rpc_error(error) from error
         finally:

@@ -13,8 +13,8 @@ server has accepted it: a refusal is heard as it was said. Where a write meets t
 that was accepted, the stream is broken, whatever gRPC says.
 
 Whoever reads slowly holds up nobody else: its events wait in its inbox, at most as many as the
-tokens that it has asked for. Whoever wants nothing before the end leaves them there until then, and
-is woken once, not for each token.
+tokens that it has asked for, and are decoded by whoever takes them. Whoever wants nothing before the
+end leaves them there until then, and is woken once, not for each token.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ import grpc
 
 from pageframe.client.convert import event_from_proto, request_to_proto
 from pageframe.client.sync import remaining_s
-from pageframe.client.types import Event, Finished, GenerationRequest
+from pageframe.client.types import Event, GenerationRequest
 from pageframe.core.errors import (
     CancelledError,
     DeadlineError,
@@ -68,8 +68,10 @@ class ManyGenerations:
 
     async def generate(
         self, request: GenerationRequest, deadline_s: float | None, *, at_end: bool = False
-    ) -> AsyncGenerator[Event, None]:
-        """One attempt at a generation; close the iterator to take it back.
+    ) -> AsyncGenerator[list[Event], None]:
+        """One attempt at a generation: events that are there together, one or more.
+
+        Close the iterator to take it back.
 
         Args:
             request: What to ask.
@@ -91,9 +93,8 @@ class ManyGenerations:
         # A server that is silent is not waited for either.
         timer = None if deadline_s is None else loop.call_at(deadline_s, inbox.fail, _late())
         try:
-            while events := await inbox.take():
-                for event in events:
-                    yield event
+            while parts := await inbox.take():
+                yield [event_from_proto(part) for part in parts]
         finally:
             if timer is not None:
                 timer.cancel()
@@ -123,19 +124,19 @@ class _Inbox:
         at_end: Whether nothing is taken before the last one has.
     """
 
-    __slots__ = ("_at_end", "_error", "_events", "_filled", "_num_open")
+    __slots__ = ("_at_end", "_error", "_filled", "_num_open", "_parts")
 
     def __init__(self, num_outputs: int, *, at_end: bool = False) -> None:
         self._num_open = num_outputs
         self._at_end = at_end
-        self._events: list[Event] = []
+        self._parts: list[pb.GeneratePart] = []
         self._error: PageframeError | None = None
         self._filled = asyncio.Event()
 
-    def put(self, event: Event) -> bool:
-        """Add an event; whether it is the last one."""
-        self._events.append(event)
-        if isinstance(event, Finished):
+    def put(self, part: pb.GeneratePart) -> bool:
+        """Add a part that is no failure; whether it is the last one."""
+        self._parts.append(part)
+        if part.HasField("completion"):
             self._num_open -= 1
         is_over = self._num_open == 0
         if is_over or not self._at_end:
@@ -147,17 +148,17 @@ class _Inbox:
         self._error = self._error or error
         self._filled.set()
 
-    async def take(self) -> list[Event]:
-        """Wait for events and take them all; nothing behind the last one.
+    async def take(self) -> list[pb.GeneratePart]:
+        """Wait for parts and take them all; nothing behind the last one.
 
         Raises:
             PageframeError: it has failed.
         """
         while True:
             await self._filled.wait()
-            if self._events or self._num_open == 0:
-                events, self._events = self._events, []
-                return events
+            if self._parts or self._num_open == 0:
+                parts, self._parts = self._parts, []
+                return parts
             if self._error is not None:
                 raise self._error
             self._filled.clear()
@@ -275,13 +276,8 @@ class _Stream:
                 make_error(failure.status, failure.reason, failure.message, dict(failure.limits))
             )
             return
-        try:
-            is_last = inbox.put(event_from_proto(part))
-        except PageframeError as error:
-            inbox.fail(error)
-        else:
-            if is_last:
-                del self._living[part.handle]
+        if inbox.put(part):
+            del self._living[part.handle]
 
     def _fail_all(self, make: Callable[[], PageframeError]) -> None:
         """End all that live, each with an error of its own, for each is raised elsewhere."""

@@ -28,7 +28,7 @@ def test_a_completion_is_woken_once_and_not_for_each_token(monkeypatch):
     async def scenario(client):
         completion = asyncio.create_task(client.complete(REQUEST))
         inbox = await _inbox_of(client)
-        while len(inbox._events) < 2:  # noqa: ASYNC110 - turns of the loop, not time
+        while len(inbox._parts) < 2:  # noqa: ASYNC110 - turns of the loop, not time
             await asyncio.sleep(0)
         is_read.set()
         return await completion
@@ -36,7 +36,7 @@ def test_a_completion_is_woken_once_and_not_for_each_token(monkeypatch):
     with playing_many(script) as (_, address):
         result = run(address, scenario)
     assert result.samples[0].token_ids == [1, 2]
-    assert [len(events) for events in taken] == [4, 0]
+    assert [len(parts) for parts in taken] == [4, 0]
 
 
 async def _inbox_of(client):
