@@ -8,7 +8,7 @@ LOG_BYTES_MAX = 32 * 1024 * 1024
 _SUMMARY_CHARACTERS_MAX = 500
 _LEFT_OUT = frozenset({"event", "level", "timestamp", "logger", "service"})
 _ALARMING_LEVELS = frozenset({"warning", "error", "critical", "exception"})
-# Nearly no line is alarming, and reading one as JSON takes longer than all else that is done with it.
+# Nearly no line is alarming, and reading one as JSON takes longest of all that is done with it.
 _MAY_ALARM = re.compile(f'"(?:{"|".join(_ALARMING_LEVELS)})"'.encode(), re.IGNORECASE)
 
 

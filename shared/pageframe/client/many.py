@@ -13,7 +13,7 @@ server has accepted it: a refusal is heard as it was said. Where a write meets t
 that was accepted, the stream is broken, whatever gRPC says.
 
 Whoever reads slowly holds up nobody else: its events wait in its inbox, at most as many as the
-tokens that it has asked for, and are decoded by whoever takes them. Whoever wants nothing before the
+tokens that it has asked for, and whoever takes them decodes them. Whoever wants nothing before the
 end leaves them there until then, and is woken once, not for each token.
 """
 
