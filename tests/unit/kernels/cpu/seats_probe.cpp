@@ -15,9 +15,9 @@ extern "C" __attribute__((visibility("default"))) int second_of_two_on_a_core(in
     for (int i = 0; i < kNumTries; i++) {
         pf::Seats seats(2);
         *shared_core = sched_getcpu();
-        seats.take(1, 7);
+        seats.take(1, 8);
         if (sched_getcpu() != *shared_core) continue;
-        seats.take(0, 7);
+        seats.take(0, 8);
         return sched_getcpu();
     }
     return -1;
@@ -27,8 +27,8 @@ extern "C" __attribute__((visibility("default"))) int second_of_two_on_a_core(in
 extern "C" __attribute__((visibility("default"))) int second_beside_one_asleep(int* shared_core) {
     pf::Seats seats(2);
     *shared_core = sched_getcpu();
-    seats.take(1, 7);
+    seats.take(1, 8);
     seats.leave(1);
-    seats.take(0, 7);
+    seats.take(0, 8);
     return sched_getcpu();
 }

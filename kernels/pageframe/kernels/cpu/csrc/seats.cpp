@@ -1,7 +1,5 @@
 #include "seats.h"
 
-#include <thread>
-
 #if defined(__linux__)
 #include <sched.h>
 #endif
@@ -10,8 +8,8 @@ namespace pf {
 
 namespace {
 
-// A thread that is one phase behind has just not begun this one.
-constexpr uint32_t kNumPhasesBehind = 2;
+// Where nothing changes, a look costs a thousandth of the shortest phases.
+constexpr uint32_t kNumPhasesPerLook = 4;
 // A system that puts a thread back, or refuses to move it, is not asked all the time.
 constexpr auto kBetweenMoves = std::chrono::milliseconds(1);
 
@@ -42,18 +40,16 @@ void leave_cores(const Taken&) {}
 Seats::Seats(int num_threads) : num_seats_(num_threads), seats_(new Seat[num_threads]) {}
 
 void Seats::take(int index, uint32_t phase) {
+    if (phase % kNumPhasesPerLook != 0) return;
     Seat& seat = seats_[index];
     const int core = current_core();
-    seat.core.store(core, std::memory_order_relaxed);
-    seat.phase.store(phase, std::memory_order_relaxed);
-    // One after the other: how many there are does not make a phase dearer.
-    const auto step = 1 + static_cast<int>(phase % static_cast<uint32_t>(num_seats_ - 1));
+    if (seat.core.load(std::memory_order_relaxed) != core)
+        seat.core.store(core, std::memory_order_relaxed);
+    // One after the other: how many there are does not make a look dearer.
+    const uint32_t look = phase / kNumPhasesPerLook;
+    const auto step = 1 + static_cast<int>(look % static_cast<uint32_t>(num_seats_ - 1));
     const Seat& other = seats_[(index + step) % num_seats_];
-    if (core >= 0 && other.core.load(std::memory_order_relaxed) == core)
-        move(seat);
-    else if (static_cast<int32_t>(phase - other.phase.load(std::memory_order_relaxed)) >=
-             static_cast<int32_t>(kNumPhasesBehind))
-        std::this_thread::yield();
+    if (core >= 0 && other.core.load(std::memory_order_relaxed) == core) move(seat);
 }
 
 void Seats::leave(int index) { seats_[index].core.store(-1, std::memory_order_relaxed); }

@@ -3,10 +3,8 @@
 // A thread that wakes up while all cores are taken is put behind one that runs, which may be one of
 // its own pool. Linux leaves the two there for 10 ms and more, though the core that was taken has
 // long become free: both were there a moment ago, so their caches count as warm. Each thread says
-// where it is when it begins a phase, and looks at one other:
-//
-//     the other is here, too         this one goes to a core that none of the pool is on
-//     the other is phases behind     it may wait for this very core: it is offered once
+// where it is when it begins a phase, and looks at one other: who finds itself on the other's core
+// goes to one that none of the pool is on.
 #pragma once
 
 #include <atomic>
@@ -31,7 +29,6 @@ private:
 
     struct alignas(64) Seat {
         std::atomic<int> core{-1};
-        std::atomic<uint32_t> phase{0};
         Clock::time_point next_move{};  // its own thread's
     };
 
