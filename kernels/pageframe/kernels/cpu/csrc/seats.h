@@ -2,9 +2,9 @@
 //
 // A thread that wakes up while all cores are taken is put behind one that runs, which may be one of
 // its own pool. Linux leaves the two there for 10 ms and more, though the core that was taken has
-// long become free: both were there a moment ago, so their caches count as warm. Each thread says
-// where it is when it begins a phase, and looks at one other: who finds itself on the other's core
-// goes to one that none of the pool is on.
+// long become free: both were there a moment ago, so their caches count as warm. So now and then,
+// when it begins a phase, each thread says where it is and looks at one other. Who finds itself on
+// that one's core goes to a core that none of the pool is on.
 #pragma once
 
 #include <atomic>
