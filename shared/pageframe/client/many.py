@@ -136,10 +136,12 @@ class _Inbox:
     def put(self, part: pb.GeneratePart) -> bool:
         """Add a part that is no failure; whether it is the last one."""
         self._parts.append(part)
-        if part.HasField("completion"):
+        kind = part.WhichOneof("message")
+        if kind == "completion":
             self._num_open -= 1
         is_over = self._num_open == 0
-        if is_over or not self._at_end:
+        # What nobody knows might be the end: decoding it fails.
+        if is_over or kind is None or not self._at_end:
             self._filled.set()
         return is_over
 

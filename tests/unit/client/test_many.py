@@ -404,20 +404,43 @@ def test_a_slow_consumer_holds_up_no_other_and_loses_nothing():
     assert [event.token_ids for event in events[:-1]] == [[number] for number in range(200)]
 
 
-def test_a_part_of_a_kind_that_is_not_known_ends_its_generation():
-    class LaterGateway(PlayedManyGateway):
-        def GenerateMany(self, request_iterator, context):  # noqa: N802
-            for response in super().GenerateMany(request_iterator, context):
-                for part in response.parts:
-                    part.ClearField("delta")
-                yield response
+class LaterGateway(PlayedManyGateway):
+    """Sends parts of a kind that is not known here in place of deltas."""
 
+    def GenerateMany(self, request_iterator, context):  # noqa: N802
+        for response in super().GenerateMany(request_iterator, context):
+            for part in response.parts:
+                part.ClearField("delta")
+            yield response
+
+
+def test_a_part_of_a_kind_that_is_not_known_ends_its_generation():
     async def scenario(client):
         with pytest.raises(PageframeError) as caught:
             await heard(client)
         return caught.value.reason
 
     with playing([header(), delta("a", 1), end(1)], kind=LaterGateway) as (_, address):
+        assert run(address, scenario) == "UNKNOWN_MESSAGE"
+
+
+def test_a_part_of_a_kind_that_is_not_known_ends_a_completion_before_its_end():
+    has_failed, has_gone_on = threading.Event(), threading.Event()
+
+    def script():
+        yield from (header(), delta("a", 1))
+        if not has_failed.wait(20):
+            has_gone_on.set()
+        yield end(1)
+
+    async def scenario(client):
+        with pytest.raises(PageframeError) as caught:
+            await client.complete(REQUEST)
+        assert not has_gone_on.is_set()
+        has_failed.set()
+        return caught.value.reason
+
+    with playing(script(), kind=LaterGateway) as (_, address):
         assert run(address, scenario) == "UNKNOWN_MESSAGE"
 
 
