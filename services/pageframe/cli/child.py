@@ -19,11 +19,13 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 from pageframe.cli.exit_codes import EXIT_BAD_ENVIRONMENT, EXIT_FAILURE
+from pageframe.cli.pipe_lines import TakeLines, read_lines
 from pageframe.cli.service_log import ServiceLog
 from pageframe.cli.spawn import Spawned, spawn
 
-_LINE_BYTES_MAX = 1 << 20
 _NUM_LAST_LINES = 5
+# How long a line may wait to be shown; nobody who reads along notices.
+_LOG_PAUSE_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,8 +140,12 @@ class Child:
     async def _run(self, reports: IO[bytes], log: ServiceLog) -> int:
         """Listen until the process has ended; the result is its exit status."""
         assert self.process.stdout is not None
-        reading = asyncio.create_task(_each_line(reports, self._take_report))
-        logging = asyncio.create_task(_each_line(self.process.stdout, self._take_line(log)))
+        reading = asyncio.create_task(read_lines(reports, self._take_reports))
+        logging = asyncio.create_task(
+            read_lines(
+                self.process.stdout, self._taker_of(log), pause_seconds=_LOG_PAUSE_SECONDS
+            )
+        )
         try:
             status = await asyncio.to_thread(self.process.wait)
             # What it wrote last is still in the pipes. Its own children may hold them open.
@@ -150,6 +156,10 @@ class Child:
         if not self.ready.done():
             self.ready.set_exception(self._failure or self._unexplained(status))
         return status
+
+    def _take_reports(self, lines: list[bytes]) -> None:
+        for line in lines:
+            self._take_report(line)
 
     def _take_report(self, line: bytes) -> None:
         report: dict[str, Any] = json.loads(line)
@@ -162,11 +172,12 @@ class Child:
             failed = report["failed"]
             self._failure = ChildFailedError(failed["message"], int(failed["exit_code"]))
 
-    def _take_line(self, log: ServiceLog) -> OnLine:
-        def take(line: bytes) -> None:
-            self._last_lines.append(line)
-            log.write(line)
-            self.on_line(line)
+    def _taker_of(self, log: ServiceLog) -> TakeLines:
+        def take(lines: list[bytes]) -> None:
+            self._last_lines.extend(lines)
+            log.write(lines)
+            for line in lines:
+                self.on_line(line)
 
         return take
 
@@ -184,26 +195,3 @@ class Child:
             f"{message}: {last}" if last else message,
             EXIT_BAD_ENVIRONMENT if known else EXIT_FAILURE,
         )
-
-
-async def _each_line(stream: IO[bytes], take: OnLine) -> None:
-    reader = asyncio.StreamReader(limit=_LINE_BYTES_MAX)
-    loop = asyncio.get_running_loop()
-    transport, _ = await loop.connect_read_pipe(
-        lambda: asyncio.StreamReaderProtocol(reader), stream
-    )
-    try:
-        while line := await _next_line(reader):
-            take(line)
-    finally:
-        transport.close()
-
-
-async def _next_line(reader: asyncio.StreamReader) -> bytes:
-    """The next line, b"" at the end; a line past the limit comes in pieces."""
-    try:
-        return await reader.readuntil(b"\n")
-    except asyncio.IncompleteReadError as error:
-        return error.partial
-    except asyncio.LimitOverrunError as error:
-        return await reader.readexactly(error.consumed)

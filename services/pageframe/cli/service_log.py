@@ -1,6 +1,8 @@
 """Where a child's output goes: a bounded file, and a summary of what a person should see."""
 
+import contextlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 LOG_BYTES_MAX = 32 * 1024 * 1024
@@ -22,18 +24,24 @@ class ServiceLog:
         self._bytes_max = bytes_max
         self._file = path.open("ab")
 
-    def write(self, line: bytes) -> None:
-        """Append a line as the child wrote it."""
-        if self._file.tell() + len(line) > self._bytes_max:
-            self._file.close()
-            self.path.replace(self.path.with_suffix(".log.1"))
-            self._file = self.path.open("ab")
-        self._file.write(line)
-        self._file.flush()
+    def write(self, lines: Sequence[bytes]) -> None:
+        """Append lines as the child wrote them; what cannot be written is lost, and no more."""
+        with contextlib.suppress(OSError):
+            for line in lines:
+                if self._file.tell() + len(line) > self._bytes_max:
+                    self._start_anew()
+                self._file.write(line)
+            self._file.flush()
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        with contextlib.suppress(OSError):
+            self._file.close()
+
+    def _start_anew(self) -> None:
+        self.path.replace(self.path.with_suffix(".log.1"))
+        full, self._file = self._file, self.path.open("ab")
+        full.close()
 
 
 def summarise(line: bytes) -> str | None:

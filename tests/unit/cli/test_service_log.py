@@ -36,7 +36,7 @@ def test_a_log_starts_anew_and_keeps_one_predecessor(tmp_path: Path) -> None:
     path = tmp_path / "logs" / "executor.log"
     log = ServiceLog(path, bytes_max=20)
     for number in range(5):
-        log.write(b"line %d ....\n" % number)
+        log.write([b"line %d ....\n" % number])
     log.close()
     assert path.read_bytes() == b"line 4 ....\n"
     assert path.with_suffix(".log.1").read_bytes() == b"line 3 ....\n"
@@ -45,9 +45,24 @@ def test_a_log_starts_anew_and_keeps_one_predecessor(tmp_path: Path) -> None:
 def test_a_log_is_continued_by_the_next_run(tmp_path: Path) -> None:
     for text in (b"first\n", b"second\n"):
         log = ServiceLog(tmp_path / "executor.log")
-        log.write(text)
+        log.write([text])
         log.close()
     assert (tmp_path / "executor.log").read_bytes() == b"first\nsecond\n"
+
+
+def test_lines_of_one_read_are_kept_apart_when_a_log_starts_anew(tmp_path: Path) -> None:
+    log = ServiceLog(tmp_path / "executor.log", bytes_max=20)
+    log.write([b"line 0 ....\n", b"line 1 ....\n", b"2\n"])
+    log.close()
+    assert (tmp_path / "executor.log").read_bytes() == b"line 1 ....\n2\n"
+    assert (tmp_path / "executor.log.1").read_bytes() == b"line 0 ....\n"
+
+
+def test_a_full_disk_loses_lines_and_ends_nobody() -> None:
+    log = ServiceLog(Path("/dev/full"))
+    for _ in range(3):
+        log.write([b"x" * 10_000 + b"\n"])
+    log.close()
 
 
 def test_progress_elsewhere_than_a_terminal_is_a_line_every_two_seconds() -> None:
