@@ -142,9 +142,7 @@ class Child:
         assert self.process.stdout is not None
         reading = asyncio.create_task(read_lines(reports, self._take_reports))
         logging = asyncio.create_task(
-            read_lines(
-                self.process.stdout, self._taker_of(log), pause_seconds=_LOG_PAUSE_SECONDS
-            )
+            read_lines(self.process.stdout, self._taker_of(log), pause_seconds=_LOG_PAUSE_SECONDS)
         )
         try:
             status = await asyncio.to_thread(self.process.wait)
