@@ -151,3 +151,19 @@ def test_a_child_is_not_ended_by_the_grpc_of_its_parent():
         timeout=60,
     )
     assert done.stdout == "{0: 300}\n", done.stderr
+
+
+def test_a_child_goes_on_where_nothing_can_be_written_to_its_log():
+    lines: list[bytes] = []
+
+    async def run() -> int:
+        # More than a pipe holds: it would wait for ever if nobody read on.
+        argv = ("sh", "-c", "yes 'a line of some length' | head -c 400000")
+        child = start(argv, Path("/dev/full"), lines)
+        try:
+            return await asyncio.wait_for(asyncio.shield(child.exited), timeout=30)
+        finally:
+            child.kill_group()
+
+    assert asyncio.run(run()) == 0
+    assert sum(map(len, lines)) == 400_000
