@@ -39,7 +39,9 @@ class ServiceLog:
             self._file.close()
 
     def _start_anew(self) -> None:
-        self.path.replace(self.path.with_suffix(".log.1"))
+        # Taken away by somebody, or by a turn before this one that then found no room for a file.
+        with contextlib.suppress(FileNotFoundError):
+            self.path.replace(self.path.with_suffix(".log.1"))
         full, self._file = self._file, self.path.open("ab")
         full.close()
 

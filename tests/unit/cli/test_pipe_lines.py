@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 from collections.abc import AsyncIterator, Callable
+from unittest.mock import patch
 
 import pytest
 
@@ -13,14 +14,12 @@ Write = Callable[[bytes], int]
 
 
 @contextlib.asynccontextmanager
-async def reading(
-    taken: list[list[bytes]], *, pause_seconds: float = 0.0
-) -> AsyncIterator[tuple[Write, "asyncio.Task[None]"]]:
+async def reading(taken: list[list[bytes]], *, pause_seconds: float = 0.0) -> AsyncIterator[Write]:
     read_end, write_end = os.pipe()
     stream = os.fdopen(read_end, "rb")
     task = asyncio.create_task(read_lines(stream, taken.append, pause_seconds=pause_seconds))
     try:
-        yield lambda data: os.write(write_end, data), task
+        yield lambda data: os.write(write_end, data)
     finally:
         os.close(write_end)
         task.cancel()
@@ -37,7 +36,7 @@ def run(writes: list[bytes], *, pause_seconds: float = 0.0) -> list[list[bytes]]
     taken: list[list[bytes]] = []
 
     async def write_all() -> None:
-        async with reading(taken, pause_seconds=pause_seconds) as (write, _):
+        async with reading(taken, pause_seconds=pause_seconds) as write:
             for data in writes:
                 write(data)
                 await turns()
@@ -80,17 +79,13 @@ def test_after_a_pause_all_lines_come_together() -> None:
     async def write_two() -> None:
         loop = asyncio.get_running_loop()
         pauses: list[Callable[[], object]] = []
-        later = loop.call_later
-        loop.call_later = lambda _seconds, resume: pauses.append(resume)  # type: ignore[assignment]
-        try:
-            async with reading(taken, pause_seconds=1.0) as (write, _):
+        with patch.object(loop, "call_later", lambda _seconds, resume: pauses.append(resume)):
+            async with reading(taken, pause_seconds=1.0) as write:
                 for data in (b"a\n", b"b\n", b"c\n"):
                     write(data)
                     await turns()
                 pauses.pop()()
                 await turns()
-        finally:
-            loop.call_later = later  # type: ignore[method-assign]
 
     asyncio.run(write_two())
     assert taken == [[b"a\n"], [b"b\n", b"c\n"]]

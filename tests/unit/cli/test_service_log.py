@@ -58,6 +58,17 @@ def test_lines_of_one_read_are_kept_apart_when_a_log_starts_anew(tmp_path: Path)
     assert (tmp_path / "executor.log.1").read_bytes() == b"line 0 ....\n"
 
 
+def test_a_log_that_was_taken_away_starts_anew(tmp_path: Path) -> None:
+    log = ServiceLog(tmp_path / "executor.log", bytes_max=20)
+    log.write([b"line 0 ....\n"])
+    log.path.unlink()
+    for number in (1, 2):
+        log.write([b"line %d ....\n" % number])
+    log.close()
+    assert log.path.read_bytes() == b"line 2 ....\n"
+    assert (tmp_path / "executor.log.1").read_bytes() == b"line 1 ....\n"
+
+
 def test_a_full_disk_loses_lines_and_ends_nobody() -> None:
     log = ServiceLog(Path("/dev/full"))
     for _ in range(3):
