@@ -343,7 +343,7 @@ def _report(
     arguments: argparse.Namespace,
 ) -> dict[str, object]:
     return {
-        "model": str(arguments.folder or _MODEL),
+        "model": arguments.folder.name if arguments.folder else _MODEL,
         "num_conversations": len(conversations),
         "num_tokens_max": _NUM_TOKENS_MAX,
         "num_reply_tokens": sum(len(entry.reply) for entry in conversations),

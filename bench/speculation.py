@@ -103,7 +103,7 @@ def main() -> None:
     _print_table(comparisons)
     if arguments.json:
         report = {
-            "model": str(arguments.folder or _MODEL),
+            "model": arguments.folder.name if arguments.folder else _MODEL,
             "num_requests": arguments.requests,
             "num_tokens_max": arguments.tokens,
             "num_draft_tokens": arguments.drafts,

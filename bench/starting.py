@@ -66,7 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 starts[name].append(start)
     document = {
         "machine": f"{os.cpu_count()} cores, {platform.platform()}",
-        "model": options.model,
+        # Without the folder that it lies in on this machine.
+        "model": Path(options.model).name,
         "options": options.up,
         "checkouts": {name: summarise(of_one) for name, of_one in starts.items()},
     }

@@ -128,3 +128,12 @@ def test_source_paths_in_the_architecture_exist():
     tree = [f"/{path}" for path in _modules_in_tree()]
     lost = sorted(name for name in named if not any(path.endswith(f"/{name}") for path in tree))
     assert not lost
+
+
+def test_results_name_no_home_folder_of_who_measured():
+    named = [
+        str(path.relative_to(_ROOT))
+        for path in sorted((_ROOT / "bench" / "results").rglob("*.json"))
+        if re.search(r'"/(?:root|home)/', path.read_text(encoding="utf-8"))
+    ]
+    assert not named, named
