@@ -77,6 +77,9 @@ class Life:
                 ceilings={"bounded": ceiling},
             ),
         )
+        if self.random.random() < 0.5:
+            # Plans are held back behind the shortest prefill, and asked for again at any time.
+            self.driver.scheduler._lateness.prefill_ns_min = 1
         self.submissions: dict[tuple[int, int], Submission] = {}
         self.refused: list[tuple[int, DeadlineError]] = []
         self.disturbed: set[tuple[int, int, int]] = set()
@@ -184,6 +187,8 @@ class Life:
 
     def send(self) -> None:
         if self.is_executor_there:
+            if self.random.random() < 0.3:
+                self.driver.wait_until_due()
             self.driver.send_plan()
 
     def compute(self) -> None:

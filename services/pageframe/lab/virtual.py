@@ -187,14 +187,18 @@ class VirtualServer:
         clock, scheduler, engine, plans = self._clock, self._scheduler, self._engine, self._plans
         while num_come < len(times) or self._num_living:
             now_ns = clock.now_ns()
-            while num_come < len(times) and times[num_come] <= now_ns:
-                self._submit(run, num_come)
-                num_come += 1
+            num_come = self._submit_due(run, times, num_come, now_ns)
             if 0 < scheduler.next_deadline_ns <= now_ns:
                 self._take_events(run, scheduler.expire(now_ns))
             self._send(run)
             if plans:
-                self._take_result(run, engine.step(plans.popleft()))
+                plan_due_ns = scheduler.plan_due_ns(now_ns)
+                result = engine.step(plans.popleft())
+                if 0 < plan_due_ns <= clock.now_ns():
+                    # While the step ran, whoever had come by then was planned for.
+                    num_come = self._submit_due(run, times, num_come, plan_due_ns)
+                    self._plan(run)
+                self._take_result(run, result)
             elif not self._wait(run, times[num_come] if num_come < len(times) else 0):
                 raise InternalError(
                     "SIMULATION_STUCK",
@@ -204,6 +208,13 @@ class VirtualServer:
             if on_progress is not None and len(run.steps.end_ns) % _PROGRESS_EVERY_STEPS == 0:
                 on_progress(len(run.completions) / num_samples)
         return run
+
+    def _submit_due(self, run: VirtualRun, times: Sequence[int], place: int, now_ns: int) -> int:
+        """Hand in who has come, from ``place`` on; the place of the next to come."""
+        while place < len(times) and times[place] <= now_ns:
+            self._submit(run, place)
+            place += 1
+        return place
 
     def _submit(self, run: VirtualRun, place: int) -> None:
         arrival = run.arrivals[place]
@@ -238,6 +249,9 @@ class VirtualServer:
         cancels = self._scheduler.take_cancels()
         if cancels:
             self._take_result(run, self._engine.cancel(cancels))
+        self._plan(run)
+
+    def _plan(self, run: VirtualRun) -> None:
         while (plan := self._scheduler.plan(self._clock.now_ns())) is not None:
             for announcement in plan.announce:
                 run.request_of[announcement.sequence_id] = int(announcement.request_id)

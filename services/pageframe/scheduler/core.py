@@ -18,7 +18,7 @@
     line         who comes next                   shares       what tenants were served
     claims       whose part others take       getting_back what coming back costs
     intake       how requests come in             deadlines    who cannot be over in time
-    rate_limits  who comes too often
+    rate_limits  who comes too often             lateness     when a plan is made
 
 No part awaits or asks the system for the time, so all of it runs unchanged in a simulator.
 Whoever drives it sends cancels before plans, and plans and results one at a time in order.
@@ -48,6 +48,7 @@ from pageframe.scheduler.fitting import Fitting
 from pageframe.scheduler.flights import Flights
 from pageframe.scheduler.forks import Forks
 from pageframe.scheduler.intake import Intake
+from pageframe.scheduler.lateness import Lateness
 from pageframe.scheduler.line import NEVER_NS, Line
 from pageframe.scheduler.losses import Losses
 from pageframe.scheduler.options import SchedulerOptions
@@ -57,7 +58,7 @@ from pageframe.scheduler.prefix_wait import PrefixWait
 from pageframe.scheduler.queues import Backlog
 from pageframe.scheduler.rate_limits import RateLimits
 from pageframe.scheduler.rates import Rates
-from pageframe.scheduler.request import Request, finished_already
+from pageframe.scheduler.request import Request
 from pageframe.scheduler.roster import Roster
 from pageframe.scheduler.searches import Searches
 from pageframe.scheduler.sequence import SequenceState
@@ -119,6 +120,7 @@ class Scheduler:
             shares_prefixes=options.shares_prefixes,
         )
         self._deadlines = Deadlines(self._prospects)
+        self._lateness = Lateness(self._roster, self._flights, rates)
         self._losses = Losses(self._roster, rates, tracer)
         self._candidates = candidates = Candidates(self._roster, rates, self._policies)
         self._preemption = Preemption(self._roster, self._flights, self._tenants, candidates)
@@ -167,7 +169,7 @@ class Scheduler:
             raise UnavailableError("DRAINING", "this scheduler is shutting down; try another")
         cause = StallCause.QUEUE if self._is_ready else StallCause.EXECUTOR_LOST
         request = self._intake.take(submission, gateway_id, self._facts, cause, now_ns)
-        self._end_finished(request, now_ns)
+        self._endings.end_finished(request, self._facts, now_ns)
 
     def cancel(
         self, gateway_id: int, handle: int, reason: FinishReason = FinishReason.CANCELLED
@@ -222,7 +224,11 @@ class Scheduler:
             # A sequence that is not wanted any more may start in a step in flight; it would
             # decode unseen in the next one. Its cancel goes out with that step's result.
             return None
-        return self._planner.plan(now_ns)
+        return None if self.plan_due_ns(now_ns) else self._planner.plan(now_ns)
+
+    def plan_due_ns(self, now_ns: int) -> int:
+        """When to ask for a plan that is held back, unless something happens; 0 for never."""
+        return self._lateness.due_ns(now_ns)
 
     def on_result(self, result: StepResult, now_ns: int) -> Events:
         """Take in what the executor answered.
@@ -381,13 +387,6 @@ class Scheduler:
         self._facts = replace(self._facts, num_blocks=num_blocks)
         self._roster.capacity = self._capacity_of(self._facts)
         self._fitting.look_again(self._facts)
-
-    def _end_finished(self, request: Request, now_ns: int) -> None:
-        for sequence in list(request.sequences):
-            output = sequence.output.tolist()
-            reason = finished_already(request.submission, self._facts, output)
-            if reason:
-                self._endings.end(sequence, reason, now_ns)
 
     def _cancel(
         self,

@@ -10,11 +10,12 @@ from pageframe.core.errors import (
     ResourceExhaustedError,
     UnimplementedError,
 )
+from pageframe.core.replica import ReplicaFacts
 from pageframe.core.request import Completion
 from pageframe.core.step import FinishReason, SequenceAccount
 from pageframe.scheduler.deadlines import Deadlines
 from pageframe.scheduler.rate_limits import RateLimits
-from pageframe.scheduler.request import deadline_passed
+from pageframe.scheduler.request import Request, deadline_passed, finished_already
 from pageframe.scheduler.roster import Roster
 from pageframe.scheduler.sequence import Knowledge, Sequence, SequenceState
 from pageframe.scheduler.tracing import SchedulerTracer
@@ -110,6 +111,14 @@ class Endings:
         self._roster.line.note_change()
         if sequence.state is SequenceState.CANCELLING:
             self.end(sequence, sequence.cancel_reason, at_ns)
+
+    def end_finished(self, request: Request, facts: ReplicaFacts, at_ns: int) -> None:
+        """End samples of a new request that came with all their tokens."""
+        for sequence in list(request.sequences):
+            output = sequence.output.tolist()
+            reason = finished_already(request.submission, facts, output)
+            if reason:
+                self.end(sequence, reason, at_ns)
 
     def end(
         self,

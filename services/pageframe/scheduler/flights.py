@@ -84,6 +84,11 @@ class Flight:
     beneficiaries: dict[int, Sequence] = field(default_factory=dict)
     costs: dict[int, Costs] = field(default_factory=dict)
 
+    @property
+    def num_chunk_tokens(self) -> int:
+        """Tokens that its entries ask for."""
+        return sum(chunk.num_tokens for chunk in self.chunks)
+
 
 class Flights:
     """At most two plans: the step that runs and its successor.
@@ -92,6 +97,7 @@ class Flights:
         last_applied_step: Number of the last step that the executor applied; 0 before the first.
         num_applied: How many it applied, which is the tick of that step.
         account: The pool after that step, or after a later cancel at rest.
+        began_ns: When the step that runs began, as far as can be told from here.
     """
 
     def __init__(self, num_flights_max: int, account: PoolAccount) -> None:
@@ -102,6 +108,7 @@ class Flights:
         self.num_applied = 0
         self.last_applied_step = 0
         self.account = account
+        self.began_ns = 0
 
     def __len__(self) -> int:
         return len(self._flights)
@@ -155,15 +162,18 @@ class Flights:
         """Remember a plan that is being sent."""
         assert flight.step == self.next_step, f"step {flight.step}, expected {self.next_step}"
         self._last_sent_step = flight.step
+        if not self._flights:
+            self.began_ns = flight.planned_ns
         self._flights.append(flight)
 
-    def land(self, step: int) -> Flight:
+    def land(self, step: int, now_ns: int) -> Flight:
         """The flight that an applied step answers.
 
         Raises:
             InternalError: RESULT_OUT_OF_ORDER.
         """
         flight = self._pop(step)
+        self.began_ns = now_ns
         self.last_applied_step = step
         self.num_applied += 1
         return flight

@@ -101,7 +101,8 @@ class SchedulerLoop:
         self._num_results = 0
         self._runner: asyncio.Task[None] | None = None
         self._gateways: dict[int, Deliver] = {}
-        self._deadline_timer: asyncio.TimerHandle | None = None
+        self._deadline_timer = _Timer(clock, self._expire)
+        self._plan_timer = _Timer(clock, self.kick)
         # Wall time keeps epochs rising over restarts without a file to remember them in.
         self._epoch = clock.now_ns()
 
@@ -313,6 +314,7 @@ class SchedulerLoop:
                 await stream.send_cancel(cancels)
             while (plan := scheduler.plan(self._clock.now_ns())) is not None:
                 await stream.send_plan(plan)
+            self._plan_timer.set(scheduler.plan_due_ns(self._clock.now_ns()))
 
     def _tell_facts(self) -> None:
         facts = self.scheduler.facts
@@ -322,15 +324,8 @@ class SchedulerLoop:
 
     def _expire(self) -> None:
         """End what is too late, and come back when the next deadline passes."""
-        now_ns = self._clock.now_ns()
-        self._deliver(self.scheduler.expire(now_ns))
-        if self._deadline_timer is not None:
-            self._deadline_timer.cancel()
-            self._deadline_timer = None
-        next_ns = self.scheduler.next_deadline_ns
-        if next_ns:
-            delay_s = max(0, next_ns - now_ns) / NANOSECONDS_PER_SECOND
-            self._deadline_timer = asyncio.get_running_loop().call_later(delay_s, self._expire)
+        self._deliver(self.scheduler.expire(self._clock.now_ns()))
+        self._deadline_timer.set(self.scheduler.next_deadline_ns)
         self.kick()
 
     def _deliver(self, events: Iterable[tuple[int, TokenEvents]]) -> None:
@@ -340,6 +335,24 @@ class SchedulerLoop:
                 deliver(gateway_events)
         if self.scheduler.is_idle:
             self._idle.set()
+
+
+class _Timer:
+    """Has something done at a time of the core's clock."""
+
+    def __init__(self, clock: Clock, do: Callable[[], None]) -> None:
+        self._clock = clock
+        self._do = do
+        self._handle: asyncio.TimerHandle | None = None
+
+    def set(self, at_ns: int) -> None:
+        """Do it then, and not when it was to be done; 0 for never."""
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
+        if at_ns:
+            delay_s = max(0, at_ns - self._clock.now_ns()) / NANOSECONDS_PER_SECOND
+            self._handle = asyncio.get_running_loop().call_later(delay_s, self._do)
 
 
 def _ignore(_news: object) -> None:

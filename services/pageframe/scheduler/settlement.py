@@ -90,7 +90,7 @@ class Settlement:
             self._preemption.observe_refusal(result.refusal)
 
     def _take_step(self, result: StepResult, now_ns: int) -> None:
-        flight = self._flights.land(result.step)
+        flight = self._flights.land(result.step, now_ns)
         self._flights.account = result.account
         timing = result.timing
         start_ns = timing.start_ns or now_ns

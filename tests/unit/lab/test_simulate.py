@@ -70,6 +70,14 @@ def test_what_comes_during_a_step_waits_for_the_next_plan():
     assert times[-1] == 30 * MS
 
 
+def test_what_comes_early_in_a_long_step_is_in_the_next_one():
+    cost = parse_cost("base=1ms,prefill=1ms")
+    arrivals = [arrival(0.0, 300, 1), arrival(1.0, 300, 4), arrival(1.05, 4, 1), arrival(1.2, 5, 1)]
+    run = serve(arrivals, cost=cost, token_budget=512)
+    # Behind the second step, which takes 301 ms, the plan is made in good time for its end.
+    assert run.steps.num_computed.tolist() == [300, 300, 1 + 4, 1 + 5, 1]
+
+
 def test_the_8b_model_has_the_steps_of_its_sources():
     # Floors of 7.5 ms for 32 x 4k and 3.5 ms alone, times 1.25.
     class Batch:

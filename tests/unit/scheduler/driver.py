@@ -151,6 +151,11 @@ class Driver:
             self.sent.append(plan)
         return plan
 
+    def wait_until_due(self) -> None:
+        """Let the time pass for which the next plan is held back, if it is."""
+        now_ns = self.clock.now_ns()
+        self.clock.advance_ns(max(0, self.scheduler.plan_due_ns(now_ns) - now_ns))
+
     def run_engine(self, *, refuse: bool = False) -> None:
         plan = self.plans.popleft()
         if refuse:

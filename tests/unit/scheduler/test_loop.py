@@ -20,6 +20,7 @@ from pageframe.core.trace import NullTraceSink
 from pageframe.scheduler.core import Scheduler
 from pageframe.scheduler.loop import SchedulerLoop
 from pageframe.scheduler.options import SchedulerOptions
+from pageframe.testing.fake_engine import make_facts
 from unit.scheduler.driver import expected_output, make_submission
 from unit.scheduler.played_executor import PATIENCE_S, PlayedExecutor
 
@@ -30,10 +31,11 @@ LOST = UnavailableError("TRANSPORT", "the socket is closed")
 class House:
     """A loop between a played executor and a gateway that keeps what it is told."""
 
-    def __init__(self, *, lookahead=True):
-        self.executor = PlayedExecutor()
+    def __init__(self, *, lookahead=True, token_budget=16, facts=None):
+        self.executor = PlayedExecutor(facts or make_facts())
         self.clock = ManualClock(1_000_000)
         self.lookahead = lookahead
+        self.token_budget = token_budget
         self.loop = SchedulerLoop(
             self.executor.open, make_scheduler=self._make_scheduler, clock=self.clock
         )
@@ -45,7 +47,9 @@ class House:
     def _make_scheduler(self, facts):
         return Scheduler(
             facts,
-            SchedulerOptions(token_budget=16, max_num_running=8, lookahead=self.lookahead),
+            SchedulerOptions(
+                token_budget=self.token_budget, max_num_running=8, lookahead=self.lookahead
+            ),
             trace=NullTraceSink(),
             clock=self.clock,
         )
@@ -325,6 +329,24 @@ def test_before_the_first_executor_requests_are_refused():
         house.loop.detach(GATEWAY)
 
     asyncio.run(main())
+
+
+def test_a_plan_that_is_held_back_is_sent_when_it_is_due():
+    async def scenario(house):
+        stream = await house.start()
+        house.loop.submit(GATEWAY, make_submission(1, max_tokens=1))
+        stream.answer(await stream.take_plan())
+        await house.completion()
+        house.loop.submit(GATEWAY, make_submission(2, 600, max_tokens=5))
+        first = await stream.take_plan()
+        now_ns = house.clock.now_ns()
+        due_ns = house.loop.scheduler.plan_due_ns(now_ns)
+        assert due_ns > now_ns
+        house.clock.advance_ns(due_ns - now_ns)
+        assert (await stream.take_plan()).builds_on == first.step
+
+    facts = make_facts(num_blocks=200, block_size=16, max_model_len=1000, max_step_tokens=1000)
+    run(scenario, facts=facts, token_budget=1000)
 
 
 def test_a_deadline_ends_a_request_at_the_executor():

@@ -207,6 +207,7 @@ def test_announcements_stay_small_and_a_huge_prompt_goes_alone():
         driver.submit(make_submission(handle, [7] * num_tokens, max_tokens=50))
     plans = [driver.send_plan()]
     for _ in range(3):
+        driver.wait_until_due()
         plans.append(driver.send_plan())
         driver.run_engine()
         driver.receive()

@@ -1,0 +1,60 @@
+"""Makes the plan behind a long step late, so that whoever comes meanwhile is in it.
+
+    step k      [──────────── its prefill takes so long ────────────]
+    plan k+1    ├────── newcomers get on ──────┤ made by now, or once it is full
+                                               half
+
+A plan is not changed any more once it was sent. Made as soon as step k has begun, it would leave
+everybody who comes during step k behind until step k+2, though it is not needed before k is over.
+Where k is full of prefill, and takes as long as many decodes, that is most of a newcomer's wait;
+and a burst whose first requests fill no step would run as one step more.
+
+Too late costs little: with the result of step k, plan k+1 is made whatever this says, and the
+executor has waited for one message.
+"""
+
+from pageframe.scheduler.flights import Flights
+from pageframe.scheduler.rates import Rates
+from pageframe.scheduler.roster import Roster
+
+_PREFILL_NS_MIN = 20_000_000
+
+
+class Lateness:
+    """Says how long the next plan may wait.
+
+    Args:
+        roster: Who waits, and bounds of a step.
+        flights: The step that runs.
+        rates: How long it takes.
+
+    Attributes:
+        prefill_ns_min: Behind less prefill than this there is too little to wait for.
+    """
+
+    def __init__(self, roster: Roster, flights: Flights, rates: Rates) -> None:
+        self._roster = roster
+        self._flights = flights
+        self._rates = rates
+        self.prefill_ns_min = _PREFILL_NS_MIN
+
+    def due_ns(self, now_ns: int) -> int:
+        """When the next plan has to be made at the latest; 0 for at once."""
+        if len(self._flights) != 1 or not self._has_room():
+            return 0
+        flight = next(iter(self._flights))
+        # What decodes beside it makes the step longer still, but how many do differs much.
+        prefill_ns = int(flight.num_chunk_tokens * self._rates.token_ns)
+        if not self._rates.num_steps or prefill_ns < self.prefill_ns_min:
+            return 0
+        due_ns = self._flights.began_ns + prefill_ns // 2
+        return due_ns if due_ns > now_ns else 0
+
+    def _has_room(self) -> bool:
+        """Whether the next step surely has tokens left for somebody who is not there yet."""
+        roster = self._roster
+        # Who goes on with a prefill, or comes back, takes all that it can get.
+        if len(roster.prefills) or len(roster.steered) or roster.line.num_preempted:
+            return False
+        num_decodes = roster.decodes.num_at(self._flights.next_tick, len(self._flights))
+        return num_decodes + roster.backlog.num_tokens < roster.capacity.token_budget
