@@ -194,8 +194,9 @@ class ManyStream(Generic[Part]):
             self._take_back(handle, error)
 
     def _fill(self, handle: int, running: RunningRequest) -> None:
+        if not self._filled:
+            self._outbox.wake()
         self._filled[handle] = running
-        self._outbox.wake()
 
     def _gather(self) -> None:
         filled, self._filled = self._filled, {}

@@ -34,12 +34,15 @@ class Outbox(Generic[Part]):
         self._is_written = asyncio.Event()
         self._is_written.set()
         self._is_closed = False
+        self._is_gathering = False
 
     def put(self, part: Part) -> None:
         """Add a part to the next message; behind the close it is nobody's."""
         if not self._is_closed:
             self._parts.append(part)
-            self._woken.set()
+            # What is gathered leaves at once: it must not wake the writer for another pass.
+            if not self._is_gathering:
+                self._woken.set()
 
     def wake(self) -> None:
         """There is something to gather."""
@@ -72,7 +75,9 @@ class Outbox(Generic[Part]):
                 await asyncio.sleep(rested_s - since_s)
                 since_s = loop.time()
             self._woken.clear()
+            self._is_gathering = True
             gather()
+            self._is_gathering = False
             if self._parts:
                 parts, self._parts = self._parts, []
                 self._is_written.clear()

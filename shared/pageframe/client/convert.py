@@ -1,6 +1,7 @@
 """Between the client's types and protobuf."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import groupby
 
 from pageframe.client.types import (
     Delta,
@@ -80,14 +81,7 @@ def event_from_proto(message: pb.GenerateResponse | pb.GeneratePart) -> Event:
     """
     kind = message.WhichOneof("message")
     if kind == "delta":
-        delta = message.delta
-        return Delta(
-            sample_index=delta.sample_index,
-            text=delta.text,
-            token_ids=list(delta.token_ids),
-            logprobs=logprobs_list_from_proto(delta.logprobs),
-            prompt_logprobs=logprobs_list_from_proto(delta.prompt_logprobs),
-        )
+        return _delta_from_proto([message.delta])
     if kind == "header":
         header = message.header
         return Started(
@@ -109,6 +103,21 @@ def event_from_proto(message: pb.GenerateResponse | pb.GeneratePart) -> Event:
     raise InternalError("UNKNOWN_MESSAGE", "the server sent a message of no known kind")
 
 
+def events_from_proto(messages: Iterable[pb.GeneratePart]) -> list[Event]:
+    """Decode parts that are taken together; tokens of a sample in a row become one delta.
+
+    Raises:
+        InternalError: as ``event_from_proto``.
+    """
+    events: list[Event] = []
+    for sample_index, parts in groupby(messages, _sample_with_tokens):
+        if sample_index is None:
+            events += map(event_from_proto, parts)
+        else:
+            events.append(_delta_from_proto([part.delta for part in parts]))
+    return events
+
+
 def model_from_proto(message: pb.Model) -> Model:
     """Decode a model."""
     return Model(
@@ -120,6 +129,31 @@ def model_from_proto(message: pb.Model) -> Model:
         eos_token_ids=tuple(message.eos_token_ids),
         dtype=message.dtype,
         kv_dtype=message.kv_dtype,
+    )
+
+
+def _sample_with_tokens(message: pb.GeneratePart) -> int | None:
+    """Whose tokens a part brings.
+
+    None if it brings none: text without tokens is what the end made certain, and stays by itself.
+    """
+    if message.WhichOneof("message") != "delta":
+        return None
+    delta = message.delta
+    return delta.sample_index if delta.token_ids else None
+
+
+def _delta_from_proto(deltas: Sequence[pb.OutputDelta]) -> Delta:
+    """Decode deltas of one sample, in their order, as one."""
+    first = deltas[0]
+    # Every token has figures or none has, and those of the prompt come first.
+    figures = [entry for delta in deltas for entry in delta.logprobs] if first.logprobs else []
+    return Delta(
+        sample_index=first.sample_index,
+        text="".join([delta.text for delta in deltas]),
+        token_ids=[token_id for delta in deltas for token_id in delta.token_ids],
+        logprobs=logprobs_list_from_proto(figures),
+        prompt_logprobs=logprobs_list_from_proto(first.prompt_logprobs),
     )
 
 

@@ -24,7 +24,7 @@ from collections.abc import AsyncGenerator, Callable
 
 import grpc
 
-from pageframe.client.convert import event_from_proto, request_to_proto
+from pageframe.client.convert import events_from_proto, request_to_proto
 from pageframe.client.sync import remaining_s
 from pageframe.client.types import Event, GenerationRequest
 from pageframe.core.errors import (
@@ -71,6 +71,8 @@ class ManyGenerations:
     ) -> AsyncGenerator[list[Event], None]:
         """One attempt at a generation: events that are there together, one or more.
 
+        Deltas of a sample that are there together are one, except for text without tokens.
+
         Close the iterator to take it back.
 
         Args:
@@ -94,7 +96,7 @@ class ManyGenerations:
         timer = None if deadline_s is None else loop.call_at(deadline_s, inbox.fail, _late())
         try:
             while parts := await inbox.take():
-                yield [event_from_proto(part) for part in parts]
+                yield events_from_proto(parts)
         finally:
             if timer is not None:
                 timer.cancel()
@@ -133,10 +135,9 @@ class _Inbox:
         self._error: PageframeError | None = None
         self._filled = asyncio.Event()
 
-    def put(self, part: pb.GeneratePart) -> bool:
+    def put(self, part: pb.GeneratePart, kind: str | None) -> bool:
         """Add a part that is no failure; whether it is the last one."""
         self._parts.append(part)
-        kind = part.WhichOneof("message")
         if kind == "completion":
             self._num_open -= 1
         is_over = self._num_open == 0
@@ -271,14 +272,15 @@ class _Stream:
         if inbox is None:
             # It was taken back while this was on its way.
             return
-        if part.HasField("failure"):
+        kind = part.WhichOneof("message")
+        if kind == "failure":
             failure = part.failure
             del self._living[part.handle]
             inbox.fail(
                 make_error(failure.status, failure.reason, failure.message, dict(failure.limits))
             )
             return
-        if inbox.put(part):
+        if inbox.put(part, kind):
             del self._living[part.handle]
 
     def _fail_all(self, make: Callable[[], PageframeError]) -> None:

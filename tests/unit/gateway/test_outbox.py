@@ -91,6 +91,46 @@ def test_nothing_is_gathered_while_a_write_is_under_way():
     assert run(scenario) == [["a"], ["b", "c"]]
 
 
+def test_what_is_gathered_wakes_nobody_once_more(monkeypatch):
+    async def scenario():
+        # Nothing takes time, so nothing rests.
+        monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: 100.0)
+        outbox, wire = Outbox(), Wire()
+        mailboxes = Mailboxes(outbox)
+        writer = asyncio.create_task(outbox.write_all(wire.write, mailboxes.gather))
+        for number in range(3):
+            mailboxes.fill(number)
+            await turns_of_the_loop()
+        # A second pass for each message would be a rest with a timer, and nothing to write.
+        outbox.close()
+        await writer
+        assert (wire.messages, mailboxes.num_gathered) == ([[0], [1], [2]], 3 + 1)
+
+    run(scenario)
+
+
+def test_who_is_filled_while_others_are_gathered_is_gathered_next():
+    async def scenario():
+        outbox, wire = Outbox(), Wire()
+
+        def gather():
+            if not wire.messages:
+                outbox.put("first")
+                outbox.wake()
+            elif len(wire.messages) == 1:
+                outbox.put("second")
+
+        writer = asyncio.create_task(outbox.write_all(wire.write, gather))
+        outbox.wake()
+        while len(wire.messages) < 2:  # noqa: ASYNC110 - turns of the loop, not time
+            await asyncio.sleep(0)
+        outbox.close()
+        await writer
+        assert wire.messages == [["first"], ["second"]]
+
+    run(scenario)
+
+
 def test_one_that_is_woken_for_nothing_writes_nothing():
     async def scenario():
         outbox, wire = Outbox(), Wire()
