@@ -370,6 +370,7 @@ class Scheduler:
             self._endings,
             self._tracer,
             self._steering,
+            self._lateness,
             self._searches,
             self._speculation,
         )

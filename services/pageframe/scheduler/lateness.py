@@ -10,14 +10,17 @@ Where k is full of prefill, and takes as long as many decodes, that is most of a
 and a burst whose first requests fill no step would run as one step more.
 
 Too late costs little: with the result of step k, plan k+1 is made whatever this says, and the
-executor has waited for one message.
+executor has waited for one message. So a mean is enough to go by: what a token that is asked for
+took lately, which is less than it takes to compute one where many are found in memory.
 """
 
-from pageframe.scheduler.flights import Flights
-from pageframe.scheduler.rates import Rates
+from pageframe.core.step import StepResult
+from pageframe.scheduler.flights import Flight, Flights
+from pageframe.scheduler.rates import Average, Rates
 from pageframe.scheduler.roster import Roster
 
 _PREFILL_NS_MIN = 20_000_000
+_WINDOW_TOKENS = 16_384
 
 
 class Lateness:
@@ -26,7 +29,7 @@ class Lateness:
     Args:
         roster: Who waits, and bounds of a step.
         flights: The step that runs.
-        rates: How long it takes.
+        rates: What a step takes without prefill.
 
     Attributes:
         prefill_ns_min: Behind less prefill than this there is too little to wait for.
@@ -36,16 +39,24 @@ class Lateness:
         self._roster = roster
         self._flights = flights
         self._rates = rates
+        self._asked_ns = Average(0.0, prior_weight=1.0, window=_WINDOW_TOKENS)
         self.prefill_ns_min = _PREFILL_NS_MIN
+
+    def observe(self, flight: Flight, result: StepResult) -> None:
+        """Learn from a step that was applied."""
+        num_tokens = flight.num_chunk_tokens
+        if num_tokens:
+            step_ns = result.timing.end_ns - result.timing.start_ns
+            self._asked_ns.add(max(0.0, step_ns - self._rates.base_ns), num_tokens)
 
     def due_ns(self, now_ns: int) -> int:
         """When the next plan has to be made at the latest; 0 for at once."""
-        if len(self._flights) != 1 or not self._has_room():
+        if len(self._flights) != 1:
             return 0
-        flight = next(iter(self._flights))
         # What decodes beside it makes the step longer still, but how many do differs much.
-        prefill_ns = int(flight.num_chunk_tokens * self._rates.token_ns)
-        if not self._rates.num_steps or prefill_ns < self.prefill_ns_min:
+        num_tokens = next(iter(self._flights)).num_chunk_tokens
+        prefill_ns = int(num_tokens * self._asked_ns.value)
+        if prefill_ns < self.prefill_ns_min or not self._has_room():
             return 0
         due_ns = self._flights.began_ns + prefill_ns // 2
         return due_ns if due_ns > now_ns else 0

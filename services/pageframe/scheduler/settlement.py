@@ -8,6 +8,7 @@ from pageframe.scheduler.culprits import culprit_of
 from pageframe.scheduler.endings import Endings, failure_of
 from pageframe.scheduler.flights import Flight, Flights
 from pageframe.scheduler.forks import Forks
+from pageframe.scheduler.lateness import Lateness
 from pageframe.scheduler.losses import Losses
 from pageframe.scheduler.preemption import Preemption
 from pageframe.scheduler.roster import Roster
@@ -45,6 +46,7 @@ class Settlement:
         endings: Endings,
         tracer: SchedulerTracer,
         steering: Steering,
+        lateness: Lateness,
         searches: Searches,
         speculation: Speculation,
     ) -> None:
@@ -57,6 +59,7 @@ class Settlement:
         self._endings = endings
         self._tracer = tracer
         self._steering = steering
+        self._lateness = lateness
         self._searches = searches
         self._speculation = speculation
 
@@ -120,6 +123,7 @@ class Settlement:
             self._tracer.step(flight, result)
         self._preemption.observe(flight, result)
         self._steering.observe(flight, result)
+        self._lateness.observe(flight, result)
         self._speculation.observe(flight, result)
 
     def _acknowledge(self, flight: Flight, result: StepResult) -> None:

@@ -74,7 +74,8 @@ class AsyncPageframeClient:
     ) -> AsyncGenerator[Event, None]:
         """Stream one generation: ``Started``, deltas, and ``Finished`` for each sample.
 
-        Tokens that have come while the caller was busy are one delta. A broken stream is resumed without a trace in the events, unless its outputs are ranked.
+        Tokens that have come while the caller was busy are one delta. A broken stream is resumed
+        without a trace in the events, unless its outputs are ranked.
         Close the iterator (``contextlib.aclosing``) to cancel.
 
         Raises:

@@ -13,9 +13,8 @@ from unit.scheduler.driver import (
 )
 
 # What a token of prefill is expected to take once a step of 4 tokens was seen to take 1 ms: the
-# mean of those and of the prior, 128 tokens of 50 us each, which has faded a little.
-FADED = math.exp(-4 / 16_384)
-TOKEN_NS = (128 * 50_000 * FADED + 1_000_000) / (128 * FADED + 4)
+# mean of those and of the prior, one token that takes no time, which has faded a little.
+TOKEN_NS = 1_000_000 / (math.exp(-4 / 16_384) + 4)
 
 
 def make_driver(**options) -> Driver:
@@ -105,15 +104,25 @@ def test_nothing_waits_before_a_step_was_seen():
     assert driver.send_plan() is not None
 
 
-def test_another_executor_is_waited_for_anew():
+def test_where_prompts_are_mostly_found_nothing_waits():
+    driver = make_driver()
+    for handle in range(1, 21):
+        # They take no longer than the decodes behind them.
+        driver.submit(make_submission(handle, 600, max_tokens=5))
+        driver.run()
+    driver.submit(make_submission(21, 600, max_tokens=5))
+    assert driver.send_plan() is not None
+    assert driver.send_plan() is not None
+
+
+def test_an_executor_that_is_lost_leaves_nothing_to_wait_for():
     driver = behind_a_long_step()
     assert driver.send_plan() is None
     driver.lose_executor()
     assert driver.scheduler.plan_due_ns(driver.clock.now_ns()) == 0
     driver.start_executor()
-    # Nothing was seen of this one.
     assert driver.send_plan() is not None
-    assert driver.send_plan() is not None
+    assert driver.send_plan() is None
     driver.run()
     assert_scheduler_empty(driver)
 
