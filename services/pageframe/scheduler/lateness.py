@@ -6,8 +6,8 @@
 
 A plan is not changed any more once it was sent. Made as soon as step k has begun, it would leave
 everybody who comes during step k behind until step k+2, though it has room for them and is not
-needed before k is over. While k is short few come; while it is full of prefill, and takes as long as
-many decodes, more do, and a burst whose first requests fill no step would take a step more.
+needed before k is over. While k is short few come; while it is full of prefill, and takes as long
+as many decodes, more do, and a burst whose first requests fill no step would take a step more.
 
 Too late costs little: with the result of step k, plan k+1 is made whatever this says, and the
 executor has waited for one message. So a mean is enough to go by: what a token that is asked for
