@@ -10,7 +10,7 @@ import types
 import grpc
 import pytest
 
-from pageframe.client import AsyncPageframeClient, Delta, Finished, GenerationRequest
+from pageframe.client import AsyncPageframeClient, Delta, Finished, GenerationRequest, Started
 from pageframe.client.many import ManyGenerations
 from pageframe.core.errors import (
     AbortedError,
@@ -42,13 +42,6 @@ REQUEST = GenerationRequest(prompt="x")
 async def heard(client, request=REQUEST, **options):
     async with contextlib.aclosing(client.generate(request, **options)) as events:
         return [event async for event in events]
-
-
-def tokens(events):
-    """Of all deltas, however they were put together, in order."""
-    return [
-        token_id for event in events if isinstance(event, Delta) for token_id in event.token_ids
-    ]
 
 
 def tasks_of_streams():
@@ -403,10 +396,16 @@ def test_a_slow_consumer_holds_up_no_other_and_loses_nothing():
     async def scenario(client):
         slow = client.generate(REQUEST)
         await anext(slow)
-        return [tokens(await heard(client)), tokens([event async for event in slow])]
+        return await heard(client), [event async for event in slow]
 
     with playing_many(many) as (_, address):
-        assert run(address, scenario) == [list(range(200))] * 2
+        quick, slow = run(address, scenario)
+    assert isinstance(quick[0], Started)
+    for *deltas, last in (quick[1:], slow):
+        assert all(isinstance(event, Delta) for event in deltas)
+        assert isinstance(last, Finished)
+        # However many of them were there together.
+        assert [token_id for one in deltas for token_id in one.token_ids] == list(range(200))
 
 
 class LaterGateway(PlayedManyGateway):

@@ -17,18 +17,23 @@ from unit.scheduler.driver import (
 TOKEN_NS = 1_000_000 / (math.exp(-4 / 16_384) + 4)
 
 
-def make_driver(**options) -> Driver:
-    """One that has seen a step, with room for a thousand tokens in the next."""
+def make_driver() -> Driver:
+    """One with room for a thousand tokens in a step, which has seen none."""
     facts = make_facts(num_blocks=1000, block_size=16, max_model_len=2000, max_step_tokens=1000)
-    driver = Driver(facts=facts, token_budget=1000, max_queued_tokens=10_000, **options)
+    return Driver(facts=facts, token_budget=1000)
+
+
+def behind_a_step() -> Driver:
+    """One that has seen a step of 4 tokens."""
+    driver = make_driver()
     driver.submit(make_submission(100, 4, max_tokens=1))
     driver.run()
     return driver
 
 
-def behind_a_long_step(num_tokens: int = 600, **options) -> Driver:
+def behind_a_long_step(num_tokens: int = 600) -> Driver:
     """One whose step of ``num_tokens`` has just begun; its sequence decodes afterwards."""
-    driver = make_driver(**options)
+    driver = behind_a_step()
     driver.submit(make_submission(1, num_tokens, max_tokens=5))
     assert driver.send_plan() is not None
     return driver
@@ -97,15 +102,14 @@ def test_a_prefill_goes_on_without_a_wait():
 
 
 def test_nothing_waits_before_a_step_was_seen():
-    facts = make_facts(num_blocks=1000, block_size=16, max_model_len=2000, max_step_tokens=1000)
-    driver = Driver(facts=facts, token_budget=1000)
+    driver = make_driver()
     driver.submit(make_submission(1, 600, max_tokens=5))
     assert driver.send_plan() is not None
     assert driver.send_plan() is not None
 
 
 def test_where_prompts_are_mostly_found_nothing_waits():
-    driver = make_driver()
+    driver = behind_a_step()
     for handle in range(1, 21):
         # They take no longer than the decodes behind them.
         driver.submit(make_submission(handle, 600, max_tokens=5))
